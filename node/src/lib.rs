@@ -1,0 +1,10 @@
+//! A building: decides taps from its own disk, through days without network, and tells the centre what it did.
+//!
+//! It deliberately decides nothing about what other buildings did: that comes from the centre's streams.
+//!
+//! In reading order: [`io`] (what goes in and comes out), [`core`] (the state machine), [`authorizer`] and [`policy`] (pure
+//! decisions), [`edge`] (the one sequence that every tap takes), [`store`] (SQLite), [`apply`] (the centre's streams),
+//! [`replication`] (the session), [`verify`] and [`export`]; then the shell: [`config`], [`identity`], [`join`], [`link`]
+//! (QUIC), [`http`] (terminals), [`control`] (local socket), [`run`] and [`cli`].
+
+pub mod io;

@@ -1,0 +1,535 @@
+//! An account's settings: one automerge document per account, merged to the safe side.
+//!
+//! | field | form | writer | widening or narrowing | merge rule |
+//! |---|---|---|---|---|
+//! | `class` | text | centre | neither | the lexically first of concurrent values |
+//! | `cards` | map card → time | centre, desk | widening | union; a card is valid while it is here and not in `void` |
+//! | `void` | map card → time | centre, desk | narrowing, final | present is void; never removed |
+//! | `losses` | map loss key → card | anyone | narrowing | present is lost; lifted by deleting the keys that were seen |
+//! | `frozen` | map key → time | centre | narrowing | present is frozen |
+//! | `closed` | map key → time | centre | narrowing, final | present is closed |
+//! | `limits` | map `single`, `daily` → fen | centre, holder | either | the lower of concurrent values |
+//! | `groups` | map group → time | centre | widening | present is member |
+//!
+//! A loss has a key of its own, so a lift (a deletion) removes only the reports that its author had seen. Nothing here
+//! is money: that is in the logs.
+
+use std::collections::BTreeMap;
+
+use automerge::transaction::Transactable;
+use automerge::{
+    ActorId, AutoCommit, AutomergeError, Change, ObjId, ObjType, ROOT, ReadDoc, ScalarValue, Value,
+};
+use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::chain::hex;
+use crate::ids::{AccountId, CardNumber, InstitutionId, Key, NodeId};
+use crate::limits::{AMOUNT_FEN_MAX, DOCUMENT_BYTES_MAX};
+use crate::money::Fen;
+use crate::time::Timestamp;
+
+/// What a change of settings means. The change itself must do this and no more.
+#[derive(Clone, Debug, Decode, Deserialize, Encode, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Intent {
+    /// A card was lost.
+    #[n(0)]
+    ReportLoss {
+        /// The card.
+        #[n(0)]
+        card: CardNumber,
+        /// A key of this report, unique in the account.
+        #[n(1)]
+        loss: Key,
+    },
+    /// A lost card was found: these reports, all of one card, are withdrawn.
+    #[n(1)]
+    LiftLoss {
+        /// The card.
+        #[n(0)]
+        card: CardNumber,
+        /// The reports that the author had seen.
+        #[n(1)]
+        losses: Vec<Key>,
+    },
+    /// The account's no-PIN limits.
+    #[n(2)]
+    SetLimits {
+        /// Fen per purchase.
+        #[n(0)]
+        single: Fen,
+        /// Fen per business day.
+        #[n(1)]
+        daily: Fen,
+    },
+    /// A card is given out for the account.
+    #[n(3)]
+    IssueCard {
+        /// The card.
+        #[n(0)]
+        card: CardNumber,
+    },
+    /// A card is no longer valid, for ever.
+    #[n(4)]
+    VoidCard {
+        /// The card.
+        #[n(0)]
+        card: CardNumber,
+    },
+    /// No purchases.
+    #[n(5)]
+    Freeze {
+        /// A key of this order, unique in the account.
+        #[n(0)]
+        key: Key,
+    },
+    /// A freeze is withdrawn.
+    #[n(6)]
+    Unfreeze {
+        /// The orders that the author had seen.
+        #[n(0)]
+        keys: Vec<Key>,
+    },
+    /// The account ends.
+    #[n(7)]
+    Close,
+    /// Membership of a group (doors, price lists).
+    #[n(8)]
+    JoinGroup {
+        /// The group.
+        #[n(0)]
+        group: Key,
+    },
+    /// Membership ends.
+    #[n(9)]
+    LeaveGroup {
+        /// The group.
+        #[n(0)]
+        group: Key,
+    },
+}
+
+impl Intent {
+    /// True for changes that take possibilities away: these act at once wherever they are made.
+    pub const fn narrows(&self) -> bool {
+        matches!(
+            self,
+            Self::ReportLoss { .. }
+                | Self::VoidCard { .. }
+                | Self::Freeze { .. }
+                | Self::Close
+                | Self::LeaveGroup { .. }
+        )
+    }
+}
+
+/// Whether a card may be used.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CardStatus {
+    /// It may.
+    Active,
+    /// Reported lost and not lifted.
+    Lost,
+    /// Replaced or withdrawn.
+    Void,
+}
+
+/// A document's projection: what authorization needs of it. Equal change sets have equal projections.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct AccountSettings {
+    /// Patron class (身份类别); selects the tariff.
+    pub class: String,
+    /// Every card that was ever issued.
+    pub cards: BTreeMap<CardNumber, CardStatus>,
+    /// The reports behind each lost card, for a lift.
+    pub losses: BTreeMap<Key, CardNumber>,
+    /// No purchases.
+    pub frozen: bool,
+    /// No more anything.
+    pub closed: bool,
+    /// No-PIN limit of a purchase, in fen.
+    pub single_limit: Fen,
+    /// No-PIN allowance of a business day, in fen.
+    pub daily_limit: Fen,
+    /// Groups that the holder belongs to.
+    pub groups: Vec<String>,
+}
+
+impl AccountSettings {
+    /// The canonical text that digests are made of.
+    pub fn canonical(&self) -> String {
+        serde_json::to_string(self).expect("plain data serializes")
+    }
+}
+
+/// Why a document or a change is refused. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// Not an automerge document or change.
+    #[error("not a valid document or change")]
+    Automerge(#[from] AutomergeError),
+    /// A change that is malformed or lacks the changes it builds on.
+    #[error("the change is malformed or builds on changes that are not here")]
+    Change,
+    /// The document is not shaped as the table of this module says.
+    #[error("the document has no {0:?} of the expected form")]
+    Shape(&'static str),
+    /// Too large.
+    #[error("the document has {0} bytes, more than {DOCUMENT_BYTES_MAX}")]
+    TooLarge(usize),
+    /// An intent about a card that the account does not have.
+    #[error("the account has no such card")]
+    NoSuchCard,
+    /// A lift of a card that is not reported lost.
+    #[error("the card is not reported lost")]
+    NotLost,
+    /// A key that is already used in the account.
+    #[error("this key was used before")]
+    KeyUsed,
+    /// A limit below zero or above [`AMOUNT_FEN_MAX`].
+    #[error("a limit must be from 0 to {AMOUNT_FEN_MAX} yuan")]
+    LimitOutOfRange,
+    /// The account is closed: only reading is left.
+    #[error("the account is closed")]
+    Closed,
+}
+
+/// What an account starts with.
+#[derive(Clone, Debug)]
+pub struct NewAccount {
+    /// Patron class.
+    pub class: String,
+    /// Cards.
+    pub cards: Vec<CardNumber>,
+    /// No-PIN limit of a purchase.
+    pub single_limit: Fen,
+    /// No-PIN allowance of a day.
+    pub daily_limit: Fen,
+    /// Groups.
+    pub groups: Vec<Key>,
+}
+
+/// The author of changes: one per writer, enrolment and document epoch, never used again.
+pub fn actor_id(
+    institution: InstitutionId,
+    writer: NodeId,
+    incarnation: u32,
+    document_epoch: u32,
+    account: AccountId,
+) -> ActorId {
+    let mut bytes = Vec::with_capacity(20);
+    bytes.extend(institution.0.to_be_bytes());
+    bytes.extend(writer.0.to_be_bytes());
+    bytes.extend(incarnation.to_be_bytes());
+    bytes.extend(document_epoch.to_be_bytes());
+    bytes.extend(account.0.to_be_bytes());
+    ActorId::from(bytes)
+}
+
+/// An account document, loaded.
+#[derive(Debug)]
+pub struct Document(AutoCommit);
+
+impl Document {
+    /// Creates the document of a new account. Only the centre does: two creations would not merge.
+    ///
+    /// # Errors
+    /// [`AccountError::LimitOutOfRange`], or an automerge error.
+    pub fn create(new: &NewAccount, actor: ActorId, at: Timestamp) -> Result<Self, AccountError> {
+        check_limit(new.single_limit)?;
+        check_limit(new.daily_limit)?;
+        let mut doc = AutoCommit::new().with_actor(actor);
+        doc.put(ROOT, "class", new.class.as_str())?;
+        for field in ["void", "losses", "frozen", "closed"] {
+            doc.put_object(ROOT, field, ObjType::Map)?;
+        }
+        let cards = doc.put_object(ROOT, "cards", ObjType::Map)?;
+        for card in &new.cards {
+            doc.put(&cards, card.as_str(), ScalarValue::Timestamp(at.0))?;
+        }
+        let limits = doc.put_object(ROOT, "limits", ObjType::Map)?;
+        doc.put(&limits, "single", new.single_limit.get())?;
+        doc.put(&limits, "daily", new.daily_limit.get())?;
+        let groups = doc.put_object(ROOT, "groups", ObjType::Map)?;
+        for group in &new.groups {
+            doc.put(&groups, group.as_str(), ScalarValue::Timestamp(at.0))?;
+        }
+        doc.commit();
+        Ok(Self(doc))
+    }
+
+    /// Loads a saved document; `actor` writes later changes.
+    ///
+    /// # Errors
+    /// [`AccountError`] for bytes that are no document.
+    pub fn load(bytes: &[u8], actor: ActorId) -> Result<Self, AccountError> {
+        if bytes.len() > DOCUMENT_BYTES_MAX {
+            return Err(AccountError::TooLarge(bytes.len()));
+        }
+        Ok(Self(AutoCommit::load(bytes)?.with_actor(actor)))
+    }
+
+    /// The document as bytes. Equal heads do not mean equal bytes.
+    pub fn save(&mut self) -> Vec<u8> {
+        self.0.save()
+    }
+
+    /// Carries out an intent; returns the change to send to the others.
+    ///
+    /// # Errors
+    /// [`AccountError`] where the intent does not fit the account; the document is unchanged then.
+    pub fn carry_out(&mut self, intent: &Intent, at: Timestamp) -> Result<Vec<u8>, AccountError> {
+        let settings = self.settings()?;
+        if settings.closed {
+            return Err(AccountError::Closed);
+        }
+        let has_card = |card: &CardNumber| settings.cards.contains_key(card);
+        let now = ScalarValue::Timestamp(at.0);
+        match intent {
+            Intent::ReportLoss { card, .. } | Intent::VoidCard { card } if !has_card(card) => {
+                return Err(AccountError::NoSuchCard);
+            }
+            Intent::ReportLoss { card, loss } => {
+                if settings.losses.contains_key(loss) {
+                    return Err(AccountError::KeyUsed);
+                }
+                let losses = self.map("losses")?;
+                self.0.put(&losses, loss.as_str(), card.as_str())?;
+            }
+            Intent::LiftLoss { card, losses: keys } => {
+                if keys.is_empty() || !keys.iter().all(|key| settings.losses.get(key) == Some(card)) {
+                    return Err(AccountError::NotLost);
+                }
+                let losses = self.map("losses")?;
+                for key in keys {
+                    self.0.delete(&losses, key.as_str())?;
+                }
+            }
+            Intent::SetLimits { single, daily } => {
+                check_limit(*single)?;
+                check_limit(*daily)?;
+                let limits = self.map("limits")?;
+                self.0.put(&limits, "single", single.get())?;
+                self.0.put(&limits, "daily", daily.get())?;
+            }
+            Intent::IssueCard { card } => self.put_key("cards", card.as_str(), now)?,
+            Intent::VoidCard { card } => self.put_key("void", card.as_str(), now)?,
+            Intent::Freeze { key } => self.put_key("frozen", key.as_str(), now)?,
+            Intent::Unfreeze { keys } => {
+                let frozen = self.map("frozen")?;
+                for key in keys {
+                    self.0.delete(&frozen, key.as_str())?;
+                }
+            }
+            Intent::Close => self.put_key("closed", "closed", now)?,
+            Intent::JoinGroup { group } => self.put_key("groups", group.as_str(), now)?,
+            Intent::LeaveGroup { group } => {
+                let groups = self.map("groups")?;
+                self.0.delete(&groups, group.as_str())?;
+            }
+        }
+        self.0.commit();
+        let change = self.0.get_last_local_change().ok_or(AccountError::Change)?;
+        Ok(change.raw_bytes().to_vec())
+    }
+
+    /// Merges a change made elsewhere. A repeat changes nothing.
+    ///
+    /// # Errors
+    /// [`AccountError::Change`] where it is malformed or something that it builds on is missing.
+    pub fn merge_change(&mut self, bytes: &[u8]) -> Result<(), AccountError> {
+        let change = Change::from_bytes(bytes.to_vec()).map_err(|_| AccountError::Change)?;
+        let hash = change.hash();
+        self.0.apply_changes([change])?;
+        if self.0.get_change_by_hash(&hash).is_none() {
+            return Err(AccountError::Change);
+        }
+        Ok(())
+    }
+
+    /// The hashes of the newest changes, as sorted hexadecimal.
+    pub fn heads(&mut self) -> Vec<String> {
+        let mut heads: Vec<String> = self.0.get_heads().iter().map(|head| hex(&head.0)).collect();
+        heads.sort();
+        heads
+    }
+
+    /// The projection, with every conflict resolved to the safe side.
+    ///
+    /// # Errors
+    /// [`AccountError::Shape`] where the document is not as the table says.
+    pub fn settings(&self) -> Result<AccountSettings, AccountError> {
+        let void = self.keys("void")?;
+        let losses = self.losses()?;
+        let cards = self
+            .keys("cards")?
+            .into_iter()
+            .filter_map(|card| CardNumber::new(card).ok())
+            .map(|card| {
+                let status = if void.iter().any(|void| void == card.as_str()) {
+                    CardStatus::Void
+                } else if losses.values().any(|lost| *lost == card) {
+                    CardStatus::Lost
+                } else {
+                    CardStatus::Active
+                };
+                (card, status)
+            })
+            .collect();
+        Ok(AccountSettings {
+            class: self.class()?,
+            cards,
+            losses,
+            frozen: !self.keys("frozen")?.is_empty(),
+            closed: !self.keys("closed")?.is_empty(),
+            single_limit: self.limit("single")?,
+            daily_limit: self.limit("daily")?,
+            groups: self.keys("groups")?,
+        })
+    }
+
+    fn map(&self, field: &'static str) -> Result<ObjId, AccountError> {
+        match self.0.get(ROOT, field)? {
+            Some((Value::Object(ObjType::Map), id)) => Ok(id),
+            _ => Err(AccountError::Shape(field)),
+        }
+    }
+
+    fn put_key(&mut self, field: &'static str, key: &str, value: ScalarValue) -> Result<(), AccountError> {
+        let map = self.map(field)?;
+        Ok(self.0.put(&map, key, value)?)
+    }
+
+    fn keys(&self, field: &'static str) -> Result<Vec<String>, AccountError> {
+        Ok(self.0.keys(self.map(field)?).collect())
+    }
+
+    /// Rule: a loss is a key that is present.
+    fn losses(&self) -> Result<BTreeMap<Key, CardNumber>, AccountError> {
+        let map = self.map("losses")?;
+        let mut losses = BTreeMap::new();
+        for key in self.0.keys(&map) {
+            for (value, _) in self.0.get_all(&map, key.as_str())? {
+                let card = value.as_str().and_then(|card| CardNumber::new(card).ok());
+                if let (Ok(key), Some(card)) = (Key::new(key.as_str()), card) {
+                    losses.insert(key, card);
+                }
+            }
+        }
+        Ok(losses)
+    }
+
+    /// Rule: of concurrent classes the lexically first; any fixed choice converges, and only the centre writes it.
+    fn class(&self) -> Result<String, AccountError> {
+        let values = self.0.get_all(ROOT, "class")?;
+        let class = values.iter().filter_map(|(value, _)| value.as_str()).min();
+        class.map(str::to_owned).ok_or(AccountError::Shape("class"))
+    }
+
+    /// Rule: of concurrent limits the lower.
+    fn limit(&self, name: &'static str) -> Result<Fen, AccountError> {
+        let values = self.0.get_all(self.map("limits")?, name)?;
+        let limit = values.iter().filter_map(|(value, _)| value.as_i64()).min();
+        limit.map(Fen::new).ok_or(AccountError::Shape("limits"))
+    }
+}
+
+fn check_limit(limit: Fen) -> Result<(), AccountError> {
+    if limit.is_negative() || limit > AMOUNT_FEN_MAX { Err(AccountError::LimitOutOfRange) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn actor(writer: u16) -> ActorId {
+        actor_id(InstitutionId(1), NodeId(writer), 1, 1, AccountId(1))
+    }
+
+    fn card(text: &str) -> CardNumber {
+        CardNumber::new(text).unwrap()
+    }
+
+    fn key(text: &str) -> Key {
+        Key::new(text).unwrap()
+    }
+
+    fn document() -> Document {
+        let new = NewAccount {
+            class: "student".to_owned(),
+            cards: vec![card("c1")],
+            single_limit: Fen::new(2000),
+            daily_limit: Fen::new(5000),
+            groups: vec![key("dorm-1")],
+        };
+        Document::create(&new, actor(0), Timestamp(1)).unwrap()
+    }
+
+    fn copy(document: &mut Document, writer: u16) -> Document {
+        Document::load(&document.save(), actor(writer)).unwrap()
+    }
+
+    #[test]
+    fn a_loss_beats_a_lift_that_had_not_seen_it() {
+        let mut centre = document();
+        let first = Intent::ReportLoss { card: card("c1"), loss: key("l1") };
+        centre.carry_out(&first, Timestamp(2)).unwrap();
+        let mut left = copy(&mut centre, 1);
+        let mut right = copy(&mut centre, 2);
+        let lift = Intent::LiftLoss { card: card("c1"), losses: vec![key("l1")] };
+        let lifted = left.carry_out(&lift, Timestamp(3)).unwrap();
+        let again = Intent::ReportLoss { card: card("c1"), loss: key("l2") };
+        let reported = right.carry_out(&again, Timestamp(3)).unwrap();
+        left.merge_change(&reported).unwrap();
+        right.merge_change(&lifted).unwrap();
+        for document in [&mut left, &mut right] {
+            assert_eq!(document.settings().unwrap().cards[&card("c1")], CardStatus::Lost);
+        }
+        assert_eq!(left.heads(), right.heads());
+        assert_eq!(left.settings().unwrap().canonical(), right.settings().unwrap().canonical());
+    }
+
+    #[test]
+    fn of_two_limits_the_lower_holds_and_void_is_final() {
+        let mut centre = document();
+        let mut left = copy(&mut centre, 1);
+        let mut right = copy(&mut centre, 2);
+        let limits = |single, daily| Intent::SetLimits { single: Fen::new(single), daily: Fen::new(daily) };
+        let one = left.carry_out(&limits(1000, 9000), Timestamp(2)).unwrap();
+        let two = right.carry_out(&limits(3000, 4000), Timestamp(2)).unwrap();
+        let void = right.carry_out(&Intent::VoidCard { card: card("c1") }, Timestamp(3)).unwrap();
+        for change in [&two, &void, &one, &two] {
+            left.merge_change(change).unwrap();
+        }
+        right.merge_change(&one).unwrap();
+        let settings = left.settings().unwrap();
+        assert_eq!((settings.single_limit, settings.daily_limit), (Fen::new(1000), Fen::new(4000)));
+        assert_eq!(settings.cards[&card("c1")], CardStatus::Void);
+        assert_eq!(settings, right.settings().unwrap());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_changes_nothing() {
+        let mut centre = document();
+        let before = centre.heads();
+        let unknown = Intent::ReportLoss { card: card("c2"), loss: key("l1") };
+        assert!(matches!(centre.carry_out(&unknown, Timestamp(2)), Err(AccountError::NoSuchCard)));
+        let lift = Intent::LiftLoss { card: card("c1"), losses: vec![key("l1")] };
+        assert!(matches!(centre.carry_out(&lift, Timestamp(2)), Err(AccountError::NotLost)));
+        let limits = Intent::SetLimits { single: Fen::new(-1), daily: Fen::ZERO };
+        assert!(matches!(centre.carry_out(&limits, Timestamp(2)), Err(AccountError::LimitOutOfRange)));
+        assert!(centre.merge_change(b"garbage").is_err());
+        assert_eq!(centre.heads(), before);
+    }
+
+    #[test]
+    fn a_change_without_its_ancestor_is_refused() {
+        let mut centre = document();
+        let mut left = copy(&mut centre, 1);
+        left.carry_out(&Intent::Freeze { key: key("f1") }, Timestamp(2)).unwrap();
+        let second = left.carry_out(&Intent::Freeze { key: key("f2") }, Timestamp(3)).unwrap();
+        assert!(matches!(centre.merge_change(&second), Err(AccountError::Change)));
+    }
+}

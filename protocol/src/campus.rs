@@ -1,0 +1,293 @@
+//! The campus configuration: what the centre publishes, signed and versioned, and both ends decide by.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{CampusId, InstitutionId, Key, NodeName, TerminalId};
+use crate::limits::CAMPUS_CONFIG_BYTES_MAX;
+use crate::money::{Fen, UnitPrice};
+use crate::time::BusinessCalendar;
+
+/// A campus configuration.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CampusConfig {
+    /// The institution.
+    pub institution: InstitutionId,
+    /// The campus.
+    pub campus: CampusId,
+    /// How business days are cut.
+    #[serde(default = "china")]
+    pub calendar: BusinessCalendar,
+    /// No-PIN limit of a purchase where an account has none of its own, in fen.
+    #[serde(default = "default_single_limit")]
+    pub single_limit_fen: Fen,
+    /// No-PIN allowance of a business day where an account has none of its own, in fen.
+    #[serde(default = "default_daily_limit")]
+    pub daily_limit_fen: Fen,
+    /// How nodes decide when they cannot ask.
+    #[serde(default)]
+    pub policy: Policy,
+    /// Who is paid.
+    pub merchants: Vec<Merchant>,
+    /// The buildings, each with one node.
+    pub buildings: Vec<Building>,
+}
+
+fn china() -> BusinessCalendar {
+    BusinessCalendar::CHINA
+}
+
+fn default_single_limit() -> Fen {
+    Fen::new(2_000)
+}
+
+fn default_daily_limit() -> Fen {
+    Fen::new(5_000)
+}
+
+/// A merchant.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Merchant {
+    /// Its number, unique.
+    pub id: u16,
+    /// Its name.
+    pub name: String,
+    /// Price per unit by patron class, for what is weighed or metered.
+    #[serde(default)]
+    pub tariff: BTreeMap<String, UnitPrice>,
+}
+
+/// A building.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Building {
+    /// The node's name.
+    pub node: NodeName,
+    /// Its terminals.
+    pub terminals: Vec<Terminal>,
+}
+
+/// A terminal.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terminal {
+    /// Its name, unique in the institution.
+    pub id: TerminalId,
+    /// Who is paid for purchases here; absent where it only opens doors.
+    #[serde(default)]
+    pub merchant: Option<u16>,
+    /// Groups whose members may pass; empty: any account in good standing.
+    #[serde(default)]
+    pub groups: Vec<Key>,
+}
+
+/// What a node does beyond its spending right when the centre does not answer in time.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Rights only.
+    Strict,
+    /// Granted stand-in, where its price is right.
+    #[default]
+    Hybrid,
+    /// Last known balance minus own spending; the reference to compare with.
+    Optimistic,
+}
+
+impl Mode {
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Hybrid => "hybrid",
+            Self::Optimistic => "optimistic",
+        }
+    }
+}
+
+impl std::str::FromStr for Mode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "strict" => Ok(Self::Strict),
+            "hybrid" => Ok(Self::Hybrid),
+            "optimistic" => Ok(Self::Optimistic),
+            _ => Err(format!("{text:?} is no mode (strict, hybrid, optimistic)")),
+        }
+    }
+}
+
+/// Grants and stand-in. The defaults were chosen by simulation; ARCHITECTURE.md has the figures.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// How nodes decide beyond their rights.
+    pub mode: Mode,
+    /// Stand-in per account and node where the account has a habit, in fen.
+    pub stand_in_habit_fen: Fen,
+    /// Stand-in per account and node where it has none, in fen.
+    pub stand_in_other_fen: Fen,
+    /// All stand-in, shortfall and open claims of one account together, in fen.
+    pub stand_in_account_cap_fen: Fen,
+    /// A node's stand-in pool of a business day, in percent of its usual daily turnover.
+    pub pool_percent: u32,
+    /// Share of the pool that is closed to accounts without a habit at the node, in percent.
+    pub pool_habit_percent: u32,
+    /// A node's usual daily turnover until there is a history, in fen.
+    pub pool_turnover_fen: Fen,
+    /// What avoiding one false decline is worth, in fen.
+    pub decline_price_fen: Fen,
+    /// Days of history that habits come from.
+    pub history_days: u32,
+    /// Minutes after which a cut-off node no longer stands in.
+    pub view_age_minutes_max: u32,
+    /// What the risk fund refunds by itself for one tap after a loss report, in fen; above it a person looks.
+    pub refund_cap_fen: Fen,
+    /// Minutes after which a shortfall is claimed though not all nodes have been heard.
+    pub claim_term_minutes: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Hybrid,
+            stand_in_habit_fen: Fen::new(2_000),
+            stand_in_other_fen: Fen::new(1_000),
+            stand_in_account_cap_fen: Fen::new(10_000),
+            pool_percent: 15,
+            pool_habit_percent: 50,
+            pool_turnover_fen: Fen::new(1_000_000),
+            decline_price_fen: Fen::new(400),
+            history_days: 28,
+            view_age_minutes_max: 7 * 24 * 60,
+            refund_cap_fen: Fen::new(50_000),
+            claim_term_minutes: 7 * 24 * 60,
+        }
+    }
+}
+
+/// What is wrong with a campus configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum CampusError {
+    /// Not the JSON of a configuration.
+    #[error("the campus configuration is malformed")]
+    Malformed(#[from] serde_json::Error),
+    /// Too large.
+    #[error("the campus configuration has {0} bytes, more than {CAMPUS_CONFIG_BYTES_MAX}")]
+    TooLarge(usize),
+    /// A name or number stands twice.
+    #[error("{what} {name:?} stands twice in the campus configuration")]
+    Twice {
+        /// What it names.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A terminal names a merchant that is not there.
+    #[error("terminal {terminal:?} names merchant {merchant}, which is not in the campus configuration")]
+    NoMerchant {
+        /// The terminal.
+        terminal: String,
+        /// The merchant.
+        merchant: u16,
+    },
+    /// A limit is out of range.
+    #[error("{key} must be {range}")]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// What it may be.
+        range: &'static str,
+    },
+}
+
+impl CampusConfig {
+    /// Checks what the types alone do not.
+    ///
+    /// # Errors
+    /// [`CampusError`] names what is wrong.
+    pub fn check(&self) -> Result<(), CampusError> {
+        fn once<'a>(what: &'static str, names: impl Iterator<Item = String> + 'a) -> Result<(), CampusError> {
+            let mut seen = std::collections::BTreeSet::new();
+            for name in names {
+                if !seen.insert(name.clone()) {
+                    return Err(CampusError::Twice { what, name });
+                }
+            }
+            Ok(())
+        }
+        once("merchant", self.merchants.iter().map(|merchant| merchant.id.to_string()))?;
+        once("node", self.buildings.iter().map(|building| building.node.to_string()))?;
+        let terminals = || self.buildings.iter().flat_map(|building| &building.terminals);
+        once("terminal", terminals().map(|terminal| terminal.id.to_string()))?;
+        for terminal in terminals() {
+            if let Some(merchant) = terminal.merchant
+                && self.merchant(merchant).is_none()
+            {
+                return Err(CampusError::NoMerchant { terminal: terminal.id.to_string(), merchant });
+            }
+        }
+        let day = 24 * 60;
+        if !(-day..=day).contains(&self.calendar.utc_offset_minutes) {
+            return Err(CampusError::OutOfRange { key: "utc_offset_minutes", range: "from -1440 to 1440" });
+        }
+        if self.calendar.cutoff_minutes >= day as u32 {
+            return Err(CampusError::OutOfRange { key: "cutoff_minutes", range: "from 0 to 1439" });
+        }
+        for (key, fen) in [
+            ("single_limit_fen", self.single_limit_fen),
+            ("daily_limit_fen", self.daily_limit_fen),
+            ("stand_in_habit_fen", self.policy.stand_in_habit_fen),
+            ("stand_in_other_fen", self.policy.stand_in_other_fen),
+            ("stand_in_account_cap_fen", self.policy.stand_in_account_cap_fen),
+            ("decline_price_fen", self.policy.decline_price_fen),
+            ("refund_cap_fen", self.policy.refund_cap_fen),
+        ] {
+            if fen.is_negative() || fen > crate::limits::AMOUNT_FEN_MAX {
+                return Err(CampusError::OutOfRange { key, range: "from 0 to 10000000 fen" });
+            }
+        }
+        if self.policy.pool_percent > 1_000 || self.policy.pool_habit_percent > 100 {
+            return Err(CampusError::OutOfRange {
+                key: "pool_percent",
+                range: "at most 1000, habit at most 100",
+            });
+        }
+        Ok(())
+    }
+
+    /// The canonical bytes that are published.
+    ///
+    /// # Errors
+    /// [`CampusError::TooLarge`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, CampusError> {
+        let bytes = serde_json::to_vec(self)?;
+        if bytes.len() > CAMPUS_CONFIG_BYTES_MAX {
+            return Err(CampusError::TooLarge(bytes.len()));
+        }
+        Ok(bytes)
+    }
+
+    /// Reads published bytes.
+    ///
+    /// # Errors
+    /// [`CampusError`] names what is wrong.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CampusError> {
+        let config: Self = serde_json::from_slice(bytes)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The merchant of a number.
+    pub fn merchant(&self, id: u16) -> Option<&Merchant> {
+        self.merchants.iter().find(|merchant| merchant.id == id)
+    }
+
+    /// The building of a node.
+    pub fn building(&self, node: &NodeName) -> Option<&Building> {
+        self.buildings.iter().find(|building| building.node == *node)
+    }
+}

@@ -1,0 +1,440 @@
+//! The hash chain of a log, the signed head of each commit, and the centre's countersignature.
+//!
+//! `hash(0)` is 32 zero bytes; `hash(n) = SHA-256("feiqian-entry-1\0" ‖ log ‖ n ‖ hash(n-1) ‖ record(n))`, with the log
+//! as institution (2 bytes), writer (2), stream (4) and n as 8 bytes, big-endian. So a record cannot be moved to another
+//! log or position. One head is signed per commit (Ed25519, RFC 8032), over everything before it.
+
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use minicbor::{Decode, Encode};
+use sha2::{Digest, Sha256};
+
+use crate::entry::{Actor, Body, Entry, RecordError};
+use crate::ids::{CampusId, LogId};
+use crate::limits::{ENTRIES_PER_FRAME_MAX, FRAME_RECORDS_BYTES_TARGET, RECORD_BYTES_MAX};
+use crate::time::{Hlc, Timestamp};
+
+/// A SHA-256 hash.
+pub type Hash = [u8; 32];
+
+/// The hash before the first entry.
+pub const HASH_ZERO: Hash = [0; 32];
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
+}
+
+/// The bytes of lower- or upper-case hexadecimal; `None` for anything else.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    digits
+        .chunks(2)
+        .map(|pair| std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()))
+        .collect()
+}
+
+/// How far a log goes: the number of its entries and the hash of the last.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Cursor {
+    /// Entries so far; the position of the last one.
+    #[n(0)]
+    pub position: u64,
+    /// Its hash.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub hash: Hash,
+}
+
+impl Cursor {
+    /// Of an empty log.
+    pub const START: Self = Self { position: 0, hash: HASH_ZERO };
+
+    /// The cursor after one more record.
+    pub fn after(&self, log: LogId, record: &[u8]) -> Self {
+        let position = self.position + 1;
+        let hash = Sha256::new()
+            .chain_update(b"feiqian-entry-1\0")
+            .chain_update(log.institution.0.to_be_bytes())
+            .chain_update(log.writer.0.to_be_bytes())
+            .chain_update(log.stream.to_be_bytes())
+            .chain_update(position.to_be_bytes())
+            .chain_update(self.hash)
+            .chain_update(record)
+            .finalize()
+            .into();
+        Self { position, hash }
+    }
+}
+
+/// The head of a commit: what its writer signs.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Head {
+    /// The log.
+    #[n(0)]
+    pub log: LogId,
+    /// Where it ends with this commit.
+    #[n(1)]
+    pub cursor: Cursor,
+    /// For a node's log: the position of the centre's stream for it that had been applied. Else 0.
+    #[n(2)]
+    pub applied: u64,
+    /// The last centre-signed time that the writer held, grants included; for the centre, its own time.
+    #[n(3)]
+    pub anchor: Timestamp,
+}
+
+/// A head and its writer's signature.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct SignedHead {
+    /// The head.
+    #[n(0)]
+    pub head: Head,
+    /// Ed25519 over it.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub signature: [u8; 64],
+}
+
+fn head_message(head: &Head) -> Vec<u8> {
+    let mut message = b"feiqian-head-1\0".to_vec();
+    minicbor::encode(head, &mut message).expect("writing to a Vec cannot fail");
+    message
+}
+
+fn countersign_message(log: LogId, cursor: &Cursor) -> Vec<u8> {
+    let mut message = b"feiqian-countersign-1\0".to_vec();
+    minicbor::encode((log, cursor), &mut message).expect("writing to a Vec cannot fail");
+    message
+}
+
+impl Head {
+    /// Signs the head.
+    pub fn sign(self, key: &SigningKey) -> SignedHead {
+        SignedHead { head: self, signature: key.sign(&head_message(&self)).to_bytes() }
+    }
+}
+
+impl SignedHead {
+    /// True where `key` made the signature. Strict (RFC 8032 with the checks of `verify_strict`): small-order keys and
+    /// malleable signatures do not pass.
+    pub fn is_signed_by(&self, key: &VerifyingKey) -> bool {
+        key.verify_strict(&head_message(&self.head), &Signature::from_bytes(&self.signature)).is_ok()
+    }
+}
+
+/// The centre's word that it holds a node's log up to a cursor.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Countersignature {
+    /// The node's log.
+    #[n(0)]
+    pub log: LogId,
+    /// Up to here.
+    #[n(1)]
+    pub cursor: Cursor,
+    /// Ed25519 by the centre.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub signature: [u8; 64],
+}
+
+impl Countersignature {
+    /// Signs for the centre.
+    pub fn sign(log: LogId, cursor: Cursor, key: &SigningKey) -> Self {
+        Self { log, cursor, signature: key.sign(&countersign_message(log, &cursor)).to_bytes() }
+    }
+
+    /// True where `key` made it.
+    pub fn is_signed_by(&self, key: &VerifyingKey) -> bool {
+        key.verify_strict(
+            &countersign_message(self.log, &self.cursor),
+            &Signature::from_bytes(&self.signature),
+        )
+        .is_ok()
+    }
+}
+
+/// Appends to a log: counts, links, ticks the clock, and says when a head must be signed.
+///
+/// A commit ends with a signed head. A large one gets heads in between, so that what stands between two heads always
+/// fits into one frame.
+#[derive(Clone, Debug)]
+pub struct LogWriter {
+    log: LogId,
+    cursor: Cursor,
+    clock: Hlc,
+    unsigned_entries: usize,
+    unsigned_bytes: usize,
+}
+
+impl LogWriter {
+    /// Continues a log after `cursor`, whose last entry had `clock`.
+    pub const fn new(log: LogId, cursor: Cursor, clock: Hlc) -> Self {
+        Self { log, cursor, clock, unsigned_entries: 0, unsigned_bytes: 0 }
+    }
+
+    /// The log.
+    pub const fn log(&self) -> LogId {
+        self.log
+    }
+
+    /// Where the log ends.
+    pub const fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// The clock of the last entry, or what was observed since.
+    pub const fn clock(&self) -> Hlc {
+        self.clock
+    }
+
+    /// Takes note of another writer's clock, so that what is written here later is ordered after it.
+    pub fn observe(&mut self, peer: Hlc, wall: Timestamp) {
+        self.clock = self.clock.observe(peer, wall);
+    }
+
+    /// Appends an entry; returns its position, bytes and the cursor after it.
+    pub fn append(&mut self, wall: Timestamp, campus: CampusId, actor: Actor, body: Body) -> Appended {
+        self.clock = self.clock.tick(wall);
+        let entry = Entry { clock: self.clock, campus, actor, body };
+        let record = entry.to_record();
+        assert!(record.len() <= RECORD_BYTES_MAX, "an entry that we write fits a record");
+        self.cursor = self.cursor.after(self.log, &record);
+        self.unsigned_entries += 1;
+        self.unsigned_bytes += record.len();
+        Appended { cursor: self.cursor, clock: self.clock, record, entry }
+    }
+
+    /// True where so much stands unsigned that a head must be signed before the next entry.
+    pub const fn head_due(&self) -> bool {
+        self.unsigned_entries >= ENTRIES_PER_FRAME_MAX || self.unsigned_bytes >= FRAME_RECORDS_BYTES_TARGET
+    }
+
+    /// Signs the head over all that was appended since the last; `None` where nothing was.
+    pub fn sign_head(&mut self, applied: u64, anchor: Timestamp, key: &SigningKey) -> Option<SignedHead> {
+        if self.unsigned_entries == 0 {
+            return None;
+        }
+        self.unsigned_entries = 0;
+        self.unsigned_bytes = 0;
+        Some(Head { log: self.log, cursor: self.cursor, applied, anchor }.sign(key))
+    }
+}
+
+/// What [`LogWriter::append`] made.
+#[derive(Clone, Debug)]
+pub struct Appended {
+    /// Position and hash of the entry.
+    pub cursor: Cursor,
+    /// Its clock.
+    pub clock: Hlc,
+    /// Its bytes.
+    pub record: Vec<u8>,
+    /// What they say.
+    pub entry: Entry,
+}
+
+/// Why a batch of records does not continue a log.
+#[derive(Debug, thiserror::Error)]
+pub enum ChainError {
+    /// Something between is missing, or comes again.
+    #[error("log {log}: entry {got} is out of order, expected {expected}")]
+    OutOfOrder {
+        /// The log.
+        log: LogId,
+        /// The position that would continue it.
+        expected: u64,
+        /// The position that came.
+        got: u64,
+    },
+    /// The signed head names another hash: the writer has two histories, or a record was altered on the way.
+    #[error("log {log}: the signed head at {position} does not match the records before it")]
+    Fork {
+        /// The log.
+        log: LogId,
+        /// Where.
+        position: u64,
+    },
+    /// The signature of a head is not the writer's.
+    #[error("log {log}: the head at {position} is not signed by its writer")]
+    Signature {
+        /// The log.
+        log: LogId,
+        /// Where.
+        position: u64,
+    },
+    /// A record is no entry.
+    #[error("log {log}: entry {position}")]
+    Record {
+        /// The log.
+        log: LogId,
+        /// Where.
+        position: u64,
+        /// What is wrong.
+        #[source]
+        source: RecordError,
+    },
+    /// The clock of an entry is below the one before it, or a head's applied position or anchor falls.
+    #[error("log {log}: the clock, applied position or anchor falls at {position}")]
+    ClockFell {
+        /// The log.
+        log: LogId,
+        /// Where.
+        position: u64,
+    },
+}
+
+/// An entry whose place in a log is proven: linked, under a signed head.
+#[derive(Clone, Debug)]
+pub struct VerifiedEntry {
+    /// Its position.
+    pub position: u64,
+    /// Its hash.
+    pub hash: Hash,
+    /// Its bytes.
+    pub record: Vec<u8>,
+    /// What they say.
+    pub entry: Entry,
+}
+
+/// The entries of one commit, proven.
+#[derive(Clone, Debug)]
+pub struct VerifiedCommit {
+    /// The entries, in order; at least one.
+    pub entries: Vec<VerifiedEntry>,
+    /// The head that covers them.
+    pub head: SignedHead,
+}
+
+/// Checks records that claim to continue `log` after `from`, and cuts them into commits at the signed heads. Records
+/// after the last head are left out: they are not proven and will be sent again.
+///
+/// The signature is checked before a hash is called a fork, so that nobody but the writer can accuse the writer.
+///
+/// # Errors
+/// [`ChainError`]; nothing of the batch is returned then.
+pub fn verify(
+    log: LogId,
+    from: &Cursor,
+    first: u64,
+    records: Vec<Vec<u8>>,
+    heads: &[SignedHead],
+    key: &VerifyingKey,
+) -> Result<Vec<VerifiedCommit>, ChainError> {
+    if first != from.position + 1 {
+        return Err(ChainError::OutOfOrder { log, expected: from.position + 1, got: first });
+    }
+    let mut cursor = *from;
+    let mut clock = Hlc::default();
+    let mut records = records.into_iter();
+    let mut commits = Vec::with_capacity(heads.len());
+    let mut previous: Option<&Head> = None;
+    for signed in heads {
+        let head = &signed.head;
+        let position = head.cursor.position;
+        if head.log != log || position <= cursor.position {
+            return Err(ChainError::OutOfOrder { log, expected: cursor.position + 1, got: position });
+        }
+        if !signed.is_signed_by(key) {
+            return Err(ChainError::Signature { log, position });
+        }
+        let mut entries = Vec::with_capacity((position - cursor.position).min(1024) as usize);
+        while cursor.position < position {
+            let Some(record) = records.next() else {
+                return Err(ChainError::OutOfOrder { log, expected: cursor.position + 1, got: position });
+            };
+            cursor = cursor.after(log, &record);
+            let entry = Entry::from_record(&record).map_err(|source| ChainError::Record {
+                log,
+                position: cursor.position,
+                source,
+            })?;
+            if entry.clock < clock {
+                return Err(ChainError::ClockFell { log, position: cursor.position });
+            }
+            clock = entry.clock;
+            entries.push(VerifiedEntry { position: cursor.position, hash: cursor.hash, record, entry });
+        }
+        if cursor.hash != head.cursor.hash {
+            return Err(ChainError::Fork { log, position });
+        }
+        if previous.is_some_and(|before| head.applied < before.applied || head.anchor < before.anchor) {
+            return Err(ChainError::ClockFell { log, position });
+        }
+        previous = Some(head);
+        commits.push(VerifiedCommit { entries, head: *signed });
+    }
+    Ok(commits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::EpochEnd;
+    use crate::ids::{Epoch, InstitutionId, NodeId};
+
+    const LOG: LogId = LogId::node(InstitutionId(1), NodeId(1));
+
+    fn record(clock: u64) -> Vec<u8> {
+        Entry {
+            clock: Hlc::from_bits(clock),
+            campus: CampusId(1),
+            actor: Actor::node(),
+            body: Body::EpochEnd(EpochEnd { epoch: Epoch(clock as u32) }),
+        }
+        .to_record()
+    }
+
+    fn head(cursor: Cursor, key: &SigningKey) -> SignedHead {
+        Head { log: LOG, cursor, applied: 0, anchor: Timestamp(0) }.sign(key)
+    }
+
+    #[test]
+    fn a_batch_is_cut_at_its_heads_and_the_unproven_tail_left_out() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let records = vec![record(1), record(2), record(3)];
+        let one = Cursor::START.after(LOG, &records[0]);
+        let two = one.after(LOG, &records[1]);
+        let heads = [head(one, &key), head(two, &key)];
+        let commits = verify(LOG, &Cursor::START, 1, records.clone(), &heads, &key.verifying_key()).unwrap();
+        assert_eq!(commits.iter().map(|commit| commit.entries.len()).collect::<Vec<_>>(), [1, 1]);
+
+        let mut altered = records.clone();
+        altered[1] = record(9);
+        let error = verify(LOG, &Cursor::START, 1, altered, &heads, &key.verifying_key());
+        assert!(matches!(error, Err(ChainError::Fork { position: 2, .. })));
+
+        let other = SigningKey::from_bytes(&[8; 32]);
+        let error = verify(LOG, &Cursor::START, 1, records.clone(), &heads, &other.verifying_key());
+        assert!(matches!(error, Err(ChainError::Signature { position: 1, .. })));
+
+        let error = verify(LOG, &one, 3, records[2..].to_vec(), &heads[1..], &key.verifying_key());
+        assert!(matches!(error, Err(ChainError::OutOfOrder { expected: 2, got: 3, .. })));
+    }
+
+    #[test]
+    fn a_falling_clock_is_refused() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let records = vec![record(2), record(1)];
+        let end = Cursor::START.after(LOG, &records[0]).after(LOG, &records[1]);
+        let error = verify(LOG, &Cursor::START, 1, records, &[head(end, &key)], &key.verifying_key());
+        assert!(matches!(error, Err(ChainError::ClockFell { position: 2, .. })));
+    }
+
+    #[test]
+    fn a_record_counts_only_at_its_own_place() {
+        let record = record(1);
+        let elsewhere = LogId::node(InstitutionId(1), NodeId(2));
+        assert_ne!(Cursor::START.after(LOG, &record), Cursor::START.after(elsewhere, &record));
+    }
+
+    #[test]
+    fn hex_round_trips() {
+        assert_eq!(unhex(&hex(&[0, 15, 255])), Some(vec![0, 15, 255]));
+        assert_eq!(unhex("0g"), None);
+        assert_eq!(unhex("000"), None);
+    }
+}

@@ -1,0 +1,410 @@
+//! What travels between a node and the centre: length-prefixed frames, CBOR like the records.
+//!
+//! On a stream a frame is its length (4 bytes, big-endian, at most [`FRAME_BYTES_MAX`]) and the frame. Messages move no
+//! money: any of them may be lost with its link and is then simply said again.
+
+use minicbor::bytes::ByteVec;
+use minicbor::{Decode, Encode};
+
+use crate::chain::{Countersignature, Cursor, SignedHead};
+use crate::entry::RecordError;
+use crate::ids::{AccountId, CardNumber, Epoch, InstitutionId, LogId, NodeId, Unit};
+use crate::limits::{ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX};
+use crate::money::Fen;
+use crate::time::{BusinessDay, Hlc, Timestamp};
+
+/// The version of this protocol. A peer with another major number is refused with a clear word.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// ALPN of replication sessions.
+pub const ALPN_REPLICATION: &[u8] = b"feiqian-replication/1";
+
+/// ALPN of enrolment.
+pub const ALPN_ENROL: &[u8] = b"feiqian-enrol/1";
+
+/// Streams of one connection, by urgency. A stream of one lane never waits for another lane.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Lane {
+    /// Hello, asks, recalls, acks.
+    Control,
+    /// What overtakes bulk: losses.
+    Urgent,
+    /// Entries.
+    Bulk,
+}
+
+impl Lane {
+    /// The first byte of the lane's one-way stream.
+    pub const fn tag(self) -> u8 {
+        match self {
+            Self::Control => 0,
+            Self::Urgent => 1,
+            Self::Bulk => 2,
+        }
+    }
+
+    /// The lane of a tag.
+    pub const fn from_tag(tag: u8) -> Option<Self> {
+        match tag {
+            0 => Some(Self::Control),
+            1 => Some(Self::Urgent),
+            2 => Some(Self::Bulk),
+            _ => None,
+        }
+    }
+}
+
+/// One log and where a side stands in it.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct LogCursor {
+    /// The log.
+    #[n(0)]
+    pub log: LogId,
+    /// Where.
+    #[n(1)]
+    pub cursor: Cursor,
+}
+
+/// A node's first word in a session.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct NodeHello {
+    /// [`PROTOCOL_VERSION`] of the sender.
+    #[n(0)]
+    pub version: u16,
+    /// The institution.
+    #[n(1)]
+    pub institution: InstitutionId,
+    /// The node.
+    #[n(2)]
+    pub node: NodeId,
+    /// The enrolment that the node lives by.
+    #[n(3)]
+    pub incarnation: u32,
+    /// The node's own log.
+    #[n(4)]
+    pub log: Cursor,
+    /// Its position in the centre's stream for it.
+    #[n(5)]
+    pub to_node: Cursor,
+    /// Its positions in the account streams.
+    #[n(6)]
+    pub shards: Vec<LogCursor>,
+    /// The newest countersignature that it holds of its log.
+    #[n(7)]
+    pub countersigned: Option<Countersignature>,
+}
+
+/// Why the centre refuses a session. The names are in both logs.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+#[cbor(index_only)]
+pub enum RefusalReason {
+    /// Another protocol version.
+    #[n(0)]
+    Version,
+    /// Another institution or node than the certificate says.
+    #[n(1)]
+    Identity,
+    /// The node's copy of the centre's stream is behind what it acknowledged: a restored copy.
+    #[n(2)]
+    StaleGrants,
+    /// The node's log ends before what the centre ingested: a restored copy.
+    #[n(3)]
+    ShortLog,
+    /// The node's log differs from what the centre ingested: a clone or a fork.
+    #[n(4)]
+    ForkedLog,
+    /// The node's copy of a centre stream is not what the centre wrote.
+    #[n(5)]
+    ForeignGrants,
+    /// An older enrolment; only enrolling anew helps.
+    #[n(6)]
+    Incarnation,
+    /// The node knows more of a centre stream than the centre: the *centre* is an old copy.
+    #[n(7)]
+    CentreBehind,
+}
+
+impl RefusalReason {
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Version => "version",
+            Self::Identity => "identity",
+            Self::StaleGrants => "stale_grants",
+            Self::ShortLog => "short_log",
+            Self::ForkedLog => "forked_log",
+            Self::ForeignGrants => "foreign_grants",
+            Self::Incarnation => "incarnation",
+            Self::CentreBehind => "centre_behind",
+        }
+    }
+}
+
+/// The centre's first word in a session.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct CentreHello {
+    /// [`PROTOCOL_VERSION`] of the sender.
+    #[n(0)]
+    pub version: u16,
+    /// The session's number; the anchor entry carries it too.
+    #[n(1)]
+    pub session: u64,
+    /// The centre's time.
+    #[n(2)]
+    pub time: Timestamp,
+    /// How far the centre has ingested the node's log.
+    #[n(3)]
+    pub log: Cursor,
+    /// Set where the session is refused: the node may still upload, and gets its tail back, but holds no rights.
+    #[n(4)]
+    pub refused: Option<RefusalReason>,
+    /// Where a refused node's own continuation is to be uploaded to: a branch log, and the position after which it
+    /// differs.
+    #[n(5)]
+    pub branch: Option<Branch>,
+}
+
+/// Where a refused continuation goes.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Branch {
+    /// The branch log.
+    #[n(0)]
+    pub log: LogId,
+    /// The last position that both have alike.
+    #[n(1)]
+    pub after: u64,
+}
+
+/// Entries of one log: whole commits, in order.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Entries {
+    /// The log.
+    #[n(0)]
+    pub log: LogId,
+    /// Position of the first record.
+    #[n(1)]
+    pub first: u64,
+    /// The records.
+    #[n(2)]
+    pub records: Vec<ByteVec>,
+    /// The signed heads; the last one covers the last record.
+    #[n(3)]
+    pub heads: Vec<SignedHead>,
+}
+
+/// Everything of a log up to here is durable at the receiver.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Ack {
+    /// The log.
+    #[n(0)]
+    pub log: LogId,
+    /// Up to here.
+    #[n(1)]
+    pub position: u64,
+    /// From the centre, for a node's log.
+    #[n(2)]
+    pub countersignature: Option<Countersignature>,
+}
+
+/// A node is short and asks for more. The newest ask of a row replaces the one before.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Ask {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// What of it.
+    #[n(1)]
+    pub unit: Unit,
+    /// The node's epoch.
+    #[n(2)]
+    pub epoch: Epoch,
+    /// The total of `granted` that would suffice: a level, so that a repeat grants nothing twice.
+    #[n(3)]
+    pub want: Fen,
+    /// The node's log position when it asked.
+    #[n(4)]
+    pub at: u64,
+    /// Milliseconds until the node decides by itself.
+    #[n(5)]
+    pub ms_left: u64,
+}
+
+/// The centre cannot give what was asked.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct No {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// What of it.
+    #[n(1)]
+    pub unit: Unit,
+    /// The level that was asked for; applies to pending taps that want at least this.
+    #[n(2)]
+    pub want: Fen,
+    /// True where nothing is out elsewhere: the account does not have it, and the node must not stand in. False where
+    /// it may be with somebody out of reach.
+    #[n(3)]
+    pub r#final: bool,
+    /// What the centre could give at this moment: an ask for no more than this would succeed.
+    #[n(4)]
+    pub free: Fen,
+}
+
+/// The centre wants right (or allowance) back.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Recall {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// What of it.
+    #[n(1)]
+    pub unit: Unit,
+    /// The epoch of the row.
+    #[n(2)]
+    pub epoch: Epoch,
+    /// At most this much.
+    #[n(3)]
+    pub amount: Fen,
+    /// Position in the centre's stream for the node that must have been applied before this is obeyed.
+    #[n(4)]
+    pub after: u64,
+    /// For allowance: the first day that the release counts from (the centre's day).
+    #[n(5)]
+    pub from_day: BusinessDay,
+}
+
+/// A recall was obeyed, by a release or because nothing was there.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Recalled {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// What of it.
+    #[n(1)]
+    pub unit: Unit,
+    /// The node's log position afterwards; the recall is answered once this is ingested.
+    #[n(2)]
+    pub at: u64,
+}
+
+/// A quiet node's word that its log ends here, and that its clock has passed this.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Mark {
+    /// The end of its log.
+    #[n(0)]
+    pub position: u64,
+    /// Its clock: later entries are later than this.
+    #[n(1)]
+    pub clock: Hlc,
+}
+
+/// A card was just reported lost. Overtakes bulk; the setting entry that says so follows in its stream.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct LossNotice {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// The card.
+    #[n(1)]
+    pub card: CardNumber,
+    /// The account stream that holds the entry, and its position: once applied, the notice has done its work.
+    #[n(2)]
+    pub log: LogId,
+    /// See `log`.
+    #[n(3)]
+    pub position: u64,
+}
+
+/// One frame.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub enum Frame {
+    /// Node to centre, first.
+    #[n(0)]
+    NodeHello(#[n(0)] NodeHello),
+    /// Centre to node, first.
+    #[n(1)]
+    CentreHello(#[n(0)] CentreHello),
+    /// Either way.
+    #[n(2)]
+    Entries(#[n(0)] Entries),
+    /// Either way.
+    #[n(3)]
+    Ack(#[n(0)] Ack),
+    /// Node to centre.
+    #[n(4)]
+    Ask(#[n(0)] Ask),
+    /// Centre to node.
+    #[n(5)]
+    No(#[n(0)] No),
+    /// Centre to node.
+    #[n(6)]
+    Recall(#[n(0)] Recall),
+    /// Node to centre.
+    #[n(7)]
+    Recalled(#[n(0)] Recalled),
+    /// Node to centre.
+    #[n(8)]
+    Mark(#[n(0)] Mark),
+    /// Centre to node.
+    #[n(9)]
+    LossNotice(#[n(0)] LossNotice),
+}
+
+/// Why bytes are no frame. The link that carried them is closed.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// Longer than [`FRAME_BYTES_MAX`].
+    #[error("a frame of {0} bytes, more than {FRAME_BYTES_MAX}")]
+    TooLong(usize),
+    /// Not the CBOR of a frame.
+    #[error("the frame is malformed")]
+    Malformed(#[from] minicbor::decode::Error),
+    /// Something follows the frame.
+    #[error("the frame has bytes after its end")]
+    TrailingBytes,
+    /// More entries than [`ENTRIES_PER_FRAME_MAX`], or none.
+    #[error("the frame has {0} entries; from 1 to {ENTRIES_PER_FRAME_MAX} are allowed")]
+    Entries(usize),
+    /// A record in it is malformed.
+    #[error("a record in the frame")]
+    Record(#[from] RecordError),
+}
+
+impl Frame {
+    /// The lane that the frame travels in.
+    pub const fn lane(&self) -> Lane {
+        match self {
+            Self::Entries(_) => Lane::Bulk,
+            Self::LossNotice(_) => Lane::Urgent,
+            _ => Lane::Control,
+        }
+    }
+
+    /// The frame's bytes, without the length prefix.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let bytes = minicbor::to_vec(self).expect("writing to a Vec cannot fail");
+        assert!(bytes.len() <= FRAME_BYTES_MAX, "a frame that we build fits");
+        bytes
+    }
+
+    /// The frame of these bytes.
+    ///
+    /// # Errors
+    /// [`FrameError`] says what is wrong.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, FrameError> {
+        if bytes.len() > FRAME_BYTES_MAX {
+            return Err(FrameError::TooLong(bytes.len()));
+        }
+        let mut decoder = minicbor::Decoder::new(bytes);
+        let frame: Self = decoder.decode()?;
+        if decoder.position() != bytes.len() {
+            return Err(FrameError::TrailingBytes);
+        }
+        if let Self::Entries(entries) = &frame
+            && !(1..=ENTRIES_PER_FRAME_MAX).contains(&entries.records.len())
+        {
+            return Err(FrameError::Entries(entries.records.len()));
+        }
+        Ok(frame)
+    }
+}

@@ -1,0 +1,24 @@
+//! What a node and the centre must agree on, to the byte and to the fen.
+//!
+//! Pure: no clock, no randomness, no socket, no database, no async. If a change here would not force both sides to
+//! upgrade, it belongs to one side.
+//!
+//! In reading order: [`money`], [`ids`], [`time`], [`tap`] (what a terminal asks and is told), [`entry`] (what is written
+//! about it), [`chain`] (how that is linked and signed), [`rights`] (who may spend), [`account`] (settings as documents),
+//! [`campus`] (the published configuration), [`balance`] (the projection and its digest), [`frame`] and [`session`] (how
+//! it travels), [`enrol`] (how a node joins), [`limits`] (every bound).
+
+pub mod account;
+pub mod balance;
+pub mod campus;
+pub mod chain;
+pub mod enrol;
+pub mod entry;
+pub mod frame;
+pub mod ids;
+pub mod limits;
+pub mod money;
+pub mod rights;
+pub mod session;
+pub mod tap;
+pub mod time;

@@ -1,0 +1,74 @@
+//! Every bound of the system, each with its reason.
+
+use crate::money::Fen;
+
+/// Account shards of the centre. Fixed at init: an account's shard is its number modulo this.
+pub const SHARDS: u8 = 16;
+
+/// Largest single amount, in fen (¥100,000): far above any purchase or top-up, and small enough that 2^63 fen holds
+/// the sum of 900 thousand million of them.
+pub const AMOUNT_FEN_MAX: Fen = Fen::new(10_000_000);
+
+/// Largest measured quantity of one tap (grams, millilitres, seconds).
+pub const QUANTITY_MAX: u32 = 1_000_000;
+
+/// Longest name: terminal, card, node, key.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Largest entry record. A setting change of a large document is the largest thing that is logged.
+pub const RECORD_BYTES_MAX: usize = 64 * 1024;
+
+/// Entries in one frame: one commit of a busy node fits many times over, and a frame stays a short unit of work.
+pub const ENTRIES_PER_FRAME_MAX: usize = 1_024;
+
+/// Payload of records that a sender puts into one frame before it starts the next one.
+pub const FRAME_RECORDS_BYTES_TARGET: usize = 128 * 1024;
+
+/// Largest frame on the wire, length prefix excluded. A receiver allocates nothing for a longer one.
+pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
+
+/// Entries of one log that may be under way unacknowledged: what a receiver may have to hold.
+pub const ENTRIES_IN_FLIGHT_MAX: u64 = 16 * 1024;
+
+/// Largest enrolment request or answer.
+pub const ENROL_BYTES_MAX: usize = 16 * 1024;
+
+/// How long an enrolment code is valid, in seconds of real time.
+pub const ENROL_CODE_SECONDS: i64 = 15 * 60;
+
+/// Tries against one enrolment code before it is void.
+pub const ENROL_TRIES_MAX: u32 = 5;
+
+/// How far ahead a received clock may push ours, in milliseconds.
+pub const CLOCK_AHEAD_MS_MAX: i64 = 60_000;
+
+/// Deadline of an ask, in milliseconds of real time, from tap to answer; then the offline policy decides.
+pub const ASK_DEADLINE_MS: u64 = 300;
+
+/// Pending taps at one node. A terminal has one tap at a time, so this is a bound on terminals.
+pub const PENDING_TAPS_MAX: usize = 4_096;
+
+/// Inputs that one step of a core takes together: the size of a group commit.
+pub const INPUTS_PER_STEP_MAX: usize = 256;
+
+/// Inputs that may wait before a core; beyond it the caller is told to slow down.
+pub const INPUT_QUEUE_MAX: usize = 4_096;
+
+/// Frames that may wait for one link; beyond it the link is closed and resumes from its cursors.
+pub const LINK_QUEUE_MAX: usize = 1_024;
+
+/// Largest body of a terminal's HTTP request.
+pub const HTTP_BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// Largest campus configuration.
+pub const CAMPUS_CONFIG_BYTES_MAX: usize = 60 * 1024;
+
+/// Largest account document, saved.
+pub const DOCUMENT_BYTES_MAX: usize = 48 * 1024;
+
+/// Deltas or heads in one posted batch entry, so that it fits a record.
+pub const DELTAS_PER_POSTED_MAX: usize = 2_000;
+
+const _: () = assert!(FRAME_RECORDS_BYTES_TARGET + RECORD_BYTES_MAX + 64 * 1024 < FRAME_BYTES_MAX);
+const _: () = assert!(CAMPUS_CONFIG_BYTES_MAX < RECORD_BYTES_MAX && DOCUMENT_BYTES_MAX < RECORD_BYTES_MAX);
+const _: () = assert!(DELTAS_PER_POSTED_MAX * 24 < RECORD_BYTES_MAX);

@@ -1,0 +1,289 @@
+//! A replication session, as far as both ends do the same: what of which log is still to be sent, and how a Hello is
+//! judged. Frames come from [`crate::frame`], bytes and links are the shells'.
+//!
+//! One Hello each way with a cursor per log, then each side sends what the other lacks, in whole commits, without
+//! waiting for an answer to each; acknowledgements are cumulative and mean *durable at the receiver*. After a break both
+//! sides start again from the other's cursors, and the receiver skips what it has.
+
+use std::collections::BTreeMap;
+
+use crate::chain::{Cursor, SignedHead};
+use crate::frame::{Entries, NodeHello, PROTOCOL_VERSION, RefusalReason};
+use crate::ids::{InstitutionId, LogId, NodeId};
+use crate::limits::{ENTRIES_IN_FLIGHT_MAX, ENTRIES_PER_FRAME_MAX, FRAME_RECORDS_BYTES_TARGET};
+
+/// Why a peer's word does not fit the session. The link is closed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum SessionError {
+    /// An acknowledgement of something that was not sent.
+    #[error("log {log}: acknowledged up to {got}, but only {sent} were sent")]
+    AckBeyondSent {
+        /// The log.
+        log: LogId,
+        /// What was sent.
+        sent: u64,
+        /// What the peer acknowledged.
+        got: u64,
+    },
+    /// A log that this side does not send to this peer.
+    #[error("log {0} is no log of this session")]
+    UnknownLog(LogId),
+    /// A frame that cannot come at this point, or from this side.
+    #[error("a frame out of place")]
+    OutOfPlace,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Outgoing {
+    acked: u64,
+    sent: u64,
+    end: u64,
+}
+
+/// What one side sends in one session.
+#[derive(Clone, Debug, Default)]
+pub struct Sender {
+    logs: BTreeMap<LogId, Outgoing>,
+}
+
+impl Sender {
+    /// Starts a log where the peer has `peer_has` entries and we have `end`.
+    pub fn open(&mut self, log: LogId, peer_has: u64, end: u64) {
+        self.logs.insert(log, Outgoing { acked: peer_has, sent: peer_has, end });
+    }
+
+    /// Our log has grown. Ignored for a log that was not opened.
+    pub fn extend(&mut self, log: LogId, end: u64) {
+        if let Some(outgoing) = self.logs.get_mut(&log) {
+            outgoing.end = outgoing.end.max(end);
+        }
+    }
+
+    /// The next log with something to send, and the position after which to read: at most
+    /// [`ENTRIES_IN_FLIGHT_MAX`] entries are under way per log.
+    pub fn next_due(&self) -> Option<(LogId, u64)> {
+        self.logs
+            .iter()
+            .find(|(_, outgoing)| {
+                outgoing.sent < outgoing.end && outgoing.sent - outgoing.acked < ENTRIES_IN_FLIGHT_MAX
+            })
+            .map(|(log, outgoing)| (*log, outgoing.sent))
+    }
+
+    /// Everything of `log` up to `position` was handed to the link.
+    pub fn sent(&mut self, log: LogId, position: u64) {
+        if let Some(outgoing) = self.logs.get_mut(&log) {
+            outgoing.sent = outgoing.sent.max(position);
+        }
+    }
+
+    /// The peer acknowledges `log` up to `position`; true where that is news.
+    ///
+    /// # Errors
+    /// [`SessionError`] where it was never sent.
+    pub fn acked(&mut self, log: LogId, position: u64) -> Result<bool, SessionError> {
+        let outgoing = self.logs.get_mut(&log).ok_or(SessionError::UnknownLog(log))?;
+        if position > outgoing.sent {
+            return Err(SessionError::AckBeyondSent { log, sent: outgoing.sent, got: position });
+        }
+        let news = position > outgoing.acked;
+        outgoing.acked = outgoing.acked.max(position);
+        Ok(news)
+    }
+
+    /// True where the peer has acknowledged everything.
+    pub fn drained(&self) -> bool {
+        self.logs.values().all(|outgoing| outgoing.acked >= outgoing.end)
+    }
+
+    /// Entries that the peer has not acknowledged.
+    pub fn backlog(&self) -> u64 {
+        self.logs.values().map(|outgoing| outgoing.end.saturating_sub(outgoing.acked)).sum()
+    }
+}
+
+/// Builds a frame of whole commits out of records and heads read from a store. Both start after `after`, in order;
+/// what does not fit is left for the next frame. `None` where no whole commit is there.
+pub fn pack(
+    log: LogId,
+    after: u64,
+    records: impl IntoIterator<Item = Vec<u8>>,
+    heads: impl IntoIterator<Item = SignedHead>,
+) -> Option<Entries> {
+    let mut records = records.into_iter();
+    let mut packed = Entries { log, first: after + 1, records: Vec::new(), heads: Vec::new() };
+    let mut bytes = 0;
+    let mut position = after;
+    for head in heads {
+        let mut commit = Vec::new();
+        while position + (commit.len() as u64) < head.head.cursor.position {
+            match records.next() {
+                Some(record) => commit.push(record),
+                None => return (!packed.heads.is_empty()).then_some(packed),
+            }
+        }
+        let commit_bytes: usize = commit.iter().map(Vec::len).sum();
+        let full = packed.records.len() + commit.len() > ENTRIES_PER_FRAME_MAX
+            || bytes + commit_bytes > FRAME_RECORDS_BYTES_TARGET;
+        if full && !packed.heads.is_empty() {
+            break;
+        }
+        position += commit.len() as u64;
+        bytes += commit_bytes;
+        packed.records.extend(commit.into_iter().map(Into::into));
+        packed.heads.push(head);
+    }
+    (!packed.heads.is_empty()).then_some(packed)
+}
+
+/// What the centre knows of a node when it says Hello.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownNode {
+    /// The institution.
+    pub institution: InstitutionId,
+    /// The node, as its certificate says.
+    pub node: NodeId,
+    /// Its newest enrolment.
+    pub incarnation: u32,
+    /// Its log as far as ingested.
+    pub ingested: Cursor,
+    /// The end of the centre's stream for it.
+    pub to_node: Cursor,
+    /// How far it acknowledged that stream.
+    pub to_node_acked: u64,
+    /// The centre's hash of that stream at the position that the Hello names, where there is such a position.
+    pub to_node_hash_at_hello: Option<crate::chain::Hash>,
+    /// The centre's hash of the node's log at the position that the Hello names, where it is ingested.
+    pub log_hash_at_hello: Option<crate::chain::Hash>,
+}
+
+/// Judges a node's Hello. A node whose log goes beyond what is ingested passes here, and its next entries must link to
+/// the ingested hash before anything is granted; where they do not, it is [`RefusalReason::ForkedLog`].
+///
+/// # Errors
+/// The reason for a refusal.
+pub fn judge_hello(hello: &NodeHello, known: &KnownNode) -> Result<(), RefusalReason> {
+    if hello.version != PROTOCOL_VERSION {
+        return Err(RefusalReason::Version);
+    }
+    if hello.institution != known.institution || hello.node != known.node {
+        return Err(RefusalReason::Identity);
+    }
+    if hello.incarnation != known.incarnation {
+        return Err(RefusalReason::Incarnation);
+    }
+    if hello.to_node.position > known.to_node.position {
+        return Err(RefusalReason::CentreBehind);
+    }
+    if known.to_node_hash_at_hello != Some(hello.to_node.hash) {
+        return Err(RefusalReason::ForeignGrants);
+    }
+    let log_differs = match hello.log.position.cmp(&known.ingested.position) {
+        std::cmp::Ordering::Less => known.log_hash_at_hello != Some(hello.log.hash),
+        std::cmp::Ordering::Equal => known.ingested.hash != hello.log.hash,
+        std::cmp::Ordering::Greater => false,
+    };
+    if log_differs {
+        return Err(RefusalReason::ForkedLog);
+    }
+    if hello.log.position < known.ingested.position {
+        return Err(RefusalReason::ShortLog);
+    }
+    if hello.to_node.position < known.to_node_acked {
+        return Err(RefusalReason::StaleGrants);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::{HASH_ZERO, Head};
+    use crate::time::Timestamp;
+
+    const LOG: LogId = LogId::node(InstitutionId(1), NodeId(1));
+
+    fn cursor(position: u64, mark: u8) -> Cursor {
+        Cursor { position, hash: if position == 0 { HASH_ZERO } else { [mark; 32] } }
+    }
+
+    fn hello(log: Cursor, to_node: Cursor) -> NodeHello {
+        NodeHello {
+            version: PROTOCOL_VERSION,
+            institution: InstitutionId(1),
+            node: NodeId(1),
+            incarnation: 1,
+            log,
+            to_node,
+            shards: Vec::new(),
+            countersigned: None,
+        }
+    }
+
+    fn known() -> KnownNode {
+        KnownNode {
+            institution: InstitutionId(1),
+            node: NodeId(1),
+            incarnation: 1,
+            ingested: cursor(5, 1),
+            to_node: cursor(9, 2),
+            to_node_acked: 7,
+            to_node_hash_at_hello: Some([2; 32]),
+            log_hash_at_hello: Some([1; 32]),
+        }
+    }
+
+    #[test]
+    fn copies_and_forks_are_refused_at_hello() {
+        let known = known();
+        assert_eq!(judge_hello(&hello(cursor(5, 1), cursor(9, 2)), &known), Ok(()));
+        assert_eq!(judge_hello(&hello(cursor(8, 3), cursor(7, 2)), &known), Ok(()));
+        let cases = [
+            (cursor(5, 1), cursor(6, 2), RefusalReason::StaleGrants),
+            (cursor(4, 1), cursor(9, 2), RefusalReason::ShortLog),
+            (cursor(4, 9), cursor(9, 2), RefusalReason::ForkedLog),
+            (cursor(5, 9), cursor(9, 2), RefusalReason::ForkedLog),
+            (cursor(5, 1), cursor(10, 2), RefusalReason::CentreBehind),
+            (cursor(5, 1), cursor(9, 9), RefusalReason::ForeignGrants),
+        ];
+        for (log, to_node, reason) in cases {
+            assert_eq!(judge_hello(&hello(log, to_node), &known), Err(reason), "{reason:?}");
+        }
+        let mut other = hello(cursor(5, 1), cursor(9, 2));
+        other.incarnation = 2;
+        assert_eq!(judge_hello(&other, &known), Err(RefusalReason::Incarnation));
+    }
+
+    #[test]
+    fn a_sender_resumes_from_the_peers_cursor_and_bounds_what_is_under_way() {
+        let mut sender = Sender::default();
+        sender.open(LOG, 3, 3);
+        assert_eq!(sender.next_due(), None);
+        sender.extend(LOG, ENTRIES_IN_FLIGHT_MAX * 2);
+        assert_eq!(sender.next_due(), Some((LOG, 3)));
+        sender.sent(LOG, 3 + ENTRIES_IN_FLIGHT_MAX);
+        assert_eq!(sender.next_due(), None);
+        assert_eq!(sender.acked(LOG, 4), Ok(true));
+        assert_eq!(sender.acked(LOG, 4), Ok(false));
+        assert_eq!(sender.next_due(), Some((LOG, 3 + ENTRIES_IN_FLIGHT_MAX)));
+        assert!(matches!(sender.acked(LOG, u64::MAX), Err(SessionError::AckBeyondSent { .. })));
+        assert!(!sender.drained());
+    }
+
+    #[test]
+    fn a_frame_holds_whole_commits_only() {
+        let head = |position| SignedHead {
+            head: Head { log: LOG, cursor: cursor(position, 1), applied: 0, anchor: Timestamp(0) },
+            signature: [0; 64],
+        };
+        let records = |n: usize| (0..n).map(|_| vec![0_u8; 10]);
+        let frame = pack(LOG, 4, records(5), [head(6), head(9)]).unwrap();
+        assert_eq!((frame.first, frame.records.len(), frame.heads.len()), (5, 5, 2));
+        let frame = pack(LOG, 4, records(4), [head(6), head(9)]).unwrap();
+        assert_eq!((frame.records.len(), frame.heads.len()), (2, 1));
+        assert!(pack(LOG, 4, records(1), [head(6)]).is_none());
+        let large = (0..4).map(|_| vec![0_u8; FRAME_RECORDS_BYTES_TARGET / 2]);
+        let frame = pack(LOG, 0, large, [head(1), head(2), head(3), head(4)]).unwrap();
+        assert_eq!(frame.records.len(), 2);
+    }
+}

@@ -1,0 +1,226 @@
+//! What goes into [`crate::core::ReconcileCore`] and what comes out: plain data, so that production and simulation drive
+//! the same core.
+
+use ed25519_dalek::SigningKey;
+use feiqian_protocol::enrol::Role;
+use feiqian_protocol::frame::Frame;
+use feiqian_protocol::ids::{CardNumber, InstitutionId, Key, NodeId, NodeName, Wallet};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The clocks, as they are when a step begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Milliseconds of real time since the core was opened; never falls. Deadlines and timers go by it.
+    pub mono_ms: u64,
+    /// The wall clock of business: clocks of entries, anchors, business days.
+    pub wall: Timestamp,
+    /// The real wall clock: enrolment codes go by it.
+    pub real: Timestamp,
+}
+
+/// Who the centre is.
+#[derive(Clone)]
+pub struct Identity {
+    /// The institution.
+    pub institution: InstitutionId,
+    /// Signs the centre's streams and countersigns the nodes'.
+    pub log_key: SigningKey,
+}
+
+/// Whom an answer is for; the shell's choice.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Ticket(pub u64);
+
+/// One connection of a node; the shell counts them up.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct LinkId(pub u64);
+
+/// What happens to the centre.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A node is connected; node and enrolment are what its certificate says.
+    LinkUp {
+        /// The link.
+        link: LinkId,
+        /// The node.
+        node: NodeId,
+        /// Its enrolment.
+        incarnation: u32,
+    },
+    /// The link is gone.
+    LinkDown(LinkId),
+    /// A frame came.
+    Frame(LinkId, Frame),
+    /// An operator, a channel or the enrolment desk wants something. Answered by [`Output::Reply`].
+    Command(Ticket, Command),
+    /// The time that [`crate::core::ReconcileCore::next_timer`] named has come.
+    Timer,
+}
+
+/// What can be asked of the centre. The same JSON stands on the local socket, tagged by `command`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// Opens accounts, all or none of them. A card that an account has already is an error.
+    ImportAccounts {
+        /// The accounts.
+        accounts: Vec<ImportedAccount>,
+    },
+    /// Credits an account once per (channel, key).
+    Topup {
+        /// A card of the account.
+        card: CardNumber,
+        /// Fen.
+        amount_fen: Fen,
+        /// The wallet.
+        #[serde(default = "cash")]
+        wallet: Wallet,
+        /// The channel.
+        channel: Key,
+        /// The channel's own id of it.
+        key: Key,
+    },
+    /// Reports a card lost, at once.
+    ReportLoss {
+        /// The card.
+        card: CardNumber,
+        /// Who reported it.
+        operator: Key,
+    },
+    /// Lifts all reports of a card that the centre has seen.
+    LiftLoss {
+        /// The card.
+        card: CardNumber,
+        /// Who lifted it.
+        operator: Key,
+    },
+    /// Publishes a campus configuration.
+    PublishCampus {
+        /// The configuration, as JSON of [`feiqian_protocol::campus::CampusConfig`].
+        config: serde_json::Value,
+    },
+    /// Makes an enrolment code known; the shell made the secret.
+    CreateEnrolment {
+        /// The node's name.
+        name: NodeName,
+        /// What it may write.
+        role: Role,
+        /// `EnrolCode::lookup` as hex.
+        lookup: String,
+        /// The secret as hex.
+        secret: String,
+    },
+    /// What is known of the code behind a lookup: for the enrolment desk, before it signs. Counts a try.
+    LookUpEnrolment {
+        /// `EnrolCode::lookup` as hex.
+        lookup: String,
+    },
+    /// Uses a code up and creates the node, or enrols it anew.
+    Enrol {
+        /// `EnrolCode::lookup` as hex.
+        lookup: String,
+        /// The node's log key, as hex.
+        log_key: String,
+    },
+    /// How the centre stands.
+    Status,
+}
+
+const fn cash() -> Wallet {
+    Wallet::Cash
+}
+
+/// An account of an import.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportedAccount {
+    /// Its card.
+    pub card: CardNumber,
+    /// Patron class.
+    pub patron_class: String,
+    /// Opening cash.
+    pub opening_fen: Fen,
+    /// Opening subsidy.
+    #[serde(default)]
+    pub subsidy_fen: Fen,
+    /// No-PIN limit of a purchase; the campus's default where absent.
+    #[serde(default)]
+    pub single_limit_fen: Option<Fen>,
+    /// No-PIN allowance of a day; the campus's default where absent.
+    #[serde(default)]
+    pub daily_limit_fen: Option<Fen>,
+    /// Groups (doors).
+    #[serde(default)]
+    pub groups: Vec<Key>,
+}
+
+/// What a command answers, or why nothing was done.
+pub type Reply = Result<serde_json::Value, CommandError>;
+
+/// Why a command did nothing.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, thiserror::Error)]
+#[error("{message}")]
+pub struct CommandError {
+    /// A stable code: `unknown_card`, `card_in_use`, `not_lost`, `already_lost`, `amount`, `key_reused`,
+    /// `enrolment_unknown`, `enrolment_expired`, `enrolment_used`, `campus`, `account`.
+    pub code: &'static str,
+    /// What is wrong, for a person.
+    pub message: String,
+}
+
+/// What the centre wants done. Released by the shell only after the step's transaction has committed.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// The answer to a command.
+    Reply(Ticket, Reply),
+    /// A frame for a node; its lane is [`Frame::lane`].
+    Send(LinkId, Frame),
+    /// The link is to be closed, for this reason (for both logs).
+    CloseLink(LinkId, String),
+}
+
+/// How the centre stands with one node; part of what `status` shows.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub node: String,
+    /// True while in session.
+    pub connected: bool,
+    /// `open`, `closing` or `refused`, and the reason.
+    pub state: String,
+    /// Its log as ingested.
+    pub ingested: u64,
+    /// The centre's stream for it: end and acknowledged.
+    pub to_node: u64,
+    /// See `to_node`.
+    pub to_node_acked: u64,
+    /// Entries of account streams that it has not acknowledged; 0 where not connected.
+    pub backlog: u64,
+    /// Right that the centre must assume is there, in fen.
+    pub out_fen: i64,
+    /// Stand-in likewise: the exposure.
+    pub stand_in_out_fen: i64,
+}
+
+/// How the centre stands; what `status` shows.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Status {
+    /// The nodes.
+    pub nodes: Vec<NodeStatus>,
+    /// Positions of the account streams, by shard.
+    pub shards: Vec<u64>,
+    /// Accounts.
+    pub accounts: u64,
+    /// Asks that wait.
+    pub asks: usize,
+    /// Open cases.
+    pub open_cases: u64,
+    /// Fen of them.
+    pub open_cases_fen: i64,
+    /// Fen in suspense.
+    pub suspense_fen: i64,
+    /// The wall clock of this status.
+    pub wall: Timestamp,
+}
