@@ -7,4 +7,8 @@
 //! [`replication`] (the session), [`verify`] and [`export`]; then the shell: [`config`], [`identity`], [`join`], [`link`]
 //! (QUIC), [`http`] (terminals), [`control`] (local socket), [`run`] and [`cli`].
 
+pub mod core;
+pub mod export;
 pub mod io;
+pub mod store;
+pub mod verify;
