@@ -124,6 +124,15 @@ pub enum Command {
         /// The node's log key, as hex.
         log_key: String,
     },
+    /// Closes a node's rights: orderly (asks it to end its epoch; right comes home when it has), or by force, at the
+    /// head ingested so far. A closed node gets no rights until it is enrolled anew.
+    Retire {
+        /// The node's name.
+        node: NodeName,
+        /// Do not wait for the node.
+        #[serde(default)]
+        force: bool,
+    },
     /// How the centre stands.
     Status,
 }
