@@ -1,0 +1,148 @@
+//! Accounts, cards and losses.
+
+use feiqian_protocol::account::AccountSettings;
+use feiqian_protocol::ids::{AccountId, CardNumber, Key};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::StoreError;
+
+/// An account's document and what follows from it.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredAccount {
+    /// The epoch of its document.
+    pub document_epoch: u32,
+    /// The document, saved.
+    pub document: Vec<u8>,
+    /// True where stand-in may be used.
+    pub seasoned: bool,
+}
+
+/// The account of a card.
+pub(crate) fn account_of_card(db: &Connection, card: &CardNumber) -> Result<Option<AccountId>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT account FROM cards WHERE card = ?1")?;
+    let found: Option<i64> = statement.query_row([card.as_str()], |row| row.get(0)).optional()?;
+    Ok(found.map(|account| AccountId(account as u64)))
+}
+
+/// True where there is such an account.
+pub(crate) fn exists(db: &Connection, account: AccountId) -> Result<bool, StoreError> {
+    let mut statement = db.prepare_cached("SELECT 1 FROM accounts WHERE account = ?1")?;
+    Ok(statement.exists([account.0 as i64])?)
+}
+
+/// The number of the newest account, which is how many there are: they are numbered from 1 and never removed.
+pub(crate) fn count(db: &Connection) -> Result<u64, StoreError> {
+    let mut statement = db.prepare_cached("SELECT COALESCE(MAX(account), 0) FROM accounts")?;
+    Ok(statement.query_row([], |row| row.get::<_, i64>(0))? as u64)
+}
+
+/// Creates an account.
+pub(crate) fn insert(
+    db: &Connection,
+    account: AccountId,
+    card: &CardNumber,
+    stored: &StoredAccount,
+    settings: &AccountSettings,
+    heads: &[String],
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO accounts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params![
+        account.0 as i64,
+        card.as_str(),
+        stored.seasoned,
+        stored.document_epoch,
+        stored.document,
+        settings.canonical(),
+        heads.join(" "),
+        settings.daily_limit.get()
+    ])?;
+    Ok(())
+}
+
+/// Writes a changed document.
+pub(crate) fn update(
+    db: &Connection,
+    account: AccountId,
+    document: &[u8],
+    settings: &AccountSettings,
+    heads: &[String],
+) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "UPDATE accounts SET document = ?2, settings = ?3, heads = ?4, daily_limit = ?5 WHERE account = ?1",
+    )?
+    .execute(params![
+        account.0 as i64,
+        document,
+        settings.canonical(),
+        heads.join(" "),
+        settings.daily_limit.get()
+    ])?;
+    Ok(())
+}
+
+/// An account's document.
+pub(crate) fn load(db: &Connection, account: AccountId) -> Result<Option<StoredAccount>, StoreError> {
+    let mut statement =
+        db.prepare_cached("SELECT document_epoch, document, seasoned FROM accounts WHERE account = ?1")?;
+    let found = statement
+        .query_row([account.0 as i64], |row| {
+            Ok(StoredAccount { document_epoch: row.get(0)?, document: row.get(1)?, seasoned: row.get(2)? })
+        })
+        .optional()?;
+    Ok(found)
+}
+
+/// Seasoned, and the limit of a day.
+pub(crate) fn grant_terms(db: &Connection, account: AccountId) -> Result<Option<(bool, Fen)>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT seasoned, daily_limit FROM accounts WHERE account = ?1")?;
+    let found = statement
+        .query_row([account.0 as i64], |row| Ok((row.get(0)?, Fen::new(row.get(1)?))))
+        .optional()?;
+    Ok(found)
+}
+
+/// Registers a card; false where it is registered already.
+pub(crate) fn insert_card(db: &Connection, card: &CardNumber, account: AccountId) -> Result<bool, StoreError> {
+    let mut statement = db.prepare_cached("INSERT OR IGNORE INTO cards VALUES (?1, ?2)")?;
+    Ok(statement.execute(params![card.as_str(), account.0 as i64])? == 1)
+}
+
+/// Notes a loss report.
+pub(crate) fn insert_loss(
+    db: &Connection,
+    card: &CardNumber,
+    loss: &Key,
+    account: AccountId,
+    reported: Timestamp,
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR IGNORE INTO losses VALUES (?1, ?2, ?3, ?4, NULL)")?.execute(params![
+        card.as_str(),
+        loss.as_str(),
+        account.0 as i64,
+        reported.0
+    ])?;
+    Ok(())
+}
+
+/// Notes that reports were lifted.
+pub(crate) fn lift_losses(
+    db: &Connection,
+    card: &CardNumber,
+    losses: &[Key],
+    lifted: Timestamp,
+) -> Result<(), StoreError> {
+    let mut statement = db.prepare_cached("UPDATE losses SET lifted = ?3 WHERE card = ?1 AND loss = ?2")?;
+    for loss in losses {
+        statement.execute(params![card.as_str(), loss.as_str(), lifted.0])?;
+    }
+    Ok(())
+}
+
+/// True where a tap of this card with this order key, ingested only now, came after a loss report: the report stands,
+/// or it was lifted later than the tap.
+pub(crate) fn lost_at(db: &Connection, card: &CardNumber, order_key: Timestamp) -> Result<bool, StoreError> {
+    let mut statement =
+        db.prepare_cached("SELECT 1 FROM losses WHERE card = ?1 AND (lifted IS NULL OR lifted >= ?2)")?;
+    Ok(statement.exists(params![card.as_str(), order_key.0])?)
+}

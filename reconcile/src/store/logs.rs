@@ -1,0 +1,238 @@
+//! Logs, entries, heads and branches.
+
+use feiqian_protocol::chain::{Cursor, HASH_ZERO, Hash, Head, SignedHead};
+use feiqian_protocol::ids::{InstitutionId, LogId, NodeId};
+use feiqian_protocol::time::{Hlc, Timestamp};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{StoreError, hash};
+
+/// Where a log stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogState {
+    /// Its end.
+    pub cursor: Cursor,
+    /// The clock of its last entry.
+    pub clock: Hlc,
+    /// The order key of its last entry.
+    pub order_key: Timestamp,
+    /// Of its newest head.
+    pub applied: u64,
+    /// Of its newest head.
+    pub anchor: Timestamp,
+    /// How far it acts on money; behind `cursor` only where it is quarantined.
+    pub posted: u64,
+    /// The entry that stopped its posting.
+    pub quarantined: Option<u64>,
+}
+
+impl LogState {
+    /// Of an empty log.
+    pub const EMPTY: Self = Self {
+        cursor: Cursor::START,
+        clock: Hlc::from_bits(0),
+        order_key: Timestamp(0),
+        applied: 0,
+        anchor: Timestamp(0),
+        posted: 0,
+        quarantined: None,
+    };
+}
+
+/// All logs.
+pub(crate) fn all(db: &Connection, institution: InstitutionId) -> Result<Vec<(LogId, LogState)>, StoreError> {
+    let mut statement = db.prepare(
+        "SELECT log, position, hash, clock, order_key, applied, anchor, posted, quarantined FROM logs ORDER BY log",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut logs = Vec::new();
+    while let Some(row) = rows.next()? {
+        let log = LogId::from_key(institution, row.get(0)?);
+        let state = LogState {
+            cursor: Cursor { position: row.get::<_, i64>(1)? as u64, hash: hash(row.get(2)?)? },
+            clock: Hlc::from_bits(row.get::<_, i64>(3)? as u64),
+            order_key: Timestamp(row.get(4)?),
+            applied: row.get::<_, i64>(5)? as u64,
+            anchor: Timestamp(row.get(6)?),
+            posted: row.get::<_, i64>(7)? as u64,
+            quarantined: row.get::<_, Option<i64>>(8)?.map(|position| position as u64),
+        };
+        logs.push((log, state));
+    }
+    Ok(logs)
+}
+
+/// Writes where a log stands.
+pub(crate) fn put(db: &Connection, log: LogId, state: &LogState) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR REPLACE INTO logs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(params![
+        log.key(),
+        state.cursor.position as i64,
+        state.cursor.hash,
+        state.clock.to_bits() as i64,
+        state.order_key.0,
+        state.applied as i64,
+        state.anchor.0,
+        state.posted as i64,
+        state.quarantined.map(|position| position as i64),
+    ])?;
+    Ok(())
+}
+
+/// Stores an entry. A second one at the same place is an error of the database: (log, position) names one entry.
+pub(crate) fn insert_entry(
+    db: &Connection,
+    log: LogId,
+    cursor: &Cursor,
+    kind: u16,
+    order_key: Timestamp,
+    record: &[u8],
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO entries VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+        log.key(),
+        cursor.position as i64,
+        kind,
+        order_key.0,
+        cursor.hash,
+        record
+    ])?;
+    Ok(())
+}
+
+/// Stores a signed head.
+pub(crate) fn insert_head(db: &Connection, log: LogId, signed: &SignedHead) -> Result<(), StoreError> {
+    let head = &signed.head;
+    db.prepare_cached("INSERT OR IGNORE INTO heads VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+        log.key(),
+        head.cursor.position as i64,
+        head.cursor.hash,
+        head.applied as i64,
+        head.anchor.0,
+        signed.signature
+    ])?;
+    Ok(())
+}
+
+/// The hash at a position; `None` beyond the end.
+pub(crate) fn hash_at(db: &Connection, log: LogId, position: u64) -> Result<Option<Hash>, StoreError> {
+    if position == 0 {
+        return Ok(Some(HASH_ZERO));
+    }
+    let found: Option<Vec<u8>> = db
+        .prepare_cached("SELECT hash FROM entries WHERE log = ?1 AND position = ?2")?
+        .query_row(params![log.key(), position as i64], |row| row.get(0))
+        .optional()?;
+    found.map(hash).transpose()
+}
+
+/// Records after a position, in order.
+pub(crate) fn records_after(
+    db: &Connection,
+    log: LogId,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Vec<u8>>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT record FROM entries WHERE log = ?1 AND position > ?2 ORDER BY position LIMIT ?3",
+    )?;
+    let records =
+        statement.query_map(params![log.key(), after as i64, limit as i64], |row| row.get::<_, Vec<u8>>(0))?;
+    Ok(records.collect::<Result<_, _>>()?)
+}
+
+/// Signed heads after a position, in order.
+pub(crate) fn heads_after(
+    db: &Connection,
+    log: LogId,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<SignedHead>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT position, hash, applied, anchor, signature FROM heads WHERE log = ?1 AND position > ?2
+         ORDER BY position LIMIT ?3",
+    )?;
+    let mut rows = statement.query(params![log.key(), after as i64, limit as i64])?;
+    let mut heads = Vec::new();
+    while let Some(row) = rows.next()? {
+        let cursor = Cursor { position: row.get::<_, i64>(0)? as u64, hash: hash(row.get(1)?)? };
+        // A branch is kept under a log of its own, but was signed as the node's log.
+        let signed_log = if log.writer == NodeId::CENTRE { log } else { LogId::node(log.institution, log.writer) };
+        let head = Head {
+            log: signed_log,
+            cursor,
+            applied: row.get::<_, i64>(2)? as u64,
+            anchor: Timestamp(row.get(3)?),
+        };
+        let signature = row
+            .get::<_, Vec<u8>>(4)?
+            .try_into()
+            .map_err(|_| StoreError::Corrupt("a signature that has not 64 bytes".to_owned()))?;
+        heads.push(SignedHead { head, signature });
+    }
+    Ok(heads)
+}
+
+/// A stored entry's order key and record.
+pub(crate) fn entry(
+    db: &Connection,
+    log: LogId,
+    position: u64,
+) -> Result<Option<(Timestamp, Vec<u8>)>, StoreError> {
+    let mut statement =
+        db.prepare_cached("SELECT order_key, record FROM entries WHERE log = ?1 AND position = ?2")?;
+    let found = statement
+        .query_row(params![log.key(), position as i64], |row| Ok((Timestamp(row.get(0)?), row.get(1)?)))
+        .optional()?;
+    Ok(found)
+}
+
+/// A refused continuation of a node's log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BranchState {
+    /// The node.
+    pub node: NodeId,
+    /// The last position that is surely common.
+    pub after: u64,
+    /// Where its upload stands, in the node's own counting.
+    pub cursor: Cursor,
+}
+
+/// All branches.
+pub(crate) fn branches(
+    db: &Connection,
+    institution: InstitutionId,
+) -> Result<Vec<(LogId, BranchState)>, StoreError> {
+    let mut statement = db.prepare("SELECT log, node, after, position, hash FROM branches ORDER BY log")?;
+    let mut rows = statement.query([])?;
+    let mut branches = Vec::new();
+    while let Some(row) = rows.next()? {
+        let state = BranchState {
+            node: NodeId(row.get(1)?),
+            after: row.get::<_, i64>(2)? as u64,
+            cursor: Cursor { position: row.get::<_, i64>(3)? as u64, hash: hash(row.get(4)?)? },
+        };
+        branches.push((LogId::from_key(institution, row.get(0)?), state));
+    }
+    Ok(branches)
+}
+
+/// Writes a branch.
+pub(crate) fn put_branch(db: &Connection, log: LogId, branch: &BranchState) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR REPLACE INTO branches VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(params![
+        log.key(),
+        branch.node.0,
+        branch.after as i64,
+        branch.cursor.position as i64,
+        branch.cursor.hash
+    ])?;
+    Ok(())
+}
+
+/// Notes that an entry breaks a rule.
+pub(crate) fn insert_fault(db: &Connection, log: LogId, position: u64, what: &str) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR IGNORE INTO faults VALUES (?1, ?2, ?3)")?.execute(params![
+        log.key(),
+        position as i64,
+        what
+    ])?;
+    Ok(())
+}

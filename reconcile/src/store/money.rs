@@ -1,0 +1,1 @@
+//! Money: wallets, rights, shares, movements, cases, postings, habits.
