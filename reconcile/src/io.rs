@@ -222,6 +222,8 @@ pub struct Status {
     pub shards: Vec<u64>,
     /// Accounts.
     pub accounts: u64,
+    /// Version of the campus configuration; 0 where none is published.
+    pub campus_version: u32,
     /// Asks that wait.
     pub asks: usize,
     /// Open cases.

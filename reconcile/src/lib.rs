@@ -3,7 +3,7 @@
 //! In reading order: [`io`] (what goes in and comes out), [`core`] (the state machine: one transaction per batch, then the
 //! ack), [`ingest`], [`ledger`], [`escrow`] (rights), [`habit`] (who gets how much), [`overspend`] (cases), [`accounts`]
 //! (settings), [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`] (the CA), [`enrol`],
-//! [`listener`] (QUIC), [`control`] (local socket), [`driver`] (the core's thread), [`run`] and [`cli`].
+//! [`listener`] (QUIC), [`control`] (local socket), [`import`], [`driver`] (the core's thread), [`run`] and [`cli`].
 
 pub mod core;
 pub mod io;
@@ -15,5 +15,6 @@ pub mod config;
 pub mod control;
 pub mod driver;
 pub mod enrol;
+pub mod import;
 pub mod listener;
 pub mod run;

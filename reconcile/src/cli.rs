@@ -1,0 +1,390 @@
+//! The command line. Whatever changes something is said to the running service through its local socket; `verify` and
+//! `export` read the database by themselves.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use feiqian_protocol::chain::hex;
+use feiqian_protocol::enrol::Role;
+use feiqian_protocol::ids::{CardNumber, Key, NodeName, Wallet};
+use feiqian_protocol::limits::ENROL_CODE_SECONDS;
+use feiqian_protocol::money::Fen;
+use serde_json::{Value, json};
+
+use crate::authority::Authority;
+use crate::config::{Config, ConfigError, read_campus};
+use crate::control::Client;
+use crate::driver::real_now;
+use crate::import;
+use crate::io::{Command, Identity, Status};
+use crate::run::{self, CAMPUS, DATABASE};
+
+/// A configuration that is wrong (`EX_USAGE` of sysexits.h).
+const EXIT_CONFIGURATION: u8 = 64;
+
+/// The centre of a Feiqian campus: collects what the buildings did, posts it, and hands out the rights to spend.
+#[derive(Parser)]
+#[command(name = "feiqian-reconcile", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Args)]
+struct Data {
+    /// The data directory of the centre.
+    #[arg(long = "data", value_name = "DIR", env = "FEIQIAN_DATA")]
+    dir: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Makes the keys, the certificate authority and the empty database of a new institution.
+    Init {
+        #[command(flatten)]
+        data: Data,
+        /// The campus: its buildings, terminals and merchants (TOML).
+        #[arg(long, value_name = "FILE.toml")]
+        campus: PathBuf,
+    },
+    /// Makes the one-time code that a building's node joins with. An enrolled node that enrols anew gets new keys, and the
+    /// old ones are refused.
+    Enroll {
+        /// The node's name, as in the campus file.
+        node: NodeName,
+        /// What it may write: door, pos, kiosk or desk.
+        #[arg(long)]
+        role: Role,
+        #[command(flatten)]
+        data: Data,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Closes a node's rights: asks it to end its epoch, and gives it none until it is enrolled anew.
+    Retire {
+        /// The node's name.
+        node: NodeName,
+        /// Closes at what has come in so far, without waiting for the node; what it spends beyond is the risk fund's.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Runs the centre.
+    Run {
+        /// Its configuration (TOML).
+        #[arg(long, value_name = "FILE.toml")]
+        config: PathBuf,
+    },
+    /// Publishes a changed campus file; the buildings get it at once, cut-off ones when they are back.
+    Publish {
+        /// The campus (TOML).
+        #[arg(long, value_name = "FILE.toml")]
+        campus: PathBuf,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Brings accounts in.
+    Import {
+        #[command(subcommand)]
+        what: Import,
+    },
+    /// Credits an account, once per channel and key.
+    Topup {
+        /// A card of the account.
+        #[arg(long)]
+        card: CardNumber,
+        #[command(flatten)]
+        amount: Amount,
+        /// The wallet: cash or subsidy.
+        #[arg(long, default_value = "cash")]
+        wallet: Wallet,
+        /// The channel that took the money.
+        #[arg(long)]
+        channel: Key,
+        /// The channel's own id of it; the same one credits once.
+        #[arg(long)]
+        key: Key,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Reports a card lost, or lifts the report.
+    Loss {
+        #[command(subcommand)]
+        what: Loss,
+    },
+    /// Shows how the centre stands.
+    Status {
+        #[command(flatten)]
+        data: Data,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Recomputes everything from the entries and compares it with what the database says. Ends with 1 where it finds a
+    /// problem.
+    Verify {
+        #[command(flatten)]
+        data: Data,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Writes out what the database holds.
+    Export {
+        /// What.
+        what: Export,
+        #[command(flatten)]
+        data: Data,
+        /// The format.
+        #[arg(long, default_value = "csv")]
+        format: Format,
+        /// Where to; standard output where it is not given.
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Import {
+    /// Accounts from a CSV file with a header: card, patron_class, opening_fen, and where wanted subsidy_fen,
+    /// single_limit_fen, daily_limit_fen, groups (separated by spaces).
+    Accounts {
+        /// The file.
+        file: PathBuf,
+        #[command(flatten)]
+        data: Data,
+    },
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Amount {
+    /// In fen.
+    #[arg(long)]
+    fen: Option<i64>,
+    /// In yuan, at most two decimals.
+    #[arg(long, value_parser = Fen::parse_yuan)]
+    yuan: Option<Fen>,
+}
+
+#[derive(Subcommand)]
+enum Loss {
+    /// Reports a card lost, at once.
+    Report(LossOf),
+    /// Lifts all reports of a card.
+    Lift(LossOf),
+}
+
+#[derive(Args)]
+struct LossOf {
+    /// The card.
+    card: CardNumber,
+    /// Who says so.
+    #[arg(long, default_value = "operator")]
+    operator: Key,
+    #[command(flatten)]
+    data: Data,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Export {
+    Balances,
+    Postings,
+    Entries,
+    Cases,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Csv,
+    Jsonl,
+}
+
+/// Runs a command line, its first argument being the program's name.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to standard output, errors to standard error; where neither is there, nothing can be said.
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+        }
+    };
+    match act(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            // `{:#}` has the causes, which the library's own messages leave out.
+            eprintln!("feiqian-reconcile: {error:#}");
+            if error.is::<ConfigError>() { EXIT_CONFIGURATION.into() } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn act(action: Action) -> anyhow::Result<ExitCode> {
+    match action {
+        Action::Init { data, campus } => init(&data.dir, &campus)?,
+        Action::Enroll { node, role, data, json } => enroll(&data.dir, node, role, json)?,
+        Action::Retire { node, force, data } => {
+            say(&data.dir, &Command::Retire { node, force })?;
+            println!("{}", if force { "closed" } else { "closing; see feiqian-reconcile status" });
+        }
+        Action::Run { config } => {
+            let config = Config::read(&config)?;
+            start_log(config.log_json);
+            run::run(&config)?;
+        }
+        Action::Publish { campus, data } => {
+            let (campus, _) = read_campus(&campus)?;
+            say(&data.dir, &Command::PublishCampus { config: serde_json::to_value(&campus)? })?;
+            println!("published");
+        }
+        Action::Import { what: Import::Accounts { file, data } } => import::accounts(&file, &data.dir)?,
+        Action::Topup { card, amount, wallet, channel, key, data } => {
+            let amount_fen = amount.fen.map(Fen::new).or(amount.yuan).unwrap_or_default();
+            let reply = say(&data.dir, &Command::Topup { card, amount_fen, wallet, channel, key })?;
+            let before = if reply.get("repeat") == Some(&json!(true)) {
+                " (before; nothing was done now)"
+            } else {
+                ""
+            };
+            println!("credited {amount_fen} yuan{before}");
+        }
+        Action::Loss { what: Loss::Report(LossOf { card, operator, data }) } => {
+            say(&data.dir, &Command::ReportLoss { card, operator })?;
+            println!("reported lost");
+        }
+        Action::Loss { what: Loss::Lift(LossOf { card, operator, data }) } => {
+            say(&data.dir, &Command::LiftLoss { card, operator })?;
+            println!("lifted");
+        }
+        Action::Status { data, json } => {
+            let mut status = say(&data.dir, &Command::Status)?;
+            if let Value::Object(fields) = &mut status {
+                fields.remove("ok");
+            }
+            if json { println!("{status}") } else { print_status(&serde_json::from_value(status)?) }
+        }
+        Action::Verify { data, json } => return verify(&data.dir, json),
+        Action::Export { what, data, format, output } => export(&data.dir, what, format, output.as_deref())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_log(json: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FEIQIAN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Somebody who runs us inside their own process may have a log of their own already.
+    let _ = if json { log.json().try_init() } else { log.try_init() };
+}
+
+fn say(dir: &Path, command: &Command) -> anyhow::Result<Value> {
+    Ok(Client::connect(dir)?.command(command)?)
+}
+
+fn init(dir: &Path, campus_file: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let (campus, text) = read_campus(campus_file)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("{} cannot be made", dir.display()))?;
+    let mut files = std::fs::read_dir(dir).with_context(|| format!("{} cannot be read", dir.display()))?;
+    if files.next().is_some() {
+        anyhow::bail!("{} is not empty; an institution is made once, in an empty directory", dir.display());
+    }
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    Authority::create(dir, campus.institution, real_now())?;
+    let authority = Authority::open(dir, real_now())?;
+    let identity = Identity { institution: campus.institution, log_key: authority.log_key().clone() };
+    let connection = rusqlite::Connection::open(dir.join(DATABASE))?;
+    drop(crate::core::ReconcileCore::open(connection, identity)?);
+    // Last, since its presence says that the rest is there.
+    crate::authority::write_private(dir, CAMPUS, text.as_bytes())?;
+
+    let node = campus.buildings.first().map_or("NODE", |building| building.node.as_str());
+    println!("Institution {} is ready in {dir}.", campus.institution, dir = dir.display());
+    println!("Keep a copy of {}/ca.key offline: whoever has it can enrol nodes.", dir.display());
+    println!();
+    println!("Next:");
+    println!("  1. Write the configuration (data_dir = \"{}\") and start the centre:", dir.display());
+    println!("       feiqian-reconcile run --config FILE.toml");
+    println!("  2. Bring the accounts in:");
+    println!("       feiqian-reconcile import accounts FILE.csv --data {}", dir.display());
+    println!("  3. Make a code for each building, and carry it there:");
+    println!("       feiqian-reconcile enroll {node} --role pos --data {}", dir.display());
+    println!("       feiqian-node join --data DIR --centre HOST:PORT --code CODE");
+    Ok(())
+}
+
+fn enroll(dir: &Path, node: NodeName, role: Role, as_json: bool) -> anyhow::Result<()> {
+    let mut secret = [0; 16];
+    getrandom::fill(&mut secret)
+        .map_err(|error| anyhow::anyhow!("no randomness from the operating system: {error}"))?;
+    let code = Authority::open(dir, real_now())?.code(secret);
+    let (name, lookup) = (node.clone(), hex(&code.lookup()));
+    say(dir, &Command::CreateEnrolment { name, role, lookup, secret: hex(&secret) })?;
+    let minutes = ENROL_CODE_SECONDS / 60;
+    if as_json {
+        let code = code.to_string();
+        println!("{}", json!({"node": node, "role": role, "code": code, "valid_s": ENROL_CODE_SECONDS}));
+    } else {
+        println!("{code}");
+        println!();
+        println!(
+            "Good once, for {node} as {}, for {minutes} minutes. At the building's controller:",
+            role.name()
+        );
+        println!("  feiqian-node join --data DIR --centre HOST:PORT --code {code}");
+    }
+    Ok(())
+}
+
+fn print_status(status: &Status) {
+    let yuan = |fen: i64| Fen::new(fen).to_string();
+    println!(
+        "{} accounts, campus configuration {}, {} asks waiting, {} cases open ({} yuan), {} yuan in suspense",
+        status.accounts,
+        status.campus_version,
+        status.asks,
+        status.open_cases,
+        yuan(status.open_cases_fen),
+        yuan(status.suspense_fen),
+    );
+    println!();
+    let width = status.nodes.iter().map(|node| node.node.len()).max().unwrap_or(0).max(4);
+    println!(
+        "{:width$}  {:9}  {:>9}  {:>13}  {:>8}  {:>12}  {:>12}  state",
+        "node", "link", "ingested", "to node", "backlog", "right (yuan)", "stand-in"
+    );
+    for node in &status.nodes {
+        println!(
+            "{:width$}  {:9}  {:>9}  {:>13}  {:>8}  {:>12}  {:>12}  {}",
+            node.node,
+            if node.connected { "connected" } else { "-" },
+            node.ingested,
+            format!("{}/{}", node.to_node_acked, node.to_node),
+            node.backlog,
+            yuan(node.out_fen),
+            yuan(node.stand_in_out_fen),
+            node.state,
+        );
+    }
+}
+
+fn verify(dir: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
+    let _ = (dir, as_json);
+    anyhow::bail!("nothing to verify yet")
+}
+
+fn export(dir: &Path, what: Export, format: Format, output: Option<&Path>) -> anyhow::Result<()> {
+    let _ = (dir, what, format, output, std::io::stdout().flush());
+    anyhow::bail!("nothing to export yet")
+}

@@ -1,0 +1,564 @@
+//! The core's thread: takes what waits, runs one step over it, and releases what the step said once it is on disk.
+//!
+//! Links and replies live here and not in the core, so that a core that failed can be dropped and opened again: whoever
+//! was connected is cut off and comes back, whoever waited is told so, and nothing that was answered is lost.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use feiqian_protocol::frame::{Frame, Lane};
+use feiqian_protocol::ids::NodeId;
+use feiqian_protocol::limits::{INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX, LINK_QUEUE_MAX};
+use feiqian_protocol::time::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+use crate::io::{Command, CommandError, Input, LinkId, Now, Output, Reply, Ticket};
+
+/// Longest wait between two attempts of a core that keeps failing.
+const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Frames of entries that may wait for the core, over all links. Few: what waits longer waits at its sender.
+const BULK_QUEUE_MAX: usize = 64;
+
+/// Entries that one step takes, give or take a frame: a step must stay short, because asks wait for it.
+const ENTRIES_PER_STEP_MAX: usize = 4_096;
+
+/// A core as the driver sees it.
+pub trait Core {
+    /// Why a step failed.
+    type Error: std::error::Error;
+
+    /// One transaction over all inputs. After an error the core is dropped and its outputs are discarded.
+    ///
+    /// # Errors
+    /// Whatever keeps the transaction from being durable.
+    fn step(&mut self, now: Now, inputs: Vec<Input>, outputs: &mut Vec<Output>) -> Result<(), Self::Error>;
+
+    /// When the core wants [`Input::Timer`], in milliseconds since it was opened.
+    fn next_timer(&self) -> Option<u64>;
+}
+
+/// What reaches the core's thread.
+enum Event {
+    /// The business clock was set; told once it is in force.
+    Clock(Timestamp, oneshot::Sender<()>),
+    Command(Command, oneshot::Sender<Reply>),
+    Frame(LinkId, Frame),
+    LinkDown(LinkId),
+    LinkUp(LinkId, NodeId, u32, Outgoing),
+    Stop,
+}
+
+/// The way to the core's thread, for every task of the shell.
+#[derive(Clone)]
+pub struct CoreHandle {
+    events: mpsc::Sender<Event>,
+    bulk: mpsc::Sender<(LinkId, Frame)>,
+}
+
+/// The core's thread is gone: the process is ending.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the service is stopping")]
+pub struct Stopped;
+
+/// The other end of [`CoreHandle`].
+pub struct Events {
+    events: mpsc::Receiver<Event>,
+    bulk: mpsc::Receiver<(LinkId, Frame)>,
+    /// The first of `bulk`, where waiting for it took it out.
+    first_bulk: Option<(LinkId, Frame)>,
+}
+
+/// The bounded queues to the core. Where one is full, senders wait, and with them the peers. Entries queue by
+/// themselves, so that the asks of a till do not wait behind the backlog of a building that was cut off for days.
+pub fn queue() -> (CoreHandle, Events) {
+    let (events, events_out) = mpsc::channel(INPUT_QUEUE_MAX);
+    let (bulk, bulk_out) = mpsc::channel(BULK_QUEUE_MAX);
+    (CoreHandle { events, bulk }, Events { events: events_out, bulk: bulk_out, first_bulk: None })
+}
+
+impl CoreHandle {
+    async fn send(&self, event: Event) -> Result<(), Stopped> {
+        self.events.send(event).await.map_err(|_| Stopped)
+    }
+
+    /// Asks the core something.
+    pub async fn command(&self, command: Command) -> Reply {
+        let (sender, receiver) = oneshot::channel();
+        let stopping = || CommandError { code: "stopping", message: Stopped.to_string() };
+        self.send(Event::Command(command, sender)).await.map_err(|_| stopping())?;
+        receiver.await.unwrap_or_else(|_| {
+            let message = "the command was interrupted; look at the status, then say it again";
+            Err(CommandError { code: "interrupted", message: message.to_owned() })
+        })
+    }
+
+    /// Sets the business clock; returns once every later input is stepped under it.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn set_clock(&self, now: Timestamp) -> Result<(), Stopped> {
+        let (sender, receiver) = oneshot::channel();
+        self.send(Event::Clock(now, sender)).await?;
+        receiver.await.map_err(|_| Stopped)
+    }
+
+    /// A node is connected.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn link_up(
+        &self,
+        link: LinkId,
+        node: NodeId,
+        incarnation: u32,
+        outgoing: Outgoing,
+    ) -> Result<(), Stopped> {
+        self.send(Event::LinkUp(link, node, incarnation, outgoing)).await
+    }
+
+    /// A frame came.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn frame(&self, link: LinkId, frame: Frame) -> Result<(), Stopped> {
+        if frame.lane() == Lane::Bulk {
+            return self.bulk.send((link, frame)).await.map_err(|_| Stopped);
+        }
+        self.send(Event::Frame(link, frame)).await
+    }
+
+    /// A link is gone; said once for each [`CoreHandle::link_up`].
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn link_down(&self, link: LinkId) -> Result<(), Stopped> {
+        self.send(Event::LinkDown(link)).await
+    }
+
+    /// Ends the core's thread once everything queued before is stepped.
+    pub async fn stop(&self) {
+        // Where it is stopped already, that is what was wanted.
+        let _ = self.send(Event::Stop).await;
+    }
+}
+
+/// A frame on its way to a link's writer. The permit keeps its place in the queue.
+pub struct Queued {
+    /// The frame.
+    pub frame: Frame,
+    _place: OwnedSemaphorePermit,
+}
+
+/// The core's side of a link.
+pub struct Outgoing {
+    lanes: [mpsc::UnboundedSender<Queued>; 3],
+    places: Arc<Semaphore>,
+    close: watch::Sender<Option<String>>,
+}
+
+/// The writers' side of a link.
+pub struct LinkQueues {
+    /// What is to be written, by lane.
+    pub lanes: [(Lane, mpsc::UnboundedReceiver<Queued>); 3],
+    /// Why the link is to be closed, once it is.
+    pub close: watch::Receiver<Option<String>>,
+}
+
+impl Outgoing {
+    /// The queues of a new link: at most [`LINK_QUEUE_MAX`] frames in all lanes together.
+    pub fn new() -> (Self, LinkQueues) {
+        let (control, control_out) = mpsc::unbounded_channel();
+        let (urgent, urgent_out) = mpsc::unbounded_channel();
+        let (bulk, bulk_out) = mpsc::unbounded_channel();
+        let (close, closed) = watch::channel(None);
+        let outgoing =
+            Self { lanes: [control, urgent, bulk], places: Arc::new(Semaphore::new(LINK_QUEUE_MAX)), close };
+        let lanes = [(Lane::Control, control_out), (Lane::Urgent, urgent_out), (Lane::Bulk, bulk_out)];
+        (outgoing, LinkQueues { lanes, close: closed })
+    }
+
+    /// Queues a frame; `false` where the queue is full.
+    fn send(&self, frame: Frame) -> bool {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return false };
+        let lane = usize::from(frame.lane().tag());
+        // A writer that is gone takes its link down by itself.
+        let _ = self.lanes[lane].send(Queued { frame, _place: place });
+        true
+    }
+
+    fn close(self, reason: String) {
+        self.close.send_replace(Some(reason));
+    }
+}
+
+/// Where the business clock comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum WallClock {
+    /// The operating system.
+    Real,
+    /// The local socket; nothing is served before it is set.
+    Driven,
+}
+
+/// The real wall clock.
+pub fn real_now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Runs cores on the calling thread until it is told to stop: opens one, steps it, and opens the next where a step
+/// failed. `ready` is told when the first one stands.
+///
+/// # Errors
+/// The error of `open`: a store that does not even open is nothing that trying again helps.
+pub fn drive<C: Core, E>(
+    runtime: &tokio::runtime::Handle,
+    mut events: Events,
+    clock: WallClock,
+    mut open: impl FnMut() -> Result<C, E>,
+    ready: oneshot::Sender<()>,
+) -> Result<(), E> {
+    let mut driven = None;
+    if clock == WallClock::Driven {
+        driven = first_clock(&mut events);
+        if driven.is_none() {
+            return Ok(());
+        }
+    }
+    let mut ready = Some(ready);
+    let mut pause = Duration::from_millis(50);
+    let mut tickets = 0;
+    loop {
+        let core = open()?;
+        if let Some(ready) = ready.take() {
+            // Nobody waits for it where the process is ending already.
+            let _ = ready.send(());
+        }
+        let opened = Instant::now();
+        let mut run = Run { core, opened, driven, tickets, waiting: BTreeMap::new(), links: BTreeMap::new() };
+        match run.run(runtime, &mut events) {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "step failed; the core is opened again from disk");
+            }
+        }
+        driven = run.driven;
+        tickets = run.tickets;
+        for (_, outgoing) in std::mem::take(&mut run.links) {
+            if let Some(outgoing) = outgoing {
+                outgoing.close("the centre starts again from disk".to_owned());
+            }
+        }
+        if opened.elapsed() > REOPEN_PAUSE_MAX * 2 {
+            pause = Duration::from_millis(50);
+        }
+        drop(run);
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(REOPEN_PAUSE_MAX);
+    }
+}
+
+/// Waits for the first clock; `None` where the process ends before.
+fn first_clock(events: &mut Events) -> Option<Timestamp> {
+    loop {
+        match events.events.blocking_recv()? {
+            Event::Clock(now, done) => {
+                let _ = done.send(());
+                return Some(now);
+            }
+            Event::Command(_, reply) => {
+                let message = "the business clock is not set yet";
+                let _ = reply.send(Err(CommandError { code: "clock_not_set", message: message.to_owned() }));
+            }
+            Event::Stop => return None,
+            Event::Frame(..) | Event::LinkDown(_) | Event::LinkUp(..) => {}
+        }
+    }
+}
+
+/// One life of a core.
+struct Run<C> {
+    core: C,
+    opened: Instant,
+    driven: Option<Timestamp>,
+    tickets: u64,
+    waiting: BTreeMap<Ticket, oneshot::Sender<Reply>>,
+    /// The links that this core knows of; `None` for one that is closing, of which nothing is taken any more.
+    links: BTreeMap<LinkId, Option<Outgoing>>,
+}
+
+impl<C: Core> Run<C> {
+    fn run(&mut self, runtime: &tokio::runtime::Handle, events: &mut Events) -> Result<(), C::Error> {
+        loop {
+            let mut inputs = Vec::new();
+            let mut next = self.wait(runtime, events);
+            while let Some(event) = next {
+                match event {
+                    Event::Clock(now, done) => {
+                        // What was queued before the clock belongs to the time before.
+                        self.admit_bulk(events, &mut inputs, BULK_QUEUE_MAX + 1, usize::MAX);
+                        if !inputs.is_empty() {
+                            self.step(std::mem::take(&mut inputs))?;
+                        }
+                        self.driven = self.driven.max(Some(now));
+                        inputs.push(Input::Timer);
+                        // Whoever drives may be gone; the clock stands all the same.
+                        let _ = done.send(());
+                    }
+                    Event::Stop => {
+                        return if inputs.is_empty() { Ok(()) } else { self.step(inputs) };
+                    }
+                    Event::Command(Command::Status, reply) => {
+                        // A status speaks of everything that was queued before it, entries included.
+                        self.admit_bulk(events, &mut inputs, BULK_QUEUE_MAX + 1, usize::MAX);
+                        inputs.extend(self.admit(Event::Command(Command::Status, reply)));
+                    }
+                    event => inputs.extend(self.admit(event)),
+                }
+                if inputs.len() >= INPUTS_PER_STEP_MAX {
+                    break;
+                }
+                next = events.events.try_recv().ok();
+            }
+            let room = INPUTS_PER_STEP_MAX.saturating_sub(inputs.len()).max(1);
+            self.admit_bulk(events, &mut inputs, room, ENTRIES_PER_STEP_MAX);
+            if self.core.next_timer().is_some_and(|due| due <= self.mono_ms()) {
+                inputs.push(Input::Timer);
+            }
+            if !inputs.is_empty() {
+                self.step(inputs)?;
+            }
+        }
+    }
+
+    /// Takes of the entries that wait: at most so many frames, and about so many entries.
+    fn admit_bulk(
+        &self,
+        events: &mut Events,
+        inputs: &mut Vec<Input>,
+        frames_max: usize,
+        entries_max: usize,
+    ) {
+        let mut entries = 0;
+        for _ in 0..frames_max {
+            let first = events.first_bulk.take();
+            let Some((link, frame)) = first.or_else(|| events.bulk.try_recv().ok()) else { return };
+            if let Frame::Entries(batch) = &frame {
+                entries += batch.records.len();
+            }
+            if self.takes_from(link) {
+                inputs.push(Input::Frame(link, frame));
+            }
+            if entries >= entries_max {
+                return;
+            }
+        }
+    }
+
+    /// Waits until there is something to do; returns the event where that is what it is.
+    fn wait(&self, runtime: &tokio::runtime::Handle, events: &mut Events) -> Option<Event> {
+        if let Ok(event) = events.events.try_recv() {
+            return Some(event);
+        }
+        if events.first_bulk.is_some() {
+            return None;
+        }
+        let timer = async {
+            match self.core.next_timer() {
+                // At least a millisecond, so that a timer which does not move cannot spin.
+                Some(due) => {
+                    let left = due.saturating_sub(self.mono_ms()).max(1);
+                    tokio::time::sleep(Duration::from_millis(left)).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let Events { events, bulk, first_bulk } = events;
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                // All senders gone is a stop, too.
+                event = events.recv() => Some(event.unwrap_or(Event::Stop)),
+                Some(frame) = bulk.recv() => {
+                    *first_bulk = Some(frame);
+                    None
+                }
+                () = timer => None,
+            }
+        })
+    }
+
+    fn mono_ms(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Keeps the shell's part of an event; the input is the core's.
+    fn admit(&mut self, event: Event) -> Option<Input> {
+        match event {
+            Event::Command(command, reply) => {
+                self.tickets += 1;
+                self.waiting.insert(Ticket(self.tickets), reply);
+                Some(Input::Command(Ticket(self.tickets), command))
+            }
+            Event::LinkUp(link, node, incarnation, outgoing) => {
+                self.links.insert(link, Some(outgoing));
+                Some(Input::LinkUp { link, node, incarnation })
+            }
+            Event::Frame(link, frame) => self.takes_from(link).then_some(Input::Frame(link, frame)),
+            Event::LinkDown(link) => self.links.remove(&link).map(|_| Input::LinkDown(link)),
+            Event::Clock(..) | Event::Stop => None,
+        }
+    }
+
+    /// A link of an earlier core, or one that is closing, is nothing to this core.
+    fn takes_from(&self, link: LinkId) -> bool {
+        matches!(self.links.get(&link), Some(Some(_)))
+    }
+
+    fn step(&mut self, inputs: Vec<Input>) -> Result<(), C::Error> {
+        let real = real_now();
+        let now = Now { mono_ms: self.mono_ms(), wall: self.driven.unwrap_or(real), real };
+        let mut outputs = Vec::new();
+        self.core.step(now, inputs, &mut outputs)?;
+        for output in outputs {
+            match output {
+                Output::Reply(ticket, reply) => {
+                    if let Some(waiting) = self.waiting.remove(&ticket) {
+                        // A client that is gone does not want it any more.
+                        let _ = waiting.send(reply);
+                    }
+                }
+                Output::Send(link, frame) => {
+                    if let Some(Some(outgoing)) = self.links.get(&link)
+                        && !outgoing.send(frame)
+                    {
+                        tracing::warn!(link = link.0, "the link's queue is full");
+                        self.close(link, "the node does not keep up; it resumes from its cursors".to_owned());
+                    }
+                }
+                Output::CloseLink(link, reason) => self.close(link, reason),
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, link: LinkId, reason: String) {
+        if let Some(outgoing) = self.links.get_mut(&link).and_then(Option::take) {
+            outgoing.close(reason);
+        }
+    }
+}
+
+/// An error with all its causes, for the one place that logs it.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use feiqian_protocol::frame::Mark;
+    use feiqian_protocol::time::Hlc;
+    use std::sync::Mutex;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("disk")]
+    struct DiskError;
+
+    /// Answers status with its wall clock, fails on demand, and floods a link that says anything.
+    struct FakeCore(Arc<Mutex<Vec<String>>>);
+
+    impl Core for FakeCore {
+        type Error = DiskError;
+
+        fn step(&mut self, now: Now, inputs: Vec<Input>, outputs: &mut Vec<Output>) -> Result<(), DiskError> {
+            for input in inputs {
+                match input {
+                    Input::Command(ticket, Command::Status) => {
+                        outputs.push(Output::Reply(ticket, Ok(now.wall.0.into())));
+                    }
+                    Input::Command(..) => return Err(DiskError),
+                    Input::Frame(link, frame) => {
+                        outputs.extend((0..=LINK_QUEUE_MAX).map(|_| Output::Send(link, frame.clone())));
+                    }
+                    other => self.0.lock().unwrap().push(format!("{other:?} at {}", now.wall.0)),
+                }
+            }
+            Ok(())
+        }
+
+        fn next_timer(&self) -> Option<u64> {
+            None
+        }
+    }
+
+    fn mark() -> Frame {
+        Frame::Mark(Mark { position: 1, clock: Hlc::default() })
+    }
+
+    fn start(clock: WallClock) -> (CoreHandle, Arc<Mutex<Vec<String>>>, std::thread::JoinHandle<()>) {
+        let (handle, events) = queue();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let runtime = tokio::runtime::Handle::current();
+        let inner = Arc::clone(&seen);
+        let thread = std::thread::spawn(move || {
+            let open = || Ok::<_, DiskError>(FakeCore(Arc::clone(&inner)));
+            drive(&runtime, events, clock, open, oneshot::channel().0).unwrap();
+        });
+        (handle, seen, thread)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_driven_clock_is_waited_for_never_falls_and_runs_the_timer() {
+        let (handle, seen, thread) = start(WallClock::Driven);
+        assert_eq!(handle.command(Command::Status).await.unwrap_err().code, "clock_not_set");
+        handle.set_clock(Timestamp(50)).await.unwrap();
+        assert_eq!(handle.command(Command::Status).await.unwrap(), 50);
+        handle.set_clock(Timestamp(70)).await.unwrap();
+        handle.set_clock(Timestamp(60)).await.unwrap();
+        assert_eq!(handle.command(Command::Status).await.unwrap(), 70);
+        handle.stop().await;
+        thread.join().unwrap();
+        assert_eq!(*seen.lock().unwrap(), ["Timer at 70", "Timer at 70"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_failed_step_cuts_links_off_and_answers_nothing_but_goes_on() {
+        let (handle, seen, thread) = start(WallClock::Real);
+        let (outgoing, mut queues) = Outgoing::new();
+        handle.link_up(LinkId(1), NodeId(1), 1, outgoing).await.unwrap();
+        let failing = Command::LookUpEnrolment { lookup: String::new() };
+        assert_eq!(handle.command(failing).await.unwrap_err().code, "interrupted");
+        queues.close.wait_for(Option::is_some).await.unwrap();
+        // What is left of the old link does not reach the new core.
+        handle.frame(LinkId(1), mark()).await.unwrap();
+        handle.link_down(LinkId(1)).await.unwrap();
+        assert!(handle.command(Command::Status).await.is_ok());
+        handle.stop().await;
+        thread.join().unwrap();
+        assert_eq!(seen.lock().unwrap().len(), 1, "only the first LinkUp");
+        assert_eq!(handle.command(Command::Status).await.unwrap_err().code, "stopping");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_link_that_does_not_keep_up_is_closed_and_goes_down_once() {
+        let (handle, seen, thread) = start(WallClock::Real);
+        let (outgoing, mut queues) = Outgoing::new();
+        handle.link_up(LinkId(4), NodeId(1), 1, outgoing).await.unwrap();
+        handle.frame(LinkId(4), mark()).await.unwrap();
+        queues.close.wait_for(Option::is_some).await.unwrap();
+        handle.link_down(LinkId(4)).await.unwrap();
+        handle.link_down(LinkId(4)).await.unwrap();
+        handle.stop().await;
+        thread.join().unwrap();
+        assert_eq!(seen.lock().unwrap().iter().filter(|line| line.starts_with("LinkDown")).count(), 1);
+    }
+}

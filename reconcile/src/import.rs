@@ -1,0 +1,204 @@
+//! Accounts from a CSV file: the whole file is checked first, then it goes to the service in batches.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use feiqian_protocol::ids::{CardNumber, Key};
+use feiqian_protocol::limits::AMOUNT_FEN_MAX;
+use feiqian_protocol::money::Fen;
+
+use crate::control::{Client, ClientError};
+use crate::io::{Command, ImportedAccount};
+
+/// Accounts of one command: one step of the core, which taps wait for.
+const BATCH: usize = 500;
+
+/// Errors that are shown of one file.
+const ERRORS_SHOWN_MAX: usize = 20;
+
+const COLUMNS: [&str; 7] =
+    ["card", "patron_class", "opening_fen", "subsidy_fen", "single_limit_fen", "daily_limit_fen", "groups"];
+const COLUMNS_REQUIRED: usize = 3;
+
+/// Imports a file through the running service.
+///
+/// # Errors
+/// What is wrong with the file, by line, where nothing was imported; or what the service refused, and how far it came.
+pub fn accounts(file: &Path, data_dir: &Path) -> anyhow::Result<()> {
+    let input = std::fs::File::open(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let accounts = match parse(input) {
+        Ok(accounts) => accounts,
+        Err(errors) => {
+            for (line, error) in errors.iter().take(ERRORS_SHOWN_MAX) {
+                eprintln!("{}:{line}: {error}", file.display());
+            }
+            bail!("{} errors in {}; nothing was imported", errors.len(), file.display());
+        }
+    };
+    let total = accounts.len();
+    let mut client = Client::connect(data_dir)?;
+    let mut done = 0;
+    let progress = std::io::stderr().is_terminal();
+    for batch in accounts.chunks(BATCH) {
+        let accounts = batch.to_vec();
+        if let Err(error) = client.command(&Command::ImportAccounts { accounts }) {
+            let state = match &error {
+                ClientError::Refused { .. } => format!("{done} of {total} accounts were imported before"),
+                // The service may have done it and could not say so any more.
+                _ => format!(
+                    "{done} of {total} accounts were imported before, the next {} perhaps",
+                    batch.len()
+                ),
+            };
+            let (first, last) = (done + 1, done + batch.len());
+            return Err(error).with_context(|| format!("accounts {first} to {last} were refused; {state}"));
+        }
+        done += batch.len();
+        if progress {
+            eprint!("\r{done} of {total} accounts");
+            // A progress line that does not show is no reason to stop.
+            let _ = std::io::stderr().flush();
+        }
+    }
+    if progress {
+        eprintln!();
+    }
+    println!("{done} accounts imported");
+    Ok(())
+}
+
+/// Reads all accounts, or says for each line what is wrong with it.
+fn parse(input: impl Read) -> Result<Vec<ImportedAccount>, Vec<(u64, String)>> {
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
+    let columns = match reader.headers() {
+        Ok(header) => columns(header).map_err(|error| vec![(1, error)])?,
+        Err(error) => return Err(vec![(1, error.to_string())]),
+    };
+    let mut accounts = Vec::new();
+    let mut errors = Vec::new();
+    let mut lines = BTreeMap::new();
+    for record in reader.records() {
+        let record = match record {
+            Ok(record) => record,
+            Err(error) => {
+                let line = error.position().map_or(0, csv::Position::line);
+                errors.push((line, error.to_string()));
+                continue;
+            }
+        };
+        let line = record.position().map_or(0, csv::Position::line);
+        match account(&columns, &record) {
+            Ok(account) => {
+                if let Some(first) = lines.insert(account.card.clone(), line) {
+                    errors.push((line, format!("card: the same one as in line {first}")));
+                }
+                accounts.push(account);
+            }
+            Err(error) => errors.push((line, error)),
+        }
+    }
+    if accounts.is_empty() && errors.is_empty() {
+        errors.push((1, "no accounts after the header".to_owned()));
+    }
+    if errors.is_empty() { Ok(accounts) } else { Err(errors) }
+}
+
+/// The place of each column, in the order of [`COLUMNS`].
+fn columns(header: &csv::StringRecord) -> Result<[Option<usize>; COLUMNS.len()], String> {
+    let mut places = [None; COLUMNS.len()];
+    for (place, name) in header.iter().enumerate() {
+        // Spreadsheets put a byte order mark before the first name.
+        let name = name.trim_start_matches('\u{feff}');
+        let column = COLUMNS.iter().position(|column| *column == name);
+        let column = column
+            .ok_or_else(|| format!("column {name:?} is not known; the columns are {}", COLUMNS.join(", ")))?;
+        if places[column].replace(place).is_some() {
+            return Err(format!("column {name:?} stands twice"));
+        }
+    }
+    match (0..COLUMNS_REQUIRED).find(|column| places[*column].is_none()) {
+        Some(missing) => Err(format!("column {:?} is missing", COLUMNS[missing])),
+        None => Ok(places),
+    }
+}
+
+fn account(
+    columns: &[Option<usize>; COLUMNS.len()],
+    record: &csv::StringRecord,
+) -> Result<ImportedAccount, String> {
+    let [card, class, opening, subsidy, single, daily, groups] =
+        columns.map(|place| place.and_then(|place| record.get(place)).unwrap_or_default());
+    if class.is_empty() {
+        return Err("patron_class: is empty".to_owned());
+    }
+    Ok(ImportedAccount {
+        // Not the text itself: errors end up in mails and logs.
+        card: CardNumber::new(card).map_err(|_| {
+            "card: 1 to 64 visible ASCII characters without comma and quotes are expected".to_owned()
+        })?,
+        patron_class: class.to_owned(),
+        opening_fen: fen("opening_fen", opening)?.ok_or("opening_fen: is empty")?,
+        subsidy_fen: fen("subsidy_fen", subsidy)?.unwrap_or_default(),
+        single_limit_fen: fen("single_limit_fen", single)?,
+        daily_limit_fen: fen("daily_limit_fen", daily)?,
+        groups: groups
+            .split_whitespace()
+            .map(Key::new)
+            .collect::<Result<_, _>>()
+            .map_err(|error| format!("groups: {error}"))?,
+    })
+}
+
+fn fen(column: &str, text: &str) -> Result<Option<Fen>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let fen: i64 = text.parse().map_err(|_| format!("{column}: {text:?} is not a number of fen"))?;
+    if !(0..=AMOUNT_FEN_MAX.get()).contains(&fen) {
+        return Err(format!("{column}: {fen} is not from 0 to {}", AMOUNT_FEN_MAX.get()));
+    }
+    Ok(Some(Fen::new(fen)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_come_in_any_order_and_what_is_left_out_is_the_campus_default() {
+        let text = "\u{feff}opening_fen, card,patron_class,groups,daily_limit_fen\n500,c1,student,a b,\n0,c2,staff,,7\n";
+        let accounts = parse(text.as_bytes()).unwrap();
+        assert_eq!(accounts.len(), 2);
+        assert_eq!((accounts[0].opening_fen, accounts[0].subsidy_fen), (Fen::new(500), Fen::ZERO));
+        assert_eq!((accounts[0].daily_limit_fen, accounts[1].daily_limit_fen), (None, Some(Fen::new(7))));
+        assert_eq!(accounts[0].groups.len(), 2);
+    }
+
+    #[test]
+    fn every_wrong_line_is_named() {
+        let text = "card,patron_class,opening_fen\nc1,student,5\nc1,student,5\n,student,5\nc3,,5\nc4,student,-1\n\
+                    c5,student,1.5\nc6,student\nc7,student,10000001\n";
+        let errors = parse(text.as_bytes()).unwrap_err();
+        let lines: Vec<u64> = errors.iter().map(|(line, _)| *line).collect();
+        assert_eq!(lines, [3, 4, 5, 6, 7, 8, 9], "{errors:?}");
+        assert!(errors[0].1.contains("line 2"));
+        assert!(errors[4].1.starts_with("opening_fen"));
+    }
+
+    #[test]
+    fn a_header_must_be_there_and_known() {
+        for (text, expected) in [
+            ("card,patron_class,opening_fen,colour\n", "colour"),
+            ("card,opening_fen\n", "patron_class"),
+            ("card,card,patron_class,opening_fen\n", "twice"),
+            ("card,patron_class,opening_fen\n", "no accounts"),
+            ("c1,student,5\n", "not known"),
+            ("", "missing"),
+        ] {
+            let errors = parse(text.as_bytes()).unwrap_err();
+            assert!(errors[0].0 == 1 && errors[0].1.contains(expected), "{text:?}: {errors:?}");
+        }
+    }
+}
