@@ -4,11 +4,22 @@
 //!
 //! In reading order: [`io`] (what goes in and comes out), [`core`] (the state machine), [`authorizer`] and [`policy`] (pure
 //! decisions), [`edge`] (the one sequence that every tap takes), [`store`] (SQLite), [`apply`] (the centre's streams),
-//! [`replication`] (the session), [`verify`] and [`export`]; then the shell: [`config`], [`identity`], [`join`], [`link`]
-//! (QUIC), [`http`] (terminals), [`control`] (local socket), [`run`] and [`cli`].
+//! [`replication`] (the session), [`verify`] and [`export`]; then the shell: [`config`], [`identity`] (the data directory),
+//! [`tls`], [`join`], [`drive`] (the core's thread), [`link`] (QUIC), [`http`] (terminals), [`control`] (local socket),
+//! [`run`] and [`cli`].
 
+pub mod cli;
+pub mod config;
+pub mod control;
 pub mod core;
+pub mod drive;
 pub mod export;
+pub mod http;
+pub mod identity;
 pub mod io;
+pub mod join;
+pub mod link;
+pub mod run;
 pub mod store;
+pub mod tls;
 pub mod verify;

@@ -1,0 +1,541 @@
+//! The core's own OS thread.
+//!
+//! Everything that happens to the node waits in one bounded queue. The thread takes what waits, up to
+//! [`INPUTS_PER_STEP_MAX`], gives it to [`NodeCore::step`], and releases the outputs once that has committed. A step that
+//! fails drops the core: who waits is told that the node is unavailable, the link is closed, and the core is opened again
+//! from disk, after a pause that grows.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use feiqian_protocol::frame::Frame;
+use feiqian_protocol::ids::CardNumber;
+use feiqian_protocol::limits::{INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX};
+use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapRequest};
+use feiqian_protocol::time::Timestamp;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use crate::core::NodeCore;
+use crate::io::{Identity, Input, LinkId, Now, Output, Settings, Status, TapError, Ticket};
+use crate::link::LinkHandle;
+use crate::store::StoreError;
+
+/// The pause before the core is opened again, the first time and at most.
+const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
+const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// What can be asked of the core.
+#[derive(Debug)]
+pub enum Request {
+    /// A tap.
+    Tap(TapRequest),
+    /// A reversal.
+    Reversal(ReversalRequest),
+    /// A balance enquiry.
+    Balance(CardNumber),
+    /// How the node stands.
+    Status,
+}
+
+/// What the core answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// A tap or reversal was decided.
+    Decided {
+        /// How.
+        decision: Decision,
+        /// True for a first answer given again.
+        repeat: bool,
+    },
+    /// It was no tap at all.
+    Refused(TapError),
+    /// A balance, or why none is shown.
+    Balance(Result<BalanceView, DeclineReason>),
+    /// How the node stands.
+    Status(Box<Status>),
+}
+
+/// Why a request got no answer. It may or may not have been decided; asking again with the same key tells.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum NoAnswer {
+    /// Too much waits already.
+    #[error("too many requests are waiting")]
+    Busy,
+    /// The core is being opened again, or the node stops.
+    #[error("the node is not available at the moment")]
+    Unavailable,
+    /// The time is over.
+    #[error("there is no answer yet")]
+    Late,
+}
+
+enum Message {
+    Ask(Request, oneshot::Sender<Answer>),
+    Clock(Timestamp, oneshot::Sender<Timestamp>),
+    Frame(LinkId, Frame, OwnedSemaphorePermit),
+    LinkDown(LinkId),
+    LinkUp(LinkId, LinkHandle),
+    Stop,
+}
+
+/// The way to the core, for any number of tasks.
+#[derive(Clone)]
+pub struct CoreQueue(mpsc::Sender<Message>);
+
+impl CoreQueue {
+    /// Asks, and waits for the answer for at most this long.
+    ///
+    /// # Errors
+    /// [`NoAnswer`] says why there is none.
+    pub async fn ask(&self, request: Request, wait: Duration) -> Result<Answer, NoAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.0.try_send(Message::Ask(request, reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => NoAnswer::Busy,
+            mpsc::error::TrySendError::Closed(_) => NoAnswer::Unavailable,
+        })?;
+        match tokio::time::timeout(wait, answer).await {
+            Ok(answer) => answer.map_err(|_| NoAnswer::Unavailable),
+            Err(_) => Err(NoAnswer::Late),
+        }
+    }
+
+    /// Sets the driven clock; returns the time in force once every later input goes by it. It never goes back.
+    ///
+    /// # Errors
+    /// [`NoAnswer::Unavailable`] where the node stops.
+    pub async fn clock(&self, now: Timestamp) -> Result<Timestamp, NoAnswer> {
+        let (reply, in_force) = oneshot::channel();
+        self.0.send(Message::Clock(now, reply)).await.map_err(|_| NoAnswer::Unavailable)?;
+        in_force.await.map_err(|_| NoAnswer::Unavailable)
+    }
+
+    /// A connection stands. False where the core is gone.
+    pub async fn link_up(&self, link: LinkId, handle: LinkHandle) -> bool {
+        self.0.send(Message::LinkUp(link, handle)).await.is_ok()
+    }
+
+    /// A frame came; the permit is given back once the core takes it. False where the core is gone.
+    pub async fn frame(&self, link: LinkId, frame: Frame, permit: OwnedSemaphorePermit) -> bool {
+        self.0.send(Message::Frame(link, frame, permit)).await.is_ok()
+    }
+
+    /// The connection is gone.
+    pub async fn link_down(&self, link: LinkId) {
+        // Where the core is gone too there is nobody to tell.
+        let _ = self.0.send(Message::LinkDown(link)).await;
+    }
+
+    async fn stop(&self) {
+        // Where the core is gone it has stopped.
+        let _ = self.0.send(Message::Stop).await;
+    }
+}
+
+/// What the thread needs.
+pub struct Options {
+    /// The database.
+    pub database: PathBuf,
+    /// Who this node is.
+    pub identity: Identity,
+    /// The core's settings.
+    pub settings: Settings,
+    /// True where the wall clock comes as messages.
+    pub driven_clock: bool,
+}
+
+/// The running thread.
+pub struct CoreThread {
+    queue: CoreQueue,
+    open: Arc<AtomicBool>,
+    opened: Option<oneshot::Receiver<Result<(), StoreError>>>,
+    ended: oneshot::Receiver<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl CoreThread {
+    /// Starts it. It opens the core at once, or with a driven clock when the first time comes.
+    ///
+    /// # Errors
+    /// Where the system gives no thread.
+    pub fn start(options: Options, runtime: Handle) -> std::io::Result<Self> {
+        let (sender, messages) = mpsc::channel(INPUT_QUEUE_MAX);
+        let (report_open, opened) = oneshot::channel();
+        let (report_end, ended) = oneshot::channel();
+        let open = Arc::new(AtomicBool::new(false));
+        let driver = Driver {
+            clock: WallClock::new(options.driven_clock),
+            options,
+            runtime,
+            messages,
+            taken: VecDeque::new(),
+            open: open.clone(),
+            link: None,
+            waiting: BTreeMap::new(),
+            tickets: 0,
+        };
+        let thread = std::thread::Builder::new().name("core".to_owned()).spawn(move || {
+            driver.run(report_open);
+            drop(report_end);
+        })?;
+        Ok(Self { queue: CoreQueue(sender), open, opened: Some(opened), ended, thread: Some(thread) })
+    }
+
+    /// The way to the core.
+    pub fn queue(&self) -> CoreQueue {
+        self.queue.clone()
+    }
+
+    /// True while the core is open.
+    pub fn open_flag(&self) -> Arc<AtomicBool> {
+        self.open.clone()
+    }
+
+    /// Waits until the core was opened for the first time.
+    ///
+    /// # Errors
+    /// Why it cannot be opened; `None` where the thread ended.
+    pub async fn opened(&mut self) -> Result<(), Option<StoreError>> {
+        match self.opened.take() {
+            None => Ok(()),
+            Some(opened) => opened.await.map_err(|_| None)?.map_err(Some),
+        }
+    }
+
+    /// Waits until the thread ends, which it does by itself only where there is a bug.
+    pub async fn ended(&mut self) {
+        // Nothing is ever sent: the sender is dropped.
+        let _ = (&mut self.ended).await;
+    }
+
+    /// Ends it: closes the database, which checkpoints it. False where the thread had panicked.
+    pub async fn stop(mut self) -> bool {
+        self.queue.stop().await;
+        if !self.ended.is_terminated() {
+            self.ended().await;
+        }
+        self.thread.take().is_none_or(|thread| thread.join().is_ok())
+    }
+}
+
+/// Where the wall clock comes from.
+enum WallClock {
+    System,
+    Driven(Option<Timestamp>),
+}
+
+impl WallClock {
+    fn new(driven: bool) -> Self {
+        if driven { Self::Driven(None) } else { Self::System }
+    }
+
+    fn read(&self) -> Timestamp {
+        match self {
+            Self::Driven(now) => now.unwrap_or_default(),
+            Self::System => {
+                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+            }
+        }
+    }
+
+    /// Returns the time in force afterwards.
+    fn set(&mut self, to: Timestamp) -> Timestamp {
+        if let Self::Driven(now) = self {
+            *now = Some(now.map_or(to, |now| now.max(to)));
+        }
+        self.read()
+    }
+}
+
+/// The clocks at the time when a core was opened.
+struct Opened {
+    at: Instant,
+    wall: Timestamp,
+}
+
+/// What a wait ended with.
+enum Taken {
+    Messages,
+    Timeout,
+    /// Nobody is left who could send.
+    Closed,
+}
+
+/// Set while one is told to stop.
+struct Stopped;
+
+struct Driver {
+    options: Options,
+    runtime: Handle,
+    messages: mpsc::Receiver<Message>,
+    /// Taken from the queue and not yet looked at.
+    taken: VecDeque<Message>,
+    open: Arc<AtomicBool>,
+    clock: WallClock,
+    link: Option<(LinkId, LinkHandle)>,
+    waiting: BTreeMap<Ticket, oneshot::Sender<Answer>>,
+    tickets: u64,
+}
+
+impl Driver {
+    fn run(mut self, report_open: oneshot::Sender<Result<(), StoreError>>) {
+        let mut report_open = Some(report_open);
+        let mut pause = REOPEN_PAUSE_MIN;
+        if self.await_clock().is_err() {
+            return;
+        }
+        loop {
+            match self.open_core() {
+                Ok(core) => {
+                    self.open.store(true, Ordering::Relaxed);
+                    if let Some(report) = report_open.take() {
+                        // Nobody may listen any more where the process is about to stop.
+                        let _ = report.send(Ok(()));
+                    }
+                    let opened = Instant::now();
+                    let result = self.drive(core);
+                    self.open.store(false, Ordering::Relaxed);
+                    let Err(error) = result else { return };
+                    tracing::error!(error = %Chain(&error), "a step failed; the core is opened again from disk");
+                    if opened.elapsed() > REOPEN_PAUSE_MAX {
+                        pause = REOPEN_PAUSE_MIN;
+                    }
+                }
+                Err(error) => match report_open.take() {
+                    Some(report) => {
+                        let _ = report.send(Err(error));
+                        return;
+                    }
+                    None => tracing::error!(error = %Chain(&error), "the core cannot be opened"),
+                },
+            }
+            if self.refuse_for(pause).is_err() {
+                return;
+            }
+            pause = (pause * 2).min(REOPEN_PAUSE_MAX);
+        }
+    }
+
+    fn open_core(&self) -> Result<NodeCore, StoreError> {
+        let connection = rusqlite::Connection::open(&self.options.database)?;
+        NodeCore::open(connection, self.options.identity.clone(), self.options.settings)
+    }
+
+    /// With a driven clock, waits for the first time; the message stays first in line, so that it is acknowledged by the
+    /// open core.
+    fn await_clock(&mut self) -> Result<(), Stopped> {
+        while matches!(self.clock, WallClock::Driven(None)) {
+            match self.next(None)? {
+                Some(Message::Clock(to, reply)) => {
+                    self.clock.set(to);
+                    self.taken.push_front(Message::Clock(to, reply));
+                }
+                Some(message) => self.refuse(message)?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the core what comes, until told to stop.
+    fn drive(&mut self, mut core: NodeCore) -> Result<(), StoreError> {
+        let opened = Opened { at: Instant::now(), wall: self.clock.read() };
+        let mut inputs = Vec::new();
+        loop {
+            let due = core.next_timer();
+            let wait = due.map(|due| Duration::from_millis(due.saturating_sub(self.now(&opened).mono_ms)));
+            if self.taken.is_empty() && matches!(self.take(wait), Taken::Closed) {
+                return Ok(());
+            }
+            while inputs.len() < INPUTS_PER_STEP_MAX
+                && let Some(message) = self.taken.pop_front()
+            {
+                match message {
+                    Message::Stop => return self.step(&mut core, &opened, &mut inputs),
+                    Message::Clock(to, reply) => {
+                        // What came before goes by the time before.
+                        self.step(&mut core, &opened, &mut inputs)?;
+                        let in_force = self.clock.set(to);
+                        inputs.push(Input::Timer);
+                        let result = self.step(&mut core, &opened, &mut inputs);
+                        // The time holds even where the step failed.
+                        let _ = reply.send(in_force);
+                        result?;
+                    }
+                    message => inputs.extend(self.input(message)),
+                }
+            }
+            if due.is_some_and(|due| due <= self.now(&opened).mono_ms) {
+                inputs.push(Input::Timer);
+            }
+            self.step(&mut core, &opened, &mut inputs)?;
+        }
+    }
+
+    /// What a message means to the core; nothing where it is of a link that was replaced.
+    fn input(&mut self, message: Message) -> Option<Input> {
+        match message {
+            Message::Ask(request, reply) => {
+                self.tickets += 1;
+                let ticket = Ticket(self.tickets);
+                self.waiting.insert(ticket, reply);
+                Some(match request {
+                    Request::Balance(card) => Input::Balance(ticket, card),
+                    Request::Reversal(request) => Input::Reversal(ticket, request),
+                    Request::Status => Input::Status(ticket),
+                    Request::Tap(request) => Input::Tap(ticket, request),
+                })
+            }
+            Message::Frame(link, frame, _permit) => {
+                self.is_current(link).then_some(Input::Frame(link, frame))
+            }
+            Message::LinkDown(link) if self.is_current(link) => {
+                self.link = None;
+                Some(Input::LinkDown(link))
+            }
+            Message::LinkUp(link, handle) => {
+                if let Some((_, older)) = self.link.replace((link, handle)) {
+                    older.close("replaced by a newer connection");
+                }
+                Some(Input::LinkUp(link))
+            }
+            Message::LinkDown(_) | Message::Clock(..) | Message::Stop => None,
+        }
+    }
+
+    fn step(
+        &mut self,
+        core: &mut NodeCore,
+        opened: &Opened,
+        inputs: &mut Vec<Input>,
+    ) -> Result<(), StoreError> {
+        if inputs.is_empty() {
+            return Ok(());
+        }
+        let mut outputs = Vec::new();
+        core.step(self.now(opened), std::mem::take(inputs), &mut outputs)?;
+        for output in outputs {
+            self.release(output);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, output: Output) {
+        match output {
+            Output::Balance(ticket, view) => self.answer(ticket, Answer::Balance(view)),
+            Output::CloseLink(link, reason) => {
+                if let Some((current, handle)) = &self.link
+                    && *current == link
+                {
+                    handle.close(&reason);
+                }
+            }
+            Output::Decided { ticket, decision, repeat } => {
+                self.answer(ticket, Answer::Decided { decision, repeat });
+            }
+            Output::Refused(ticket, error) => self.answer(ticket, Answer::Refused(error)),
+            Output::Send(link, frame) => {
+                if let Some((current, handle)) = &self.link
+                    && *current == link
+                {
+                    handle.send(frame);
+                }
+            }
+            Output::Status(ticket, status) => self.answer(ticket, Answer::Status(status)),
+        }
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Answer) {
+        if let Some(reply) = self.waiting.remove(&ticket) {
+            // Who asked may have gone; it will ask again with the same key.
+            let _ = reply.send(answer);
+        }
+    }
+
+    /// Refuses everything for a while, the core being closed.
+    fn refuse_for(&mut self, pause: Duration) -> Result<(), Stopped> {
+        self.waiting.clear();
+        if let Some((_, handle)) = self.link.take() {
+            handle.close("the node's core is opened again");
+        }
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.next(Some(left))? {
+                Some(message) => self.refuse(message)?,
+                None if left.is_zero() => return Ok(()),
+                None => {}
+            }
+        }
+    }
+
+    fn refuse(&mut self, message: Message) -> Result<(), Stopped> {
+        match message {
+            // Dropping the sender tells who waits.
+            Message::Ask(..) | Message::Frame(..) | Message::LinkDown(_) => {}
+            Message::Clock(to, reply) => {
+                let _ = reply.send(self.clock.set(to));
+            }
+            Message::LinkUp(_, handle) => handle.close("the node's core is not open"),
+            Message::Stop => return Err(Stopped),
+        }
+        Ok(())
+    }
+
+    /// The next message, or `None` after waiting for this long.
+    fn next(&mut self, wait: Option<Duration>) -> Result<Option<Message>, Stopped> {
+        if self.taken.is_empty() && matches!(self.take(wait), Taken::Closed) {
+            return Err(Stopped);
+        }
+        Ok(self.taken.pop_front())
+    }
+
+    /// Waits for messages and takes those that are there.
+    fn take(&mut self, wait: Option<Duration>) -> Taken {
+        let mut batch = Vec::new();
+        let receive = self.messages.recv_many(&mut batch, INPUTS_PER_STEP_MAX);
+        let count = match wait {
+            None => Some(self.runtime.block_on(receive)),
+            Some(wait) => self.runtime.block_on(async { tokio::time::timeout(wait, receive).await.ok() }),
+        };
+        self.taken.extend(batch);
+        match count {
+            None => Taken::Timeout,
+            Some(0) => Taken::Closed,
+            Some(_) => Taken::Messages,
+        }
+    }
+
+    fn is_current(&self, link: LinkId) -> bool {
+        self.link.as_ref().is_some_and(|(current, _)| *current == link)
+    }
+
+    fn now(&self, opened: &Opened) -> Now {
+        let mono_ms = u64::try_from(opened.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let wall = self.clock.read();
+        let elapsed_ms = match self.clock {
+            WallClock::System => mono_ms,
+            WallClock::Driven(_) => u64::try_from(wall.ms_since(opened.wall)).unwrap_or(0),
+        };
+        Now { mono_ms, wall, elapsed_ms }
+    }
+}
+
+/// An error and what caused it, in one line.
+pub struct Chain<'a>(pub &'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}

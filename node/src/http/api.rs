@@ -1,0 +1,380 @@
+//! What terminals send and get, and its OpenAPI document.
+//!
+//! The request types are what a client serializes; the node reads requests in [`super::body`], which names what is wrong.
+
+use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason};
+use serde::{Deserialize, Serialize};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+use utoipa::{Modify, OpenApi, ToSchema};
+
+/// A tap. A retry carries the same epoch and sequence and gets the first answer.
+///
+/// A purchase carries exactly one of `amount_fen`, `amount` and `quantity`; access carries none of them.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct TapBody {
+    /// Grows when the terminal loses its memory and starts its sequence again.
+    #[schema(example = 1)]
+    pub epoch: u32,
+    /// Unique within the epoch: 1 to 64 visible ASCII characters other than comma and quotes.
+    #[schema(example = "269-1", max_length = 64)]
+    pub sequence: String,
+    /// The card presented.
+    #[schema(example = "c02346", max_length = 64)]
+    pub card: String,
+    /// Purchase or access.
+    pub kind: Kind,
+    /// Fen of a purchase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 1250, minimum = 1, maximum = 10_000_000)]
+    pub amount_fen: Option<i64>,
+    /// Yuan of a purchase as text with at most two decimals; the same as `amount_fen`, as people type it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "12.50")]
+    pub amount: Option<String>,
+    /// Measured quantity of a purchase (grams, millilitres, seconds), priced by the merchant's tariff.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 552, minimum = 1, maximum = 1_000_000)]
+    pub quantity: Option<u32>,
+}
+
+/// What a tap is for.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A person wants to pass a door.
+    Access,
+    /// A purchase.
+    Purchase,
+}
+
+/// Undoes a tap of the same terminal, wholly or partly. It may arrive before its tap, which is then declined.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct ReversalBody {
+    /// The reversal's own epoch.
+    #[schema(example = 1)]
+    pub epoch: u32,
+    /// The reversal's own sequence; taps and reversals of a terminal share their sequences.
+    #[schema(example = "270-1", max_length = 64)]
+    pub sequence: String,
+    /// The tap to reverse.
+    pub original: OriginalBody,
+    /// Fen to give back; all that is left of the tap where neither this nor `amount` is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 1250, minimum = 1, maximum = 10_000_000)]
+    pub amount_fen: Option<i64>,
+    /// The same in yuan, as text with at most two decimals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "12.50")]
+    pub amount: Option<String>,
+}
+
+/// Names a tap of the same terminal.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct OriginalBody {
+    /// Its epoch.
+    #[schema(example = 1)]
+    pub epoch: u32,
+    /// Its sequence.
+    #[schema(example = "269-1", max_length = 64)]
+    pub sequence: String,
+}
+
+/// A balance enquiry.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct BalanceBody {
+    /// The card presented.
+    #[schema(example = "c02346", max_length = 64)]
+    pub card: String,
+}
+
+/// The answer to a tap or a reversal.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct TapAnswer {
+    /// `approved`, `declined`, or `pending`: not decided yet, ask again with the same epoch and sequence.
+    #[schema(example = "approved")]
+    pub outcome: String,
+    /// Fen charged, or given back by a reversal.
+    #[schema(example = 1250)]
+    pub amount_fen: i64,
+    /// Fen of a purchase beyond the building's right to spend, which the campus stands in for.
+    #[schema(example = 0)]
+    pub stand_in_fen: i64,
+    /// Why it was declined.
+    #[schema(example = json!(null))]
+    pub reason: Option<String>,
+    /// The same as two digits, after ISO 8583 field 39; `00` for approved, `09` for pending.
+    #[schema(example = "00")]
+    pub code: String,
+    /// What the terminal shows, in English.
+    #[schema(example = "Approved")]
+    pub text_en: String,
+    /// What the terminal shows, in Chinese.
+    #[schema(example = "交易成功")]
+    pub text_zh: String,
+    /// True for a first answer given again.
+    pub repeat: bool,
+}
+
+impl TapAnswer {
+    /// Of a decision.
+    pub fn decided(decision: &Decision, repeat: bool) -> Self {
+        match decision {
+            Decision::Approved { amount, stand_in, .. } => Self {
+                amount_fen: amount.get(),
+                stand_in_fen: stand_in.get(),
+                repeat,
+                ..Self::plain("approved", "00", "Approved", "交易成功")
+            },
+            Decision::Declined(reason) => Self { repeat, ..Self::declined(*reason) },
+        }
+    }
+
+    /// Not decided yet.
+    pub fn pending() -> Self {
+        Self::plain("pending", "09", "Please wait and try again", "处理中，请稍候重试")
+    }
+
+    fn declined(reason: DeclineReason) -> Self {
+        let code = format!("{:02}", reason.code());
+        Self {
+            reason: Some(reason.name().to_owned()),
+            ..Self::plain("declined", &code, reason.text_en(), reason.text_zh())
+        }
+    }
+
+    fn plain(outcome: &str, code: &str, text_en: &str, text_zh: &str) -> Self {
+        Self {
+            outcome: outcome.to_owned(),
+            amount_fen: 0,
+            stand_in_fen: 0,
+            reason: None,
+            code: code.to_owned(),
+            text_en: text_en.to_owned(),
+            text_zh: text_zh.to_owned(),
+            repeat: false,
+        }
+    }
+}
+
+/// The answer to a balance enquiry.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct BalanceAnswer {
+    /// `shown` or `declined`.
+    #[schema(example = "shown")]
+    pub outcome: String,
+    /// Cash in fen, as far as this building knows.
+    #[schema(example = 10_250)]
+    pub cash_fen: Option<i64>,
+    /// Subsidy in fen, likewise.
+    #[schema(example = 0)]
+    pub subsidy_fen: Option<i64>,
+    /// The time of the newest word from the centre that this building holds, in milliseconds since 1970.
+    #[schema(example = 1_667_800_000_000_i64)]
+    pub as_of_ms: Option<i64>,
+    /// Why it was declined.
+    #[schema(example = json!(null))]
+    pub reason: Option<String>,
+    /// The same as two digits, as in the answer to a tap.
+    #[schema(example = "00")]
+    pub code: String,
+    /// What the terminal shows, in English; empty where the balance is shown.
+    pub text_en: String,
+    /// What the terminal shows, in Chinese; empty where the balance is shown.
+    pub text_zh: String,
+}
+
+impl From<Result<BalanceView, DeclineReason>> for BalanceAnswer {
+    fn from(view: Result<BalanceView, DeclineReason>) -> Self {
+        match view {
+            Ok(view) => Self {
+                outcome: "shown".to_owned(),
+                cash_fen: Some(view.cash.get()),
+                subsidy_fen: Some(view.subsidy.get()),
+                as_of_ms: Some(view.as_of.0),
+                reason: None,
+                code: "00".to_owned(),
+                text_en: String::new(),
+                text_zh: String::new(),
+            },
+            Err(reason) => {
+                let TapAnswer { outcome, reason, code, text_en, text_zh, .. } = TapAnswer::declined(reason);
+                Self {
+                    outcome,
+                    cash_fen: None,
+                    subsidy_fen: None,
+                    as_of_ms: None,
+                    reason,
+                    code,
+                    text_en,
+                    text_zh,
+                }
+            }
+        }
+    }
+}
+
+/// How the node is.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct HealthAnswer {
+    /// `ok`: taps are decided.
+    #[schema(example = "ok")]
+    pub status: String,
+    /// Whether a connection to the centre stands. Taps are decided either way.
+    pub connected: bool,
+}
+
+/// A request that was not a tap, a reversal or an enquiry at all. Nothing was written.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct ErrorAnswer {
+    /// What is wrong.
+    pub error: ErrorBody,
+}
+
+/// What is wrong with a request.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// A stable code.
+    #[schema(example = "malformed")]
+    pub code: String,
+    /// For a person.
+    #[schema(example = "unknown field \"sum\"")]
+    pub message: String,
+}
+
+impl ErrorAnswer {
+    /// Of a code and a message.
+    pub const fn new(code: String, message: String) -> Self {
+        Self { error: ErrorBody { code, message } }
+    }
+}
+
+#[utoipa::path(
+    post, path = "/v1/taps", operation_id = "tap", tag = "terminal", security(("terminal" = [], "mac" = [])),
+    summary = "Decides a purchase or a passage",
+    request_body = TapBody,
+    responses(
+        (status = 200, description = "Approved, declined or pending; authenticated by `x-feiqian-mac`.", body = TapAnswer),
+        (status = 400, description = "`malformed` (the message names the field), `pin_not_supported_here`.", body = ErrorAnswer),
+        (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+        (status = 403, description = "`unknown_terminal`, `no_merchant`.", body = ErrorAnswer),
+        (status = 409, description = "`key_reused`: epoch and sequence were used for another request.", body = ErrorAnswer),
+        (status = 413, description = "The body is too long.", body = ErrorAnswer),
+        (status = 422, description = "`amount`, `quantity`: out of range.", body = ErrorAnswer),
+        (status = 503, description = "`busy`, `unavailable`: ask again with the same epoch and sequence.", body = ErrorAnswer),
+    )
+)]
+const fn tap() {}
+
+#[utoipa::path(
+    post, path = "/v1/reversals", operation_id = "reverse", tag = "terminal", security(("terminal" = [], "mac" = [])),
+    summary = "Undoes a purchase, wholly or partly",
+    request_body = ReversalBody,
+    responses(
+        (status = 200, description = "Approved, declined or pending; authenticated by `x-feiqian-mac`.", body = TapAnswer),
+        (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+        (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+        (status = 403, description = "`unknown_terminal`, `other_terminal`.", body = ErrorAnswer),
+        (status = 409, description = "`key_reused`: epoch and sequence were used for another request.", body = ErrorAnswer),
+        (status = 413, description = "The body is too long.", body = ErrorAnswer),
+        (status = 422, description = "`amount`, `reversal_too_large`, `nothing_to_reverse`.", body = ErrorAnswer),
+        (status = 503, description = "`busy`, `unavailable`: ask again with the same epoch and sequence.", body = ErrorAnswer),
+    )
+)]
+const fn reversal() {}
+
+#[utoipa::path(
+    post, path = "/v1/balance", operation_id = "balance", tag = "terminal", security(("terminal" = [], "mac" = [])),
+    summary = "Shows what is on a card, as far as this building knows",
+    request_body = BalanceBody,
+    responses(
+        (status = 200, description = "Shown or declined; authenticated by `x-feiqian-mac`.", body = BalanceAnswer),
+        (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+        (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+        (status = 413, description = "The body is too long.", body = ErrorAnswer),
+        (status = 503, description = "`busy`, `unavailable`: ask again.", body = ErrorAnswer),
+    )
+)]
+const fn balance() {}
+
+#[utoipa::path(
+    get, path = "/v1/health", operation_id = "health", tag = "node",
+    summary = "Says whether taps are decided",
+    responses(
+        (status = 200, description = "Taps are decided.", body = HealthAnswer),
+        (status = 503, description = "`unavailable`: not at the moment.", body = ErrorAnswer),
+    )
+)]
+const fn health() {}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Feiqian terminal API",
+        version = "1",
+        description = "How terminals (POS, door readers, meters, kiosks) talk to the node of their building. HTTPS with the \
+                       certificate of the institution's own CA, HTTP/1.1 keep-alive, JSON.\n\n\
+                       Each request carries `x-feiqian-terminal` and `x-feiqian-mac`: hexadecimal HMAC-SHA-256 with the \
+                       terminal's key over `\"feiqian-request-1\\n\" + method + \"\\n\" + path + \"\\n\" + body`. Each answer to a \
+                       known terminal carries `x-feiqian-mac` over `\"feiqian-answer-1\\n\" + the request's MAC (32 bytes) + \
+                       \"\\n\" + status code + \"\\n\" + body`, and must be checked: anybody on the network could say \
+                       \"approved\". `feiqian-node terminal-key` shows the key.",
+    ),
+    paths(tap, reversal, balance, health),
+    modifiers(&Headers),
+)]
+struct TerminalApi;
+
+/// The two headers of a request.
+struct Headers;
+
+impl Modify for Headers {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let components = openapi.components.get_or_insert_default();
+        for (name, header) in [("terminal", super::TERMINAL_HEADER), ("mac", super::MAC_HEADER)] {
+            let scheme = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(header)));
+            components.add_security_scheme(name, scheme);
+        }
+    }
+}
+
+/// The OpenAPI document.
+pub fn openapi_json() -> String {
+    let mut text = TerminalApi::openapi().to_pretty_json().expect("the document is plain data");
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use feiqian_protocol::ids::AccountId;
+    use feiqian_protocol::money::Fen;
+
+    use super::*;
+
+    /// Write the file anew with `FEIQIAN_WRITE_DOCS=1 cargo test -p feiqian-node openapi`.
+    #[test]
+    fn the_openapi_document_in_docs_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/terminal-api.json");
+        if std::env::var_os("FEIQIAN_WRITE_DOCS").is_some() {
+            std::fs::write(path, openapi_json()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), openapi_json());
+    }
+
+    #[test]
+    fn answers_say_what_was_decided() {
+        let decision =
+            Decision::Approved { account: AccountId(1), amount: Fen::new(1250), stand_in: Fen::new(50) };
+        let answer = TapAnswer::decided(&decision, true);
+        assert_eq!((answer.outcome.as_str(), answer.amount_fen, answer.stand_in_fen), ("approved", 1250, 50));
+        assert!(answer.repeat);
+        let answer = TapAnswer::decided(&Decision::Declined(DeclineReason::Insufficient), false);
+        let json = serde_json::to_value(&answer).unwrap();
+        assert_eq!(json["outcome"], "declined");
+        assert_eq!(json["reason"], "insufficient");
+        assert_eq!(json["code"], "51");
+        assert_eq!(json["amount_fen"], 0);
+        let pending = serde_json::to_value(TapAnswer::pending()).unwrap();
+        assert_eq!((&pending["outcome"], &pending["reason"]), (&"pending".into(), &serde_json::Value::Null));
+    }
+}

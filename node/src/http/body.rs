@@ -1,0 +1,303 @@
+//! JSON bodies into typed requests. What is wrong is said by the field's name.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use feiqian_protocol::ids::{CardNumber, TerminalId};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::tap::{Pin, ReversalRequest, TapKey, TapKind, TapRequest};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+
+/// Why a body is no request.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum BodyError {
+    /// Not a JSON object.
+    #[error("the body must be a JSON object: {0}")]
+    Json(String),
+    /// A field is not what it must be.
+    #[error("field {field:?} {why}")]
+    Field {
+        /// The field.
+        field: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A PIN cannot be taken here.
+    #[error("field \"pin\" is not supported by this node")]
+    Pin,
+    /// The quantity is a number beyond every range.
+    #[error("field \"quantity\" is out of range")]
+    Quantity,
+}
+
+/// Reads a tap of this terminal.
+///
+/// # Errors
+/// [`BodyError`].
+pub fn tap(terminal: &TerminalId, body: &[u8]) -> Result<TapRequest, BodyError> {
+    let mut fields = Fields::parse(body)?;
+    if fields.values.contains_key("pin") {
+        return Err(BodyError::Pin);
+    }
+    let key = fields.key(terminal)?;
+    let card = fields.text("card")?;
+    let amount = fields.amount()?;
+    let quantity = fields.optional("quantity")?.map(quantity).transpose()?;
+    let kind = match (fields.required("kind")?.as_str(), amount, quantity) {
+        (Some("purchase"), Some(amount), None) => TapKind::Amount(amount),
+        (Some("purchase"), None, Some(quantity)) => TapKind::Quantity(quantity),
+        (Some("purchase"), None, None) => {
+            return Err(wrong("amount_fen", "is missing (or amount, or quantity)"));
+        }
+        (Some("purchase"), Some(_), Some(_)) => {
+            return Err(wrong("quantity", "cannot stand beside an amount"));
+        }
+        (Some("access"), None, None) => TapKind::Access,
+        (Some("access"), Some(_), _) => return Err(wrong("amount_fen", "cannot stand in an access")),
+        (Some("access"), None, Some(_)) => return Err(wrong("quantity", "cannot stand in an access")),
+        _ => return Err(wrong("kind", "must be \"purchase\" or \"access\"")),
+    };
+    fields.finish()?;
+    Ok(TapRequest { key, card, kind, pin: Pin::Absent })
+}
+
+/// Reads a reversal of this terminal.
+///
+/// # Errors
+/// [`BodyError`].
+pub fn reversal(terminal: &TerminalId, body: &[u8]) -> Result<ReversalRequest, BodyError> {
+    let mut fields = Fields::parse(body)?;
+    let key = fields.key(terminal)?;
+    let Value::Object(original) = fields.required("original")? else {
+        return Err(wrong("original", "must be an object with epoch and sequence"));
+    };
+    let mut original = Fields { prefix: "original.", values: original.into_iter().collect() };
+    let original_key = original.key(terminal)?;
+    original.finish()?;
+    let amount = fields.amount()?;
+    fields.finish()?;
+    Ok(ReversalRequest { key, original: original_key, amount })
+}
+
+/// Reads a balance enquiry.
+///
+/// # Errors
+/// [`BodyError`].
+pub fn balance(body: &[u8]) -> Result<CardNumber, BodyError> {
+    let mut fields = Fields::parse(body)?;
+    let card = fields.text("card")?;
+    fields.finish()?;
+    Ok(card)
+}
+
+fn wrong(field: &str, why: impl Into<String>) -> BodyError {
+    BodyError::Field { field: field.to_owned(), why: why.into() }
+}
+
+/// A whole number that no quantity can be is a quantity out of range, not a malformed one.
+fn quantity(value: Value) -> Result<u32, BodyError> {
+    if value.is_i64() || value.is_u64() {
+        value.as_u64().and_then(|number| u32::try_from(number).ok()).ok_or(BodyError::Quantity)
+    } else {
+        Err(wrong("quantity", "must be a whole number"))
+    }
+}
+
+/// The fields of an object that were not looked at yet.
+struct Fields {
+    prefix: &'static str,
+    values: BTreeMap<String, Value>,
+}
+
+impl Fields {
+    fn parse(body: &[u8]) -> Result<Self, BodyError> {
+        let Object(values) =
+            serde_json::from_slice(body).map_err(|error| BodyError::Json(error.to_string()))?;
+        Ok(Self { prefix: "", values })
+    }
+
+    /// A field that may be absent or null.
+    fn optional(&mut self, name: &str) -> Result<Option<Value>, BodyError> {
+        Ok(self.values.remove(name).filter(|value| !value.is_null()))
+    }
+
+    fn required(&mut self, name: &str) -> Result<Value, BodyError> {
+        self.optional(name)?.ok_or_else(|| self.wrong(name, "is missing"))
+    }
+
+    fn text<T: FromStr<Err: fmt::Display>>(&mut self, name: &str) -> Result<T, BodyError> {
+        match self.required(name)? {
+            Value::String(text) => {
+                // The value itself stays out of the message: a card number must reach no log.
+                text.parse().map_err(|_| {
+                    self.wrong(name, "must be 1 to 64 visible ASCII characters, no comma or quotes")
+                })
+            }
+            _ => Err(self.wrong(name, "must be a text")),
+        }
+    }
+
+    fn key(&mut self, terminal: &TerminalId) -> Result<TapKey, BodyError> {
+        let epoch = self.required("epoch")?.as_u64().and_then(|epoch| u32::try_from(epoch).ok());
+        let epoch =
+            epoch.ok_or_else(|| self.wrong("epoch", "must be a whole number from 0 to 4294967295"))?;
+        Ok(TapKey { terminal: terminal.clone(), epoch, sequence: self.text("sequence")? })
+    }
+
+    /// `amount_fen` or `amount`, not both. Their range is the core's to judge.
+    fn amount(&mut self) -> Result<Option<Fen>, BodyError> {
+        let fen = self.optional("amount_fen")?;
+        let yuan = self.optional("amount")?;
+        match (fen, yuan) {
+            (None, None) => Ok(None),
+            (Some(_), Some(_)) => Err(self.wrong("amount", "cannot stand beside amount_fen")),
+            (Some(fen), None) => match fen.as_i64() {
+                Some(fen) => Ok(Some(Fen::new(fen))),
+                None => Err(self.wrong("amount_fen", "must be a whole number of fen")),
+            },
+            (None, Some(Value::String(yuan))) => Fen::parse_yuan(&yuan)
+                .map(Some)
+                .map_err(|error| self.wrong("amount", format!("is wrong: {error}"))),
+            (None, Some(_)) => Err(self.wrong("amount", "must be yuan as text, such as \"12.50\"")),
+        }
+    }
+
+    fn finish(self) -> Result<(), BodyError> {
+        match self.values.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(self.wrong(&name.chars().take(64).collect::<String>(), "is not known")),
+        }
+    }
+
+    fn wrong(&self, name: &str, why: impl Into<String>) -> BodyError {
+        wrong(&format!("{}{name}", self.prefix), why)
+    }
+}
+
+/// An object in which every name stands once: of two equal names, two readers could take different ones.
+struct Object(BTreeMap<String, Value>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Once;
+        impl<'de> Visitor<'de> for Once {
+            type Value = Object;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+                let mut values = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<String, Value>()? {
+                    if values.contains_key(&name) {
+                        return Err(serde::de::Error::custom(format_args!("field {name:?} stands twice")));
+                    }
+                    values.insert(name, value);
+                }
+                Ok(Object(values))
+            }
+        }
+        deserializer.deserialize_map(Once)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use feiqian_protocol::ids::Key;
+
+    use super::super::api::{BalanceBody, Kind, OriginalBody, ReversalBody, TapBody};
+    use super::*;
+
+    fn terminal() -> TerminalId {
+        TerminalId::new("pos-1").unwrap()
+    }
+
+    fn key(epoch: u32, sequence: &str) -> TapKey {
+        TapKey { terminal: terminal(), epoch, sequence: Key::new(sequence).unwrap() }
+    }
+
+    fn parsed(fields: &str) -> Result<TapKind, String> {
+        let body = format!(r#"{{"epoch":1,"sequence":"2","card":"c1",{fields}}}"#);
+        tap(&terminal(), body.as_bytes()).map(|tap| tap.kind).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_a_client_serializes_is_what_the_node_reads() {
+        let client = TapBody {
+            epoch: 1,
+            sequence: "269-1".to_owned(),
+            card: "c02346".to_owned(),
+            kind: Kind::Purchase,
+            amount_fen: Some(1250),
+            amount: None,
+            quantity: None,
+        };
+        let request = tap(&terminal(), &serde_json::to_vec(&client).unwrap()).unwrap();
+        let card = CardNumber::new("c02346").unwrap();
+        let kind = TapKind::Amount(Fen::new(1250));
+        assert_eq!(request, TapRequest { key: key(1, "269-1"), card: card.clone(), kind, pin: Pin::Absent });
+
+        let original = OriginalBody { epoch: 1, sequence: "269-1".to_owned() };
+        let client =
+            ReversalBody { epoch: 2, sequence: "1".to_owned(), original, amount_fen: None, amount: None };
+        let request = reversal(&terminal(), &serde_json::to_vec(&client).unwrap()).unwrap();
+        assert_eq!(request, ReversalRequest { key: key(2, "1"), original: key(1, "269-1"), amount: None });
+
+        let client = BalanceBody { card: "c02346".to_owned() };
+        assert_eq!(balance(&serde_json::to_vec(&client).unwrap()), Ok(card));
+    }
+
+    #[test]
+    fn a_tap_is_a_purchase_of_one_amount_or_an_access() {
+        assert_eq!(parsed(r#""kind":"purchase","amount_fen":1250"#), Ok(TapKind::Amount(Fen::new(1250))));
+        assert_eq!(parsed(r#""kind":"purchase","amount":"12.5""#), Ok(TapKind::Amount(Fen::new(1250))));
+        assert_eq!(parsed(r#""kind":"purchase","quantity":552"#), Ok(TapKind::Quantity(552)));
+        assert_eq!(parsed(r#""kind":"purchase","amount_fen":-1"#), Ok(TapKind::Amount(Fen::new(-1))));
+        assert_eq!(parsed(r#""kind":"access","amount_fen":null"#), Ok(TapKind::Access));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_by_name() {
+        let cases = [
+            (r#""kind":"purchase""#, "field \"amount_fen\" is missing"),
+            (
+                r#""kind":"purchase","amount_fen":1,"amount":"1""#,
+                "field \"amount\" cannot stand beside amount_fen",
+            ),
+            (
+                r#""kind":"purchase","amount_fen":1,"quantity":1"#,
+                "field \"quantity\" cannot stand beside an amount",
+            ),
+            (r#""kind":"access","quantity":1"#, "field \"quantity\" cannot stand in an access"),
+            (r#""kind":"purchase","amount_fen":1.5"#, "field \"amount_fen\" must be a whole number of fen"),
+            (r#""kind":"purchase","amount_fen":"1""#, "field \"amount_fen\" must be a whole number of fen"),
+            (
+                r#""kind":"purchase","amount":"0.005""#,
+                "field \"amount\" is wrong: \"0.005\" has more than two",
+            ),
+            (r#""kind":"purchase","amount":1"#, "field \"amount\" must be yuan as text"),
+            (r#""kind":"purchase","quantity":"1""#, "field \"quantity\" must be a whole number"),
+            (r#""kind":"purchase","quantity":4294967296"#, "field \"quantity\" is out of range"),
+            (r#""kind":"refund","amount_fen":1"#, "field \"kind\" must be \"purchase\" or \"access\""),
+            (r#""amount_fen":1"#, "field \"kind\" is missing"),
+            (r#""kind":"access","pin":"1""#, "field \"pin\" is not supported"),
+            (r#""kind":"access","sum":1"#, "field \"sum\" is not known"),
+            (r#""kind":"access","epoch":1"#, "the body must be a JSON object: field \"epoch\" stands twice"),
+        ];
+        for (fields, expected) in cases {
+            let error = parsed(fields).unwrap_err();
+            assert!(error.starts_with(expected), "{fields}: {error}");
+        }
+        let error = tap(&terminal(), b"[]").unwrap_err().to_string();
+        assert!(error.starts_with("the body must be a JSON object"), "{error}");
+        let error = tap(&terminal(), br#"{"epoch":-1}"#).unwrap_err().to_string();
+        assert!(error.starts_with("field \"epoch\" must be"), "{error}");
+        let body = br#"{"epoch":1,"sequence":"1","original":{"epoch":1}}"#;
+        let error = reversal(&terminal(), body).unwrap_err().to_string();
+        assert_eq!(error, "field \"original.sequence\" is missing");
+        let secret = "c'secret";
+        let error = balance(format!(r#"{{"card":"{secret}"}}"#).as_bytes()).unwrap_err().to_string();
+        assert!(!error.contains(secret), "{error}");
+    }
+}
