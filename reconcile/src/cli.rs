@@ -15,7 +15,7 @@ use feiqian_protocol::limits::ENROL_CODE_SECONDS;
 use feiqian_protocol::money::Fen;
 use serde_json::{Value, json};
 
-use crate::authority::Authority;
+use crate::authority::{self, Authority};
 use crate::config::{Config, ConfigError, read_campus};
 use crate::control::Client;
 use crate::driver::real_now;
@@ -302,16 +302,18 @@ fn init(dir: &Path, campus_file: &Path) -> anyhow::Result<()> {
     }
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
     Authority::create(dir, campus.institution, real_now())?;
-    let authority = Authority::open(dir, real_now())?;
-    let identity = Identity { institution: campus.institution, log_key: authority.log_key().clone() };
+    let identity = Identity { institution: campus.institution, log_key: authority::log_key(dir)? };
     let connection = rusqlite::Connection::open(dir.join(DATABASE))?;
     drop(crate::core::ReconcileCore::open(connection, identity)?);
     // Last, since its presence says that the rest is there.
-    crate::authority::write_private(dir, CAMPUS, text.as_bytes())?;
+    authority::write_private(dir, CAMPUS, text.as_bytes())?;
 
     let node = campus.buildings.first().map_or("NODE", |building| building.node.as_str());
     println!("Institution {} is ready in {dir}.", campus.institution, dir = dir.display());
-    println!("Keep a copy of {}/ca.key offline: whoever has it can enrol nodes.", dir.display());
+    println!(
+        "Keep a copy of ca.key and log.key in {} offline: whoever has them is the centre.",
+        dir.display()
+    );
     println!();
     println!("Next:");
     println!("  1. Write the configuration (data_dir = \"{}\") and start the centre:", dir.display());
@@ -328,7 +330,7 @@ fn enroll(dir: &Path, node: NodeName, role: Role, as_json: bool) -> anyhow::Resu
     let mut secret = [0; 16];
     getrandom::fill(&mut secret)
         .map_err(|error| anyhow::anyhow!("no randomness from the operating system: {error}"))?;
-    let code = Authority::open(dir, real_now())?.code(secret);
+    let code = authority::code(dir, secret)?;
     let (name, lookup) = (node.clone(), hex(&code.lookup()));
     say(dir, &Command::CreateEnrolment { name, role, lookup, secret: hex(&secret) })?;
     let minutes = ENROL_CODE_SECONDS / 60;

@@ -229,4 +229,14 @@ mod tests {
         assert_eq!(error.line, Some(5), "{error}");
         assert!(error.to_string().contains("nmae"), "{error}");
     }
+
+    #[test]
+    fn the_example_files_are_what_they_say() {
+        let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
+        let config = Config::read(&Path::new(deploy).join("reconcile.example.toml")).unwrap();
+        assert_eq!(config.listen, default_listen());
+        let (campus, _) = read_campus(&Path::new(deploy).join("campus.example.toml")).unwrap();
+        assert_eq!(campus.policy, feiqian_protocol::campus::Policy::default());
+        assert_eq!(campus.buildings.len(), 3);
+    }
 }

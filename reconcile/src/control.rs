@@ -283,7 +283,7 @@ mod tests {
             br#"{"command":"dance"}"#,
             b"status",
             lookup,
-            br#"{"command":"status","extra":1}"#,
+            br#"{"command":"topup","card":"c1","amount_fen":1}"#,
         ];
         let answers = ask(WallClock::Real, &lines).await;
         let codes: Vec<_> =
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_a_bound_and_a_missing_service_is_named() {
+    fn a_service_that_does_not_run_is_named() {
         assert!(matches!(Client::connect(Path::new("/nowhere")), Err(ClientError::NotRunning(_))));
     }
 }

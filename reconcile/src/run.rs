@@ -11,7 +11,7 @@ use quinn::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::authority::Authority;
+use crate::authority::{self, Authority};
 use crate::config::{Config, read_campus};
 use crate::control::Control;
 use crate::core::ReconcileCore;
@@ -62,15 +62,14 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     runtime.block_on(serve(config, authority, &campus))
 }
 
-/// The identity and the database of a data directory that `init` made.
+/// The identity of a data directory that `init` made. Changes nothing in it.
 ///
 /// # Errors
 /// It is none, or its keys are not readable.
 pub fn identity(dir: &Path) -> anyhow::Result<Identity> {
     must_be_initialised(dir)?;
     let (campus, _) = read_campus(&dir.join(CAMPUS))?;
-    let authority = Authority::open(dir, real_now())?;
-    Ok(Identity { institution: campus.institution, log_key: authority.log_key().clone() })
+    Ok(Identity { institution: campus.institution, log_key: authority::log_key(dir)? })
 }
 
 /// Takes the data directory for this process.
@@ -111,6 +110,9 @@ async fn serve(config: &Config, authority: Arc<Authority>, campus: &CampusConfig
     };
     tokio::pin!(signalled);
 
+    // Bound before anybody is answered, so that whoever has had an answer can connect: it waits here until it is served.
+    let socket = listener::bind(config.listen)
+        .with_context(|| format!("UDP {} (listen) cannot be opened", config.listen))?;
     let clock = if config.driven_clock { WallClock::Driven } else { WallClock::Real };
     let (core, events) = driver::queue();
     let control = Control::bind(dir).with_context(|| {
@@ -141,7 +143,7 @@ async fn serve(config: &Config, authority: Arc<Authority>, campus: &CampusConfig
                 // The thread says why.
                 return std::future::pending().await;
             }
-            start(config, &core, authority, campus).await
+            start(config, socket, &core, authority, campus).await
         } => started.map(Some),
     };
     let served = match served {
@@ -174,9 +176,10 @@ fn core_ended(end: Result<Result<(), StoreError>, oneshot::error::RecvError>) ->
     }
 }
 
-/// Publishes the campus where none is published yet, and opens the network.
+/// Publishes the campus where none is published yet, and serves the network.
 async fn start(
     config: &Config,
+    socket: std::net::UdpSocket,
     core: &CoreHandle,
     authority: Arc<Authority>,
     campus: &CampusConfig,
@@ -186,8 +189,6 @@ async fn start(
         core.command(Command::PublishCampus { config: serde_json::to_value(campus)? }).await?;
         tracing::info!(buildings = campus.buildings.len(), "campus published");
     }
-    let socket = listener::bind(config.listen)
-        .with_context(|| format!("UDP {} (listen) cannot be opened", config.listen))?;
     let runtime: Arc<dyn Runtime> = Arc::new(quinn::TokioRuntime);
     let socket = runtime.wrap_udp_socket(socket)?;
     let endpoint = listener::endpoint(runtime, socket, authority.server_tls()?, config.idle_timeout())?;
