@@ -37,8 +37,8 @@ pub struct Counters {
     pub bytes: u64,
     /// Syncs, those that were ignored included.
     pub syncs: u64,
-    /// Power cuts.
-    pub power_cuts: u64,
+    /// Times that everything open came to an end: kills, power cuts, restored copies.
+    pub endings: u64,
 }
 
 /// A copy of all files of a disk.
@@ -168,9 +168,9 @@ impl State {
 
     pub(super) fn end(&mut self, ending: Ending) {
         self.generation += 1;
+        self.counters.endings += 1;
         self.armed = None;
         if let Ending::PowerCut(seed) = ending {
-            self.counters.power_cuts += 1;
             self.lose_unsynced(seed);
         }
         let named: Vec<u64> = self.names.values().chain(self.ghosts.values()).copied().collect();

@@ -1,0 +1,284 @@
+//! What both sides hold, read from their databases by a second connection.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use feiqian_protocol::entry::Entry;
+use feiqian_protocol::ids::{AccountId, CardNumber, LogId, Wallet};
+use feiqian_protocol::money::Fen;
+use rusqlite::Connection;
+
+use super::INSTITUTION;
+use crate::vfs::Disk;
+
+/// The logs of a database, decoded once.
+struct Logs {
+    connection: Connection,
+    /// The files vanish with their disk.
+    _disk: Disk,
+    decoded: BTreeMap<LogId, Vec<Entry>>,
+}
+
+impl Logs {
+    fn open(disk: Disk, file: &str) -> Result<Self> {
+        Ok(Self { connection: disk.open(file)?, _disk: disk, decoded: BTreeMap::new() })
+    }
+
+    /// All entries of a log; the one at position n has index n - 1.
+    fn entries(&mut self, log: LogId) -> Result<&[Entry]> {
+        let decoded = self.decoded.entry(log).or_default();
+        let mut statement = self.connection.prepare_cached(
+            "SELECT record FROM entries WHERE log = ?1 AND position > ?2 ORDER BY position",
+        )?;
+        let mut rows = statement.query((log.key(), decoded.len() as i64))?;
+        while let Some(row) = rows.next()? {
+            decoded.push(Entry::from_record(row.get_ref(0)?.as_blob()?)?);
+        }
+        Ok(decoded)
+    }
+}
+
+/// A row of rights as the centre has it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct CentreRow {
+    /// Right that it must assume is there.
+    pub out: Fen,
+    /// Stand-in likewise.
+    pub stand_in_out: Fen,
+    /// Of a closed epoch.
+    pub residue: Fen,
+}
+
+/// A wallet as the centre has it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct CentreWallet {
+    /// The posted balance.
+    pub funds: Fen,
+    /// What may be granted.
+    pub free: Fen,
+    /// Open cases that the holder may owe.
+    pub claims: Fen,
+}
+
+/// A case.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Case {
+    /// Whose.
+    pub account: AccountId,
+    /// The debit's log.
+    pub log: i64,
+    /// The debit's position.
+    pub position: u64,
+    /// The stable number of the reason.
+    pub reason: u8,
+    /// The stable number of the bearer.
+    pub bearer: u8,
+    /// Fen overspent.
+    pub opened: Fen,
+    /// Fen recovered.
+    pub recovered: Fen,
+}
+
+/// The number of a row of rights: account, wallet, node, epoch.
+pub type RowKey = (AccountId, Wallet, u16, u32);
+
+/// The centre's database.
+pub struct CentreTables(Logs);
+
+impl CentreTables {
+    /// Opens the database of this disk.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn open(disk: Disk) -> Result<Self> {
+        Ok(Self(Logs::open(disk, "centre.db")?))
+    }
+
+    /// The connection, for anything else.
+    pub const fn connection(&self) -> &Connection {
+        &self.0.connection
+    }
+
+    /// All entries of a log.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn entries(&mut self, log: LogId) -> Result<&[Entry]> {
+        self.0.entries(log)
+    }
+
+    /// Wallets.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn wallets(&self) -> Result<BTreeMap<(AccountId, Wallet), CentreWallet>> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT account, wallet, funds, free, claims FROM wallets")?;
+        let rows = statement.query_map([], |row| {
+            let wallet = CentreWallet { funds: fen(row, 2)?, free: fen(row, 3)?, claims: fen(row, 4)? };
+            Ok(((AccountId(row.get::<_, i64>(0)? as u64), wallet_of(row, 1)?), wallet))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Rows of rights.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn rights(&self) -> Result<BTreeMap<RowKey, CentreRow>> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT account, wallet, node, epoch, out, si_out, residue FROM rights")?;
+        let rows = statement.query_map([], |row| {
+            let key = (AccountId(row.get::<_, i64>(0)? as u64), wallet_of(row, 1)?, row.get(2)?, row.get(3)?);
+            Ok((key, CentreRow { out: fen(row, 4)?, stand_in_out: fen(row, 5)?, residue: fen(row, 6)? }))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// The account of every card.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn cards(&self) -> Result<BTreeMap<CardNumber, AccountId>> {
+        let mut statement = self.connection().prepare_cached("SELECT card, account FROM cards")?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+        rows.map(|row| {
+            let (card, account) = row?;
+            Ok((CardNumber::new(card)?, AccountId(account as u64)))
+        })
+        .collect()
+    }
+
+    /// Cases, sorted.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn cases(&self) -> Result<Vec<Case>> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT account, log, position, reason, bearer, opened, recovered FROM cases ORDER BY 1, 2, 3, 4",
+        )?;
+        let rows = statement.query_map([], |row| {
+            Ok(Case {
+                account: AccountId(row.get::<_, i64>(0)? as u64),
+                log: row.get(1)?,
+                position: row.get::<_, i64>(2)? as u64,
+                reason: row.get(3)?,
+                bearer: row.get(4)?,
+                opened: fen(row, 5)?,
+                recovered: fen(row, 6)?,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Entries that break a rule, as the centre noted them.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn faults(&self) -> Result<Vec<String>> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT log || ':' || position || ' ' || what FROM faults")?;
+        let rows = statement.query_map([], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Entries whose postings do not sum to zero.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn unbalanced(&self) -> Result<Vec<(i64, i64, i64)>> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT log, position, sum(amount) FROM postings GROUP BY 1, 2 HAVING sum(amount) <> 0",
+        )?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+/// A row of rights as a node has it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct NodeRow {
+    /// Granted so far.
+    pub granted: Fen,
+    /// Right that may still be spent.
+    pub unspent: Fen,
+    /// Stand-in granted so far.
+    pub stand_in_granted: Fen,
+    /// Stand-in that may still be used.
+    pub stand_in_left: Fen,
+}
+
+/// A node's database.
+pub struct NodeTables(Logs);
+
+impl NodeTables {
+    /// Opens the database of this disk.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn open(disk: Disk) -> Result<Self> {
+        Ok(Self(Logs::open(disk, "node.db")?))
+    }
+
+    /// The connection, for anything else.
+    pub const fn connection(&self) -> &Connection {
+        &self.0.connection
+    }
+
+    /// All entries of a log.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn entries(&mut self, log: LogId) -> Result<&[Entry]> {
+        self.0.entries(log)
+    }
+
+    /// The open epoch.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn epoch(&self) -> Result<u32> {
+        Ok(self.connection().query_row("SELECT epoch FROM state", [], |row| row.get(0))?)
+    }
+
+    /// Rows of rights of the open epoch.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn rows(&self) -> Result<BTreeMap<(AccountId, Wallet), NodeRow>> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT account, wallet, granted, unspent, stand_in_granted, stand_in_left FROM wallets",
+        )?;
+        let rows = statement.query_map([], |row| {
+            let held = NodeRow {
+                granted: fen(row, 2)?,
+                unspent: fen(row, 3)?,
+                stand_in_granted: fen(row, 4)?,
+                stand_in_left: fen(row, 5)?,
+            };
+            Ok(((AccountId(row.get::<_, i64>(0)? as u64), wallet_of(row, 1)?), held))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+fn fen(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Fen> {
+    row.get(column).map(Fen::new)
+}
+
+fn wallet_of(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Wallet> {
+    let number: i64 = row.get(column)?;
+    let wallet = u8::try_from(number).ok().and_then(Wallet::from_number);
+    wallet.ok_or(rusqlite::Error::IntegralValueOutOfRange(column, number))
+}
+
+/// The log that a node writes.
+pub const fn node_log(node: feiqian_protocol::ids::NodeId) -> LogId {
+    LogId::node(INSTITUTION, node)
+}
+
+/// The centre's stream for a node.
+pub const fn to_node_log(node: feiqian_protocol::ids::NodeId) -> LogId {
+    LogId::to_node(INSTITUTION, node)
+}
