@@ -216,8 +216,10 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
         }
     };
-    match act(cli.command) {
+    match act(cli.command, &mut std::io::stdout().lock()) {
         Ok(code) => code,
+        // Whoever reads our output, such as `head`, has had enough.
+        Err(error) if broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // `{:#}` has the causes, which the library's own messages leave out.
             eprintln!("feiqian-reconcile: {error:#}");
@@ -226,13 +228,13 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn act(action: Action) -> anyhow::Result<ExitCode> {
+fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match action {
-        Action::Init { data, campus } => init(&data.dir, &campus)?,
-        Action::Enroll { node, role, data, json } => enroll(&data.dir, node, role, json)?,
+        Action::Init { data, campus } => init(out, &data.dir, &campus)?,
+        Action::Enroll { node, role, data, json } => enroll(out, &data.dir, node, role, json)?,
         Action::Retire { node, force, data } => {
             say(&data.dir, &Command::Retire { node, force })?;
-            println!("{}", if force { "closed" } else { "closing; see feiqian-reconcile status" });
+            writeln!(out, "{}", if force { "closed" } else { "closing; see feiqian-reconcile status" })?;
         }
         Action::Run { config } => {
             let config = Config::read(&config)?;
@@ -242,9 +244,9 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
         Action::Publish { campus, data } => {
             let (campus, _) = read_campus(&campus)?;
             say(&data.dir, &Command::PublishCampus { config: serde_json::to_value(&campus)? })?;
-            println!("published");
+            writeln!(out, "published")?;
         }
-        Action::Import { what: Import::Accounts { file, data } } => import::accounts(&file, &data.dir)?,
+        Action::Import { what: Import::Accounts { file, data } } => import::accounts(out, &file, &data.dir)?,
         Action::Topup { card, amount, wallet, channel, key, data } => {
             let amount_fen = amount.fen.map(Fen::new).or(amount.yuan).unwrap_or_default();
             let reply = say(&data.dir, &Command::Topup { card, amount_fen, wallet, channel, key })?;
@@ -253,27 +255,35 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             } else {
                 ""
             };
-            println!("credited {amount_fen} yuan{before}");
+            writeln!(out, "credited {amount_fen} yuan{before}")?;
         }
         Action::Loss { what: Loss::Report(LossOf { card, operator, data }) } => {
             say(&data.dir, &Command::ReportLoss { card, operator })?;
-            println!("reported lost");
+            writeln!(out, "reported lost")?;
         }
         Action::Loss { what: Loss::Lift(LossOf { card, operator, data }) } => {
             say(&data.dir, &Command::LiftLoss { card, operator })?;
-            println!("lifted");
+            writeln!(out, "lifted")?;
         }
         Action::Status { data, json } => {
             let mut status = say(&data.dir, &Command::Status)?;
             if let Value::Object(fields) = &mut status {
                 fields.remove("ok");
             }
-            if json { println!("{status}") } else { print_status(&serde_json::from_value(status)?) }
+            if json {
+                writeln!(out, "{status}")?;
+            } else {
+                print_status(out, &serde_json::from_value(status)?)?;
+            }
         }
         Action::Verify { data, json } => return verify(&data.dir, json),
         Action::Export { what, data, format, output } => export(&data.dir, what, format, output.as_deref())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn start_log(json: bool) {
@@ -288,7 +298,7 @@ fn say(dir: &Path, command: &Command) -> anyhow::Result<Value> {
     Ok(Client::connect(dir)?.command(command)?)
 }
 
-fn init(dir: &Path, campus_file: &Path) -> anyhow::Result<()> {
+fn init(out: &mut impl Write, dir: &Path, campus_file: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     let (campus, text) = read_campus(campus_file)?;
     std::fs::DirBuilder::new()
@@ -309,24 +319,25 @@ fn init(dir: &Path, campus_file: &Path) -> anyhow::Result<()> {
     authority::write_private(dir, CAMPUS, text.as_bytes())?;
 
     let node = campus.buildings.first().map_or("NODE", |building| building.node.as_str());
-    println!("Institution {} is ready in {dir}.", campus.institution, dir = dir.display());
-    println!(
+    writeln!(out, "Institution {} is ready in {dir}.", campus.institution, dir = dir.display())?;
+    writeln!(
+        out,
         "Keep a copy of ca.key and log.key in {} offline: whoever has them is the centre.",
         dir.display()
-    );
-    println!();
-    println!("Next:");
-    println!("  1. Write the configuration (data_dir = \"{}\") and start the centre:", dir.display());
-    println!("       feiqian-reconcile run --config FILE.toml");
-    println!("  2. Bring the accounts in:");
-    println!("       feiqian-reconcile import accounts FILE.csv --data {}", dir.display());
-    println!("  3. Make a code for each building, and carry it there:");
-    println!("       feiqian-reconcile enroll {node} --role pos --data {}", dir.display());
-    println!("       feiqian-node join --data DIR --centre HOST:PORT --code CODE");
+    )?;
+    writeln!(out)?;
+    writeln!(out, "Next:")?;
+    writeln!(out, "  1. Write the configuration (data_dir = \"{}\") and start the centre:", dir.display())?;
+    writeln!(out, "       feiqian-reconcile run --config FILE.toml")?;
+    writeln!(out, "  2. Bring the accounts in:")?;
+    writeln!(out, "       feiqian-reconcile import accounts FILE.csv --data {}", dir.display())?;
+    writeln!(out, "  3. Make a code for each building, and carry it there:")?;
+    writeln!(out, "       feiqian-reconcile enroll {node} --role pos --data {}", dir.display())?;
+    writeln!(out, "       feiqian-node join --data DIR --centre HOST:PORT --code CODE")?;
     Ok(())
 }
 
-fn enroll(dir: &Path, node: NodeName, role: Role, as_json: bool) -> anyhow::Result<()> {
+fn enroll(out: &mut impl Write, dir: &Path, node: NodeName, role: Role, as_json: bool) -> anyhow::Result<()> {
     let mut secret = [0; 16];
     getrandom::fill(&mut secret)
         .map_err(|error| anyhow::anyhow!("no randomness from the operating system: {error}"))?;
@@ -336,22 +347,28 @@ fn enroll(dir: &Path, node: NodeName, role: Role, as_json: bool) -> anyhow::Resu
     let minutes = ENROL_CODE_SECONDS / 60;
     if as_json {
         let code = code.to_string();
-        println!("{}", json!({"node": node, "role": role, "code": code, "valid_s": ENROL_CODE_SECONDS}));
+        writeln!(
+            out,
+            "{}",
+            json!({"node": node, "role": role, "code": code, "valid_s": ENROL_CODE_SECONDS})
+        )?;
     } else {
-        println!("{code}");
-        println!();
-        println!(
+        writeln!(out, "{code}")?;
+        writeln!(out)?;
+        writeln!(
+            out,
             "Good once, for {node} as {}, for {minutes} minutes. At the building's controller:",
             role.name()
-        );
-        println!("  feiqian-node join --data DIR --centre HOST:PORT --code {code}");
+        )?;
+        writeln!(out, "  feiqian-node join --data DIR --centre HOST:PORT --code {code}")?;
     }
     Ok(())
 }
 
-fn print_status(status: &Status) {
+fn print_status(out: &mut impl Write, status: &Status) -> std::io::Result<()> {
     let yuan = |fen: i64| Fen::new(fen).to_string();
-    println!(
+    writeln!(
+        out,
         "{} accounts, campus configuration {}, {} asks waiting, {} cases open ({} yuan), {} yuan in suspense",
         status.accounts,
         status.campus_version,
@@ -359,15 +376,17 @@ fn print_status(status: &Status) {
         status.open_cases,
         yuan(status.open_cases_fen),
         yuan(status.suspense_fen),
-    );
-    println!();
+    )?;
+    writeln!(out)?;
     let width = status.nodes.iter().map(|node| node.node.len()).max().unwrap_or(0).max(4);
-    println!(
+    writeln!(
+        out,
         "{:width$}  {:9}  {:>9}  {:>13}  {:>8}  {:>12}  {:>12}  state",
         "node", "link", "ingested", "to node", "backlog", "right (yuan)", "stand-in"
-    );
+    )?;
     for node in &status.nodes {
-        println!(
+        writeln!(
+            out,
             "{:width$}  {:9}  {:>9}  {:>13}  {:>8}  {:>12}  {:>12}  {}",
             node.node,
             if node.connected { "connected" } else { "-" },
@@ -377,8 +396,9 @@ fn print_status(status: &Status) {
             yuan(node.out_fen),
             yuan(node.stand_in_out_fen),
             node.state,
-        );
+        )?;
     }
+    Ok(())
 }
 
 fn verify(dir: &Path, as_json: bool) -> anyhow::Result<ExitCode> {

@@ -13,7 +13,7 @@ use feiqian_protocol::time::Timestamp;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::driver::{CoreHandle, WallClock};
 use crate::io::{Command, CommandError};
@@ -59,16 +59,18 @@ impl Control {
         Ok(Self { listener, path })
     }
 
-    /// Serves clients until it is dropped.
-    pub async fn serve(self, core: CoreHandle, clock: WallClock) {
+    /// Serves clients until it is dropped. `serving` is true once the network is served, too: whoever has had an answer
+    /// (from a driven process: has had its clock acknowledged) finds everything there.
+    pub async fn serve(self, core: CoreHandle, clock: WallClock, serving: watch::Receiver<bool>) {
+        let shell = Arc::new(Shell { core, clock, serving });
         let places = Arc::new(Semaphore::new(CLIENTS_MAX));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let core = core.clone();
+                    let shell = Arc::clone(&shell);
                     tokio::spawn(async move {
-                        if let Err(error) = serve_client(stream, &core, clock).await {
+                        if let Err(error) = serve_client(stream, &shell).await {
                             tracing::debug!(%error, "local client gone");
                         }
                         drop(place);
@@ -83,7 +85,7 @@ impl Control {
     }
 }
 
-async fn serve_client(stream: UnixStream, core: &CoreHandle, clock: WallClock) -> std::io::Result<()> {
+async fn serve_client(stream: UnixStream, shell: &Shell) -> std::io::Result<()> {
     let (receive, mut send) = stream.into_split();
     let mut receive = tokio::io::BufReader::new(receive);
     let mut line = Vec::new();
@@ -97,7 +99,7 @@ async fn serve_client(stream: UnixStream, core: &CoreHandle, clock: WallClock) -
         let reply = if too_long {
             Err(error("line", format!("a line of more than {LINE_BYTES_MAX} bytes")))
         } else {
-            answer(&line, core, clock).await
+            shell.answer(&line).await
         };
         let mut bytes = to_json(reply).to_string().into_bytes();
         bytes.push(b'\n');
@@ -109,33 +111,50 @@ async fn serve_client(stream: UnixStream, core: &CoreHandle, clock: WallClock) -
     }
 }
 
-async fn answer(line: &[u8], core: &CoreHandle, clock: WallClock) -> Result<Value, CommandError> {
-    let request: Value =
-        serde_json::from_slice(line).map_err(|why| error("json", format!("not a JSON object: {why}")))?;
-    if request.get("command").and_then(Value::as_str) == Some("clock") {
-        return set_clock(&request, core, clock).await;
-    }
-    let command: Command =
-        serde_json::from_value(request).map_err(|why| error("command", why.to_string()))?;
-    match command {
-        Command::LookUpEnrolment { .. } | Command::Enrol { .. } => {
-            Err(error("command", "only the enrolment desk does that".to_owned()))
-        }
-        command => core.command(command).await,
-    }
+/// What the socket speaks to.
+struct Shell {
+    core: CoreHandle,
+    clock: WallClock,
+    serving: watch::Receiver<bool>,
 }
 
-async fn set_clock(request: &Value, core: &CoreHandle, clock: WallClock) -> Result<Value, CommandError> {
-    if clock != WallClock::Driven {
-        let why = "the business clock is the system's; driven_clock is not set in the configuration";
-        return Err(error("clock_not_driven", why.to_owned()));
+impl Shell {
+    async fn answer(&self, line: &[u8]) -> Result<Value, CommandError> {
+        let request: Value =
+            serde_json::from_slice(line).map_err(|why| error("json", format!("not a JSON object: {why}")))?;
+        if request.get("command").and_then(Value::as_str) == Some("clock") {
+            return self.set_clock(&request).await;
+        }
+        let command: Command =
+            serde_json::from_value(request).map_err(|why| error("command", why.to_string()))?;
+        if matches!(command, Command::LookUpEnrolment { .. } | Command::Enrol { .. }) {
+            return Err(error("command", "only the enrolment desk does that".to_owned()));
+        }
+        // Of a driven process the core itself says that there is no clock yet.
+        if self.clock == WallClock::Real {
+            self.until_serving().await?;
+        }
+        self.core.command(command).await
     }
-    let now_ms = request
-        .get("now_ms")
-        .and_then(Value::as_i64)
-        .ok_or_else(|| error("command", "now_ms must be a number of milliseconds".to_owned()))?;
-    core.set_clock(Timestamp(now_ms)).await.map_err(|why| error("stopping", why.to_string()))?;
-    Ok(Value::Null)
+
+    async fn set_clock(&self, request: &Value) -> Result<Value, CommandError> {
+        if self.clock != WallClock::Driven {
+            let why = "the business clock is the system's; driven_clock is not set in the configuration";
+            return Err(error("clock_not_driven", why.to_owned()));
+        }
+        let now_ms = request
+            .get("now_ms")
+            .and_then(Value::as_i64)
+            .ok_or_else(|| error("command", "now_ms must be a number of milliseconds".to_owned()))?;
+        self.core.set_clock(Timestamp(now_ms)).await.map_err(|why| error("stopping", why.to_string()))?;
+        self.until_serving().await?;
+        Ok(Value::Null)
+    }
+
+    async fn until_serving(&self) -> Result<(), CommandError> {
+        let serving = self.serving.clone().wait_for(|serving| *serving).await.map(drop);
+        serving.map_err(|_| error("stopping", "the service is stopping".to_owned()))
+    }
 }
 
 const fn error(code: &'static str, message: String) -> CommandError {
@@ -259,7 +278,7 @@ mod tests {
         let control = Control::bind(dir.path()).unwrap();
         let mode = std::fs::metadata(dir.path().join(SOCKET)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let server = tokio::spawn(control.serve(core, clock));
+        let server = tokio::spawn(control.serve(core, clock, watch::channel(true).1));
         let mut stream =
             tokio::io::BufReader::new(UnixStream::connect(dir.path().join(SOCKET)).await.unwrap());
         let mut answers = Vec::new();
@@ -305,6 +324,17 @@ mod tests {
         assert_eq!(answers[1]["code"], "command");
         assert_eq!(answers[2], json!({"ok": true}));
         assert_eq!(answers[3], json!({"ok": true, "wall": 1_667_800_000_000_i64}));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_answered_before_the_network_is_served() {
+        let (core, _events) = queue();
+        let (sender, serving) = watch::channel(false);
+        let shell = Shell { core, clock: WallClock::Real, serving };
+        let early = shell.answer(br#"{"command":"status"}"#);
+        assert!(tokio::time::timeout(Duration::from_millis(20), early).await.is_err());
+        drop(sender);
+        assert_eq!(shell.answer(br#"{"command":"status"}"#).await.unwrap_err().code, "stopping");
     }
 
     #[test]

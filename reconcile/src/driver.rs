@@ -561,4 +561,38 @@ mod tests {
         thread.join().unwrap();
         assert_eq!(seen.lock().unwrap().iter().filter(|line| line.starts_with("LinkDown")).count(), 1);
     }
+
+    #[tokio::test]
+    async fn a_status_speaks_of_the_entries_queued_before_it_and_asks_overtake_them() {
+        let (handle, mut events) = queue();
+        let seen = Arc::default();
+        let (outgoing, _queues) = Outgoing::new();
+        let mut run = Run {
+            core: FakeCore(seen),
+            opened: Instant::now(),
+            driven: None,
+            tickets: 0,
+            waiting: BTreeMap::new(),
+            links: BTreeMap::from([(LinkId(1), Some(outgoing))]),
+        };
+        let log = feiqian_protocol::ids::LogId::node(feiqian_protocol::ids::InstitutionId(1), NodeId(1));
+        let entries = |records| {
+            let records = vec![Vec::new().into(); records];
+            Frame::Entries(feiqian_protocol::frame::Entries { log, first: 1, records, heads: Vec::new() })
+        };
+        for _ in 0..10 {
+            handle.frame(LinkId(1), entries(ENTRIES_PER_STEP_MAX / 2)).await.unwrap();
+        }
+        handle.frame(LinkId(2), entries(1)).await.unwrap();
+        let mut inputs = Vec::new();
+        run.admit_bulk(&mut events, &mut inputs, usize::MAX, ENTRIES_PER_STEP_MAX);
+        assert_eq!(inputs.len(), 2, "a step stays short");
+        run.admit_bulk(&mut events, &mut inputs, usize::MAX, usize::MAX);
+        assert_eq!(inputs.len(), 10, "and what no link of this core sent is left out");
+        handle.frame(LinkId(1), mark()).await.unwrap();
+        handle.frame(LinkId(1), entries(1)).await.unwrap();
+        assert!(matches!(events.events.try_recv(), Ok(Event::Frame(..))));
+        assert!(run.admit(Event::LinkDown(LinkId(1))).is_some());
+        assert!(run.admit(Event::LinkDown(LinkId(1))).is_none());
+    }
 }

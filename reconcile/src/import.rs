@@ -22,11 +22,11 @@ const COLUMNS: [&str; 7] =
     ["card", "patron_class", "opening_fen", "subsidy_fen", "single_limit_fen", "daily_limit_fen", "groups"];
 const COLUMNS_REQUIRED: usize = 3;
 
-/// Imports a file through the running service.
+/// Imports a file through the running service; says on `out` how many.
 ///
 /// # Errors
 /// What is wrong with the file, by line, where nothing was imported; or what the service refused, and how far it came.
-pub fn accounts(file: &Path, data_dir: &Path) -> anyhow::Result<()> {
+pub fn accounts(out: &mut impl Write, file: &Path, data_dir: &Path) -> anyhow::Result<()> {
     let input = std::fs::File::open(file).with_context(|| format!("{} cannot be read", file.display()))?;
     let accounts = match parse(input) {
         Ok(accounts) => accounts,
@@ -65,7 +65,7 @@ pub fn accounts(file: &Path, data_dir: &Path) -> anyhow::Result<()> {
     if progress {
         eprintln!();
     }
-    println!("{done} accounts imported");
+    writeln!(out, "{done} accounts imported")?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use feiqian_protocol::campus::CampusConfig;
 use quinn::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::authority::{self, Authority};
 use crate::config::{Config, read_campus};
@@ -118,7 +118,8 @@ async fn serve(config: &Config, authority: Arc<Authority>, campus: &CampusConfig
     let control = Control::bind(dir).with_context(|| {
         format!("the local socket {} cannot be opened", dir.join("control.sock").display())
     })?;
-    let control = tokio::spawn(control.serve(core.clone(), clock));
+    let (serving, is_serving) = watch::channel(false);
+    let control = tokio::spawn(control.serve(core.clone(), clock, is_serving));
 
     let identity = Identity { institution: campus.institution, log_key: authority.log_key().clone() };
     let database = dir.join(DATABASE);
@@ -148,6 +149,7 @@ async fn serve(config: &Config, authority: Arc<Authority>, campus: &CampusConfig
     };
     let served = match served {
         Ok(Some(endpoint)) => {
+            serving.send_replace(true);
             let end = tokio::select! {
                 () = &mut signalled => Ok(()),
                 end = &mut ended => Err(core_ended(end)),
