@@ -1,0 +1,234 @@
+//! The command line of `feiqian-sim`.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use feiqian_protocol::campus::Mode;
+
+use crate::campus::layout::Layout;
+use crate::campus::plan::{Kill, Loss, Outage};
+use crate::campus::{self, Options, Usage, check, process};
+
+/// Shows that Feiqian keeps its promises: a whole campus on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "feiqian-sim", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a campus of real processes through a day of taps, outages and kills, and checks every fen.
+    Campus(CampusArguments),
+    /// Checks a kept campus again: every copy, every receipt, every fen.
+    Verify(VerifyArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Times are local, without zone: 2022-11-08T11:30 or 2022-11-08T11:30:05. Intervals are half-open. \
+    Generated days start on 2025-11-10, with canteen-north, canteen-east, canteen-south, canteen-west, canteen-garden, shop, \
+    dormitory-1 and dormitory-2."
+)]
+struct CampusArguments {
+    /// Replays taps.csv, accounts.csv and topups.csv (or .csv.gz) of this folder instead of a generated day.
+    #[arg(long, value_name = "DIR")]
+    replay: Option<PathBuf>,
+    /// The first N days of a replay, or N generated days.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=400))]
+    days: Option<u32>,
+    /// People on a generated campus.
+    #[arg(long, value_name = "N", default_value_t = 1_500, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    people: u32,
+    /// How nodes decide beyond their spending rights: strict, hybrid or optimistic.
+    #[arg(long, default_value = "hybrid")]
+    mode: Mode,
+    /// Seed of the generated days and of the moments of kills.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Cuts a building's link (or `all`), or takes the `centre` down: BUILDING@FROM-TO. Repeatable.
+    #[arg(long = "outage", value_name = "BUILDING@FROM-TO")]
+    outages: Vec<Outage>,
+    /// A generated day without its usual outage.
+    #[arg(long, conflicts_with = "outages")]
+    no_outage: bool,
+    /// Kills a building's process (or the `centre`, or `all` buildings) among its taps and restarts it: BUILDING@TIME. Repeatable.
+    #[arg(long = "kill", value_name = "BUILDING@TIME")]
+    kills: Vec<Kill>,
+    /// Reports a card lost at the centre: CARD@TIME. Repeatable.
+    #[arg(long = "loss", value_name = "CARD@TIME")]
+    losses: Vec<Loss>,
+    /// Writes the report here.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Leaves receipts, exports and data directories in this directory, which must be empty or absent.
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// No progress, only the table.
+    #[arg(long)]
+    quiet: bool,
+}
+
+#[derive(Debug, Args)]
+struct VerifyArguments {
+    /// What `campus --keep` left.
+    directory: PathBuf,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command line: 0 where every promise was kept, 1 where not, 2 for wrong usage, 130 when interrupted.
+pub fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let program = arguments.next();
+    let mut arguments = arguments.peekable();
+    match arguments.peek().and_then(|first| first.to_str()) {
+        Some(process::NODE) => {
+            end_with_driver();
+            feiqian_node::cli::main(child_arguments("feiqian-node", arguments))
+        }
+        Some(process::RECONCILE) => {
+            end_with_driver();
+            feiqian_reconcile::cli::main(child_arguments("feiqian-reconcile", arguments))
+        }
+        _ => run(Arguments::parse_from(program.into_iter().chain(arguments))),
+    }
+}
+
+/// What the binary itself would see: its name, then what follows the hidden subcommand.
+fn child_arguments(
+    name: &'static str,
+    arguments: impl Iterator<Item = OsString>,
+) -> impl Iterator<Item = OsString> {
+    std::iter::once(OsString::from(name)).chain(arguments.skip(1))
+}
+
+/// Ends this process when the driver is gone, however that went: the driver holds the other end of standard input.
+fn end_with_driver() {
+    if std::env::var_os(process::END_WITH_STDIN).is_some() {
+        std::thread::spawn(|| {
+            let mut byte = [0];
+            while matches!(std::io::stdin().read(&mut byte), Ok(1)) {}
+            std::process::exit(1);
+        });
+    }
+}
+
+fn run(arguments: Arguments) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("feiqian-sim: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            ended = execute(arguments.command) => Some(ended),
+            () = interrupted() => None,
+        }
+    });
+    // Dropping the runtime kills what still runs, and waits for it, before the process ends.
+    drop(runtime);
+    match ended {
+        Some(Ok(true)) => ExitCode::SUCCESS,
+        Some(Ok(false)) => ExitCode::FAILURE,
+        Some(Err(error)) => {
+            eprintln!("feiqian-sim: {error:#}");
+            if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+        None => {
+            eprintln!("feiqian-sim: interrupted");
+            ExitCode::from(130)
+        }
+    }
+}
+
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        interrupt = tokio::signal::ctrl_c() => if interrupt.is_err() { std::future::pending().await },
+        _ = terminate.recv() => {}
+    }
+}
+
+async fn execute(command: Command) -> Result<bool> {
+    match command {
+        Command::Campus(arguments) => {
+            let options = options(arguments);
+            let report = campus::run(&options).await?;
+            print!("{}", report.table());
+            Ok(report.good())
+        }
+        Command::Verify(arguments) => {
+            let layout = Layout::open(&arguments.directory).map_err(|error| Usage(format!("{error:#}")))?;
+            let findings = check::check(&layout).await?;
+            if arguments.json {
+                println!("{}", serde_json::to_string_pretty(&findings)?);
+            } else {
+                println!("converged 各方一致: {}", findings.converged);
+                println!("lost, duplicated 丢失/重复: {}, {}", findings.lost, findings.duplicated);
+                println!("difference 收支差额: {} fen", findings.difference_fen);
+                findings.problems.iter().for_each(|problem| println!("PROBLEM 问题: {problem}"));
+            }
+            Ok(findings.good())
+        }
+    }
+}
+
+fn options(arguments: CampusArguments) -> Options {
+    let given = !arguments.outages.is_empty() || arguments.no_outage;
+    Options {
+        replay: arguments.replay,
+        days: arguments.days,
+        people: arguments.people,
+        mode: arguments.mode,
+        seed: arguments.seed,
+        outages: given.then_some(arguments.outages),
+        kills: arguments.kills,
+        losses: arguments.losses,
+        json: arguments.json,
+        keep: arguments.keep,
+        quiet: arguments.quiet,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Options, clap::Error> {
+        let program = ["feiqian-sim", "campus"];
+        match Arguments::try_parse_from(program.iter().chain(arguments))?.command {
+            Command::Campus(arguments) => Ok(options(arguments)),
+            Command::Verify(_) => unreachable!("campus was asked for"),
+        }
+    }
+
+    #[test]
+    fn options_are_read_and_bad_ones_refused() {
+        let given = parse(&["--mode", "strict", "--kill", "centre@2022-11-08T11:30", "--seed", "7"]).unwrap();
+        assert_eq!((given.mode, given.kills.len(), given.seed), (Mode::Strict, 1, 7));
+        assert!(given.outages.is_none());
+        assert_eq!(parse(&["--no-outage"]).unwrap().outages, Some(Vec::new()));
+        for bad in [
+            ["--outage", "red@2022-11-08T13:00-2022-11-08T12:00"],
+            ["--outage", "red@lunch"],
+            ["--loss", "c1"],
+            ["--mode", "generous"],
+            ["--days", "0"],
+        ] {
+            assert_eq!(parse(&bad).unwrap_err().exit_code(), 2, "{bad:?}");
+        }
+        let help = <Arguments as clap::CommandFactory>::command().render_long_help().to_string();
+        assert!(!help.contains("__node"), "{help}");
+        assert_eq!(crate::campus::generate::first_day(), "2025-11-10");
+    }
+}
