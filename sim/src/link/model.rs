@@ -154,7 +154,7 @@ impl Model {
 
     pub(super) fn decided(&mut self, ticket: Ticket, decision: Decision, repeat: bool) -> Result<()> {
         let request = self.waiting.remove(&ticket).context("an answer to nothing")?;
-        if self.told.contains_key(&(request.site, request.key.clone())) {
+        if matches!(self.told.get(&(request.site, request.key.clone())), Some(Answer::Decided(_))) {
             ensure!(repeat, "a second decision that does not say so: {request:?}");
         }
         self.tell(request, Answer::Decided(decision))
@@ -168,8 +168,12 @@ impl Model {
         self.tell(request, Answer::Refused(error))
     }
 
+    /// A decision is final; a refusal (a terminal that is not configured yet) is not.
     fn tell(&mut self, request: Request, answer: Answer) -> Result<()> {
         let first = self.told.entry((request.site, request.key.clone())).or_insert_with(|| answer.clone());
+        if matches!(first, Answer::Refused(_)) {
+            first.clone_from(&answer);
+        }
         ensure!(*first == answer, "{request:?} was told {first:?}, and then {answer:?}");
         Ok(())
     }
