@@ -1,15 +1,89 @@
-//! The state machine of a building.
+//! The state machine of a building: one step takes all inputs that wait, in one transaction.
+//!
+//! What must survive is in the database; [`State`] mirrors the small part of it that every input needs, so that taking an
+//! input back means restoring a copy. Everything else here is volatile: the session, waiting taps, waiting recalls.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use feiqian_protocol::account::{Document, actor_id};
+use feiqian_protocol::campus::{CampusConfig, Terminal};
+use feiqian_protocol::chain::{Cursor, LogWriter};
+use feiqian_protocol::entry::{Actor, Body};
+use feiqian_protocol::frame::Recall;
+use feiqian_protocol::ids::{AccountId, CardNumber, LogId, NodeId, TerminalId, Unit};
+use feiqian_protocol::limits::SHARDS;
+use feiqian_protocol::rights::business_day_to_open;
+use feiqian_protocol::session::Sender;
+use feiqian_protocol::tap::{BalanceView, DeclineReason};
+use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Hlc};
 use rusqlite::Connection;
 
-use crate::io::{Identity, Input, Now, Output, Settings};
-use crate::store::StoreError;
+use crate::edge::Queues;
+use crate::io::{Identity, Input, LinkState, Now, Output, Settings, Status};
+use crate::replication::Link;
+use crate::store::accounts::Totals;
+use crate::store::{Saved, Store, StoreError};
 
 /// A building's decisions, log, rights and session over one database.
 pub struct NodeCore {
-    connection: Connection,
-    identity: Identity,
-    settings: Settings,
+    pub(crate) store: Store,
+    pub(crate) identity: Identity,
+    pub(crate) settings: Settings,
+    pub(crate) state: State,
+    pub(crate) campus: Option<Arc<Campus>>,
+    /// Cards told lost ahead of their entries.
+    pub(crate) losses: BTreeMap<CardNumber, Vec<AccountId>>,
+    /// Short numbers of terminals, as far as they were needed.
+    pub(crate) terminals: BTreeMap<TerminalId, i64>,
+    pub(crate) link: Link,
+    pub(crate) sender: Sender,
+    /// Taps that wait for the centre.
+    pub(crate) queues: Queues,
+    /// Recalls that wait for the stream before them.
+    pub(crate) recalls: BTreeMap<(AccountId, Unit), Recall>,
+    /// What is to be acknowledged at the end of the step.
+    pub(crate) acks: BTreeSet<LogId>,
+    /// Logs with an entry that this build cannot apply: they stand still until it is updated.
+    pub(crate) blocked: BTreeSet<LogId>,
+    /// When a mark was last looked at, and the clock of the last one sent.
+    pub(crate) marked: (u64, Hlc),
+}
+
+/// What a step changes and a rollback restores.
+#[derive(Clone)]
+pub(crate) struct State {
+    pub(crate) saved: Saved,
+    pub(crate) writer: LogWriter,
+    /// The end of the centre's stream for this node: what is applied.
+    pub(crate) to_node: Cursor,
+    /// The ends of the account streams.
+    pub(crate) shards: [Cursor; SHARDS as usize],
+    pub(crate) totals: Totals,
+    /// The running clock at which `saved.elapsed_ms` was right.
+    pub(crate) elapsed_at: u64,
+    /// True where `saved` must be written with this commit.
+    pub(crate) dirty: bool,
+}
+
+/// The campus configuration, by what taps look up.
+pub(crate) struct Campus {
+    pub(crate) version: u32,
+    pub(crate) config: CampusConfig,
+    pub(crate) terminals: BTreeMap<TerminalId, Terminal>,
+}
+
+impl Campus {
+    pub(crate) fn new(version: u32, config: CampusConfig, identity: &Identity) -> Self {
+        let terminals = config
+            .building(&identity.name)
+            .map(|building| &building.terminals[..])
+            .unwrap_or_default()
+            .iter()
+            .map(|terminal| (terminal.id.clone(), terminal.clone()))
+            .collect();
+        Self { version, config, terminals }
+    }
 }
 
 impl NodeCore {
@@ -18,7 +92,41 @@ impl NodeCore {
     /// # Errors
     /// [`StoreError`] where the database cannot be used.
     pub fn open(connection: Connection, identity: Identity, settings: Settings) -> Result<Self, StoreError> {
-        Ok(Self { connection, identity, settings })
+        let store = Store::open(connection, &identity)?;
+        let state = State::load(&store, &identity)?;
+        let mut core = Self {
+            store,
+            settings,
+            campus: None,
+            losses: BTreeMap::new(),
+            terminals: BTreeMap::new(),
+            link: Link::Down,
+            sender: Sender::default(),
+            queues: Queues::default(),
+            recalls: BTreeMap::new(),
+            acks: BTreeSet::new(),
+            blocked: BTreeSet::new(),
+            marked: (0, state.writer.clock()),
+            state,
+            identity,
+        };
+        core.reload()?;
+        Ok(core)
+    }
+
+    /// Reads again what is kept in memory of tables that only the centre's streams change.
+    fn reload(&mut self) -> Result<(), StoreError> {
+        self.losses = self.store.losses()?;
+        self.terminals.clear();
+        self.campus = match self.store.campus()? {
+            Some((version, bytes)) => {
+                let config = CampusConfig::from_bytes(&bytes)
+                    .map_err(|error| StoreError::damaged(format!("the campus configuration: {error}")))?;
+                Some(Arc::new(Campus::new(version, config, &self.identity)))
+            }
+            None => None,
+        };
+        Ok(())
     }
 
     /// Takes all inputs that wait, in one transaction. The outputs may be released once this has returned `Ok`; on `Err`
@@ -32,12 +140,199 @@ impl NodeCore {
         inputs: Vec<Input>,
         outputs: &mut Vec<Output>,
     ) -> Result<(), StoreError> {
-        let _ = (now, inputs, outputs, &self.connection, &self.identity, &self.settings);
-        Ok(())
+        self.store.begin()?;
+        let stepped = self.run(&now, inputs, outputs).and_then(|()| self.store.commit());
+        if stepped.is_err() {
+            self.store.rollback();
+        }
+        stepped
     }
 
     /// When [`Input::Timer`] is wanted next, as [`Now::mono_ms`].
     pub fn next_timer(&self) -> Option<u64> {
-        None
+        [self.queues.next_deadline(), self.next_mark()].into_iter().flatten().min()
+    }
+
+    fn run(&mut self, now: &Now, inputs: Vec<Input>, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
+        for input in inputs {
+            match input {
+                Input::Tap(ticket, request) => self.on_tap(now, ticket, request, outputs)?,
+                Input::Reversal(ticket, request) => self.on_reversal(now, ticket, request, outputs)?,
+                Input::Balance(ticket, card) => {
+                    let balance = self.balance(&card)?;
+                    outputs.push(Output::Balance(ticket, balance));
+                }
+                Input::Status(ticket) => {
+                    outputs.push(Output::Status(ticket, Box::new(self.status(now))));
+                }
+                Input::LinkUp(link) => self.on_link_up(now, link, outputs)?,
+                Input::LinkDown(link) => self.on_link_down(now, link, outputs)?,
+                Input::Frame(link, frame) => self.on_frame(now, link, frame, outputs)?,
+                Input::Timer => {}
+            }
+        }
+        self.decide_overdue(now, outputs)?;
+        self.sign_head()?;
+        self.replicate(now, outputs)?;
+        if self.state.dirty {
+            self.state.saved.elapsed_ms = self.elapsed_ms(now);
+            self.state.elapsed_at = now.elapsed_ms;
+            self.state.saved.clock = self.state.writer.clock();
+            self.store.save(&self.state.saved)?;
+            self.state.dirty = false;
+        }
+        Ok(())
+    }
+
+    /// Does what may fail by itself: where only this failed, it is taken back and the step goes on.
+    pub(crate) fn guarded<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<Result<T, StoreError>, StoreError> {
+        self.store.savepoint()?;
+        let before = self.state.clone();
+        match work(self) {
+            Ok(done) => {
+                self.store.release()?;
+                Ok(Ok(done))
+            }
+            Err(error) if self.store.survives(&error) => {
+                self.take_back(before)?;
+                tracing::error!(%error, "one input could not be written");
+                Ok(Err(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes back everything since the last savepoint.
+    pub(crate) fn take_back(&mut self, before: State) -> Result<(), StoreError> {
+        self.store.undo()?;
+        self.state = before;
+        self.reload()
+    }
+
+    /// This node's log.
+    pub(crate) const fn own_log(&self) -> LogId {
+        LogId::node(self.identity.institution, self.identity.node)
+    }
+
+    /// The centre's stream for this node.
+    pub(crate) const fn to_node_log(&self) -> LogId {
+        LogId::to_node(self.identity.institution, self.identity.node)
+    }
+
+    /// Appends to the log; returns position and clock.
+    pub(crate) fn append(&mut self, now: &Now, actor: Actor, body: Body) -> Result<(u64, Hlc), StoreError> {
+        if self.state.writer.head_due() {
+            self.sign_head()?;
+        }
+        let appended = self.state.writer.append(now.wall, self.identity.campus, actor, body);
+        self.state.dirty = true;
+        self.store.put_entry(self.own_log(), appended.cursor.position, &appended.record)?;
+        Ok((appended.cursor.position, appended.clock))
+    }
+
+    /// Signs what was appended since the last head.
+    pub(crate) fn sign_head(&mut self) -> Result<(), StoreError> {
+        let (applied, anchor) = (self.state.to_node.position, self.state.saved.anchor);
+        match self.state.writer.sign_head(applied, anchor, &self.identity.log_key) {
+            Some(signed) => self.store.put_head(&signed),
+            None => Ok(()),
+        }
+    }
+
+    /// Milliseconds since the anchor was heard, as far as this node was running.
+    fn elapsed_ms(&self, now: &Now) -> u64 {
+        self.state.saved.elapsed_ms + now.elapsed_ms.saturating_sub(self.state.elapsed_at)
+    }
+
+    /// The business day that a debit would be labelled with.
+    pub(crate) fn business_day(&self, now: &Now) -> BusinessDay {
+        let calendar = self.campus.as_ref().map_or(BusinessCalendar::CHINA, |campus| campus.config.calendar);
+        let saved = &self.state.saved;
+        let elapsed = i64::try_from(self.elapsed_ms(now)).unwrap_or(i64::MAX);
+        business_day_to_open(
+            calendar.day(now.wall),
+            saved.last_day,
+            calendar.day(saved.anchor),
+            calendar.day(saved.anchor.plus_ms(elapsed)),
+        )
+    }
+
+    /// A document as a reader sees it.
+    pub(crate) fn read_document(
+        &self,
+        account: AccountId,
+        saved: &[u8],
+    ) -> Result<Document, feiqian_protocol::account::AccountError> {
+        // A reader writes nothing; automerge wants an actor id all the same.
+        Document::load(saved, actor_id(self.identity.institution, NodeId(u16::MAX), 0, 0, account))
+    }
+
+    fn balance(&self, card: &CardNumber) -> Result<Result<BalanceView, DeclineReason>, StoreError> {
+        let holder = self.store.holder(card)?;
+        let kind = feiqian_protocol::tap::TapKind::Access;
+        let lost = holder.as_ref().is_some_and(|holder| self.is_told_lost(card, holder.account));
+        let account = match crate::authorizer::standing(kind, holder.as_ref(), lost, &[], true) {
+            Ok(holder) => holder.account,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let purse = self.store.purse(account)?;
+        Ok(Ok(BalanceView {
+            account,
+            cash: purse.cash.balance(),
+            subsidy: purse.subsidy.balance(),
+            as_of: self.state.saved.centre_time.max(self.state.saved.anchor),
+        }))
+    }
+
+    fn status(&self, now: &Now) -> Status {
+        let State { saved, writer, to_node, shards, totals, .. } = &self.state;
+        Status {
+            node: self.identity.name.to_string(),
+            link: self.link.state(),
+            refused: saved.refused.map(|reason| reason.name().to_owned()).or_else(|| self.link.refusal()),
+            session: self.link.session(),
+            epoch: saved.epoch.0,
+            position: writer.cursor().position,
+            acked: saved.acked,
+            applied: to_node.position,
+            shards: shards.iter().map(|cursor| cursor.position).collect(),
+            pending: self.queues.len(),
+            accounts: totals.accounts,
+            campus_version: self.campus.as_ref().map_or(0, |campus| campus.version),
+            unspent_fen: totals.unspent.get(),
+            stand_in_left_fen: totals.stand_in_left.get(),
+            exposed_fen: totals.exposed.get(),
+            heard: match self.link.state() {
+                LinkState::Up => Some(now.wall),
+                _ => saved.heard,
+            },
+            wall: now.wall,
+        }
+    }
+}
+
+impl State {
+    fn load(store: &Store, identity: &Identity) -> Result<Self, StoreError> {
+        let saved = store.saved(identity)?;
+        let end = |log| -> Result<Cursor, StoreError> {
+            Ok(store.last_head(log)?.map_or(Cursor::START, |signed| signed.head.cursor))
+        };
+        let own = LogId::node(identity.institution, identity.node);
+        let mut shards = [Cursor::START; SHARDS as usize];
+        for (cursor, shard) in shards.iter_mut().zip(0..) {
+            *cursor = end(LogId::shard(identity.institution, shard))?;
+        }
+        Ok(Self {
+            writer: LogWriter::new(own, end(own)?, saved.clock),
+            to_node: end(LogId::to_node(identity.institution, identity.node))?,
+            shards,
+            totals: store.totals(saved.acked)?,
+            elapsed_at: 0,
+            dirty: false,
+            saved,
+        })
     }
 }

@@ -8,17 +8,22 @@
 //! [`tls`], [`join`], [`drive`] (the core's thread), [`link`] (QUIC), [`http`] (terminals), [`control`] (local socket),
 //! [`run`] and [`cli`].
 
+pub mod apply;
+pub mod authorizer;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod core;
 pub mod drive;
+pub mod edge;
 pub mod export;
 pub mod http;
 pub mod identity;
 pub mod io;
 pub mod join;
 pub mod link;
+pub mod policy;
+pub mod replication;
 pub mod run;
 pub mod store;
 pub mod tls;

@@ -1,0 +1,172 @@
+//! Entries of the own log that come back from the centre after a restored copy had lost them: into the tables they go as
+//! when they were written, rights excepted, which are nothing by then. So a terminal's retry still gets its first answer.
+
+use feiqian_protocol::entry::{Actor, Body, Debit, Delta, Entry, Proof, Reversal, TapRef};
+use feiqian_protocol::ids::{AccountId, CardNumber, TerminalId};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::tap::{DeclineReason, Pin, TapKey, TapKind, TapRequest};
+use feiqian_protocol::time::Hlc;
+
+use crate::core::NodeCore;
+use crate::edge::request_digest;
+use crate::store::StoreError;
+use crate::store::taps::{DebitRow, TapRow, TapUse};
+
+impl NodeCore {
+    /// Takes one such entry back.
+    pub(crate) fn replay(&mut self, position: u64, entry: &Entry) -> Result<(), StoreError> {
+        let place = (position, entry.clock);
+        match &entry.body {
+            Body::Debit(debit) => self.replay_debit(place, &entry.actor, debit),
+            Body::Reversal(reversal) => self.replay_reversal(place, &entry.actor, reversal),
+            Body::Decline(decline) => {
+                let used = if decline.access { TapUse::Access } else { TapUse::Purchase };
+                let row = TapRow {
+                    reason: Some(decline.reason),
+                    amount: decline.amount,
+                    card: Some(decline.card.clone()),
+                    ..row(used, decline.account.unwrap_or(AccountId(0)), place)
+                };
+                self.put_tap_row(&key(&entry.actor, &decline.tap)?, &row)
+            }
+            Body::Access(access) => {
+                let digest = digest(&entry.actor, &access.tap, &access.card, TapKind::Access)?;
+                let row = TapRow {
+                    digest: Some(digest),
+                    card: Some(access.card.clone()),
+                    ..row(TapUse::Access, access.account, place)
+                };
+                self.put_tap_row(&key(&entry.actor, &access.tap)?, &row)
+            }
+            Body::Tombstone(tombstone) => {
+                let reversal = row(TapUse::Reversal, AccountId(0), place);
+                self.put_tap_row(&key(&entry.actor, &tombstone.tap)?, &reversal)?;
+                let original = key(&entry.actor, &tombstone.original)?;
+                match self.tap_row(&original)? {
+                    None => self.put_tap_row(&original, &TapRow { used: TapUse::Tombstone, ..reversal }),
+                    Some(_) => Ok(()),
+                }
+            }
+            Body::EpochEnd(end) => {
+                self.state.saved.epoch = end.epoch.next();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn replay_debit(
+        &mut self,
+        (position, clock): (u64, Hlc),
+        actor: &Actor,
+        debit: &Debit,
+    ) -> Result<(), StoreError> {
+        self.store.put_debit(&DebitRow::new(position, debit))?;
+        let amount = debit.amount();
+        self.effect(position, &Delta { account: debit.account, wallet: debit.wallet, amount: -amount })?;
+        self.state.totals.exposed += amount;
+        self.state.saved.last_day = self.state.saved.last_day.max(debit.day);
+        let key = key(actor, &debit.tap)?;
+        if let Some(tap) = self.tap_row(&key)?
+            && tap.used != TapUse::Tombstone
+        {
+            // The second wallet of the same tap. What was asked for cannot be told from its parts, so any repeat fits.
+            let (amount, stand_in) = (tap.amount + amount, tap.stand_in + debit.stand_in);
+            return self.replace_tap_row(
+                &key,
+                &TapRow {
+                    digest: tap.digest.filter(|_| debit.measured.is_none() && tap.debits == 0),
+                    amount,
+                    stand_in,
+                    debits: tap.debits + 1,
+                    ..tap
+                },
+            );
+        }
+        let kind = match &debit.measured {
+            Some(measured) => TapKind::Quantity(measured.quantity),
+            None => TapKind::Amount(amount),
+        };
+        let row = TapRow {
+            digest: Some(digest(actor, &debit.tap, &debit.card, kind)?),
+            card: Some(debit.card.clone()),
+            amount,
+            stand_in: debit.stand_in,
+            debits: 1,
+            ..row(TapUse::Purchase, debit.account, (position, clock))
+        };
+        self.put_tap_row(&key, &row)
+    }
+
+    fn replay_reversal(
+        &mut self,
+        (position, clock): (u64, Hlc),
+        actor: &Actor,
+        reversal: &Reversal,
+    ) -> Result<(), StoreError> {
+        let amount = reversal.amount();
+        for mut debit in self.store.debits(reversal.debit, reversal.debit)? {
+            debit.reverse(reversal);
+            self.store.put_debit(&debit)?;
+        }
+        self.effect(position, &Delta { account: reversal.account, wallet: reversal.wallet, amount })?;
+        self.store.add_reversed_at(reversal.debit, amount)?;
+        let key = key(actor, &reversal.tap)?;
+        match self.tap_row(&key)? {
+            Some(tap) => self.replace_tap_row(&key, &TapRow { amount: tap.amount + amount, ..tap }),
+            None => {
+                let row = TapRow { amount, ..row(TapUse::Reversal, reversal.account, (position, clock)) };
+                self.put_tap_row(&key, &row)
+            }
+        }
+    }
+
+    /// An own effect, unless a posted batch has named it.
+    fn effect(&mut self, position: u64, delta: &Delta) -> Result<(), StoreError> {
+        if position <= self.store.posted_head(delta.account.shard())? {
+            return Ok(());
+        }
+        let mut purse = self.store.purse(delta.account)?;
+        let wallet = purse.wallet_mut(delta.wallet);
+        wallet.own += delta.amount;
+        self.store.put_wallet(delta.account, delta.wallet, wallet)?;
+        self.store.put_unposted(position, delta)
+    }
+
+    fn replace_tap_row(&mut self, key: &TapKey, row: &TapRow) -> Result<(), StoreError> {
+        match self.terminal_number(&key.terminal)? {
+            Some(terminal) => {
+                self.store.drop_tap(terminal, key.epoch, &key.sequence)?;
+                self.put_tap_row(key, row)
+            }
+            None => Err(StoreError::damaged("a tap of no known terminal")),
+        }
+    }
+}
+
+fn row(used: TapUse, account: AccountId, (position, clock): (u64, Hlc)) -> TapRow {
+    TapRow {
+        used,
+        digest: None,
+        card: None,
+        account,
+        reason: None::<DeclineReason>,
+        amount: Fen::ZERO,
+        stand_in: Fen::ZERO,
+        reversed: Fen::ZERO,
+        clock,
+        position,
+        debits: 0,
+    }
+}
+
+fn key(actor: &Actor, tap: &TapRef) -> Result<TapKey, StoreError> {
+    let terminal = TerminalId::new(actor.id.as_str())
+        .map_err(|_| StoreError::damaged("an entry of this node has no terminal"))?;
+    Ok(TapKey { terminal, epoch: tap.epoch, sequence: tap.sequence.clone() })
+}
+
+fn digest(actor: &Actor, tap: &TapRef, card: &CardNumber, kind: TapKind) -> Result<[u8; 16], StoreError> {
+    let pin = if actor.proof == Proof::CardAndPin { Pin::Right } else { Pin::Absent };
+    Ok(request_digest(&TapRequest { key: key(actor, tap)?, card: card.clone(), kind, pin }))
+}

@@ -1,0 +1,533 @@
+//! The session with the centre: Hello, what is sent, what comes, and what a refusal means.
+//!
+//! Everything sent here is released after the step's commit. Money moves only by entries: asks, noes, recalls and marks may
+//! be lost with the link and are then simply said again.
+
+use feiqian_protocol::chain::{Countersignature, Cursor, LogWriter, verify};
+use feiqian_protocol::entry::{Actor, Release, ShareRelease};
+use feiqian_protocol::frame::{
+    Ack, Ask, CentreHello, Entries, Frame, LogCursor, LossNotice, Mark, No, NodeHello, PROTOCOL_VERSION,
+    Recall, Recalled, RefusalReason,
+};
+use feiqian_protocol::ids::{AccountId, LogId, Unit};
+use feiqian_protocol::limits::{ENTRIES_PER_FRAME_MAX, PENDING_TAPS_MAX, SHARDS};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::session::{Sender, pack};
+use feiqian_protocol::time::Hlc;
+
+use crate::apply::Fault;
+use crate::core::NodeCore;
+use crate::edge::Waiting;
+use crate::io::{LinkId, LinkState, Now, Output};
+use crate::store::StoreError;
+
+/// How often a quiet node looks whether its clock has moved enough for a mark, in milliseconds of real time.
+const MARK_INTERVAL_MS: u64 = 250;
+
+/// How far the wall clock must have moved for another mark.
+const MARK_STEP_MS: i64 = 1_000;
+
+/// The link to the centre.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Link {
+    /// No connection.
+    Down,
+    /// Connected, no Hello back yet.
+    Opening(LinkId),
+    /// In session.
+    Up(LinkId, u64),
+    /// Refused: uploads only.
+    Refused(LinkId, u64, RefusalReason),
+}
+
+impl Link {
+    /// True while in session: the centre can be asked.
+    pub(crate) const fn is_up(&self) -> bool {
+        matches!(self, Self::Up(..))
+    }
+
+    /// The connection.
+    const fn id(&self) -> Option<LinkId> {
+        match self {
+            Self::Down => None,
+            Self::Opening(link) | Self::Up(link, _) | Self::Refused(link, ..) => Some(*link),
+        }
+    }
+
+    /// As the status shows it.
+    pub(crate) const fn state(&self) -> LinkState {
+        match self {
+            Self::Down => LinkState::Down,
+            Self::Opening(_) => LinkState::Opening,
+            Self::Up(..) => LinkState::Up,
+            Self::Refused(..) => LinkState::Refused,
+        }
+    }
+
+    /// The number of the session.
+    pub(crate) const fn session(&self) -> u64 {
+        match self {
+            Self::Up(_, session) | Self::Refused(_, session, _) => *session,
+            Self::Down | Self::Opening(_) => 0,
+        }
+    }
+
+    /// Why it was refused, where it was.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        match self {
+            Self::Refused(_, _, reason) => Some(reason.name().to_owned()),
+            _ => None,
+        }
+    }
+}
+
+/// True for refusals that mean that this node is no continuation of what the centre knows: its rights are nothing until it
+/// is enrolled anew. The others say that the two cannot talk at present, and leave it its rights.
+const fn ends_rights(reason: RefusalReason) -> bool {
+    match reason {
+        RefusalReason::StaleGrants
+        | RefusalReason::ShortLog
+        | RefusalReason::ForkedLog
+        | RefusalReason::ForeignGrants
+        | RefusalReason::Incarnation => true,
+        RefusalReason::Version | RefusalReason::Identity | RefusalReason::CentreBehind => false,
+    }
+}
+
+impl NodeCore {
+    /// A connection stands: say Hello.
+    pub(crate) fn on_link_up(
+        &mut self,
+        now: &Now,
+        link: LinkId,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), StoreError> {
+        self.drop_link(now, outputs)?;
+        self.link = Link::Opening(link);
+        let shards = (0..SHARDS)
+            .zip(self.state.shards)
+            .map(|(shard, cursor)| LogCursor { log: LogId::shard(self.identity.institution, shard), cursor })
+            .collect();
+        // What the step has appended so far must be under a head: the Hello names the end of the log.
+        self.sign_head()?;
+        let hello = NodeHello {
+            version: PROTOCOL_VERSION,
+            institution: self.identity.institution,
+            node: self.identity.node,
+            incarnation: self.identity.incarnation,
+            log: self.state.writer.cursor(),
+            to_node: self.state.to_node,
+            shards,
+            countersigned: self.state.saved.countersigned,
+        };
+        outputs.push(Output::Send(link, Frame::NodeHello(hello)));
+        Ok(())
+    }
+
+    /// The connection is gone.
+    pub(crate) fn on_link_down(
+        &mut self,
+        now: &Now,
+        link: LinkId,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), StoreError> {
+        if self.link.id() == Some(link) { self.drop_link(now, outputs) } else { Ok(()) }
+    }
+
+    /// Forgets the session; whatever waits for the centre is decided without it.
+    fn drop_link(&mut self, now: &Now, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
+        if self.link.is_up() {
+            // The link lived until about now, whatever was said last.
+            self.heard(now);
+            self.state.dirty = true;
+        }
+        self.link = Link::Down;
+        self.sender = Sender::default();
+        self.recalls.clear();
+        self.acks.clear();
+        self.blocked.clear();
+        self.decide_waiting(now, self.queues.accounts(), outputs)
+    }
+
+    fn heard(&mut self, now: &Now) {
+        self.state.saved.heard = Some(now.wall);
+    }
+
+    /// A frame from the centre. A fault in it closes the link and changes nothing.
+    pub(crate) fn on_frame(
+        &mut self,
+        now: &Now,
+        link: LinkId,
+        frame: Frame,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), StoreError> {
+        if self.link.id() != Some(link) {
+            return Ok(());
+        }
+        self.store.savepoint()?;
+        let before = self.state.clone();
+        let said = outputs.len();
+        match self.take_frame(now, link, frame, outputs) {
+            Ok(()) => {
+                self.heard(now);
+                self.store.release()
+            }
+            Err(Fault::Peer(what)) => {
+                outputs.truncate(said);
+                self.take_back(before)?;
+                tracing::error!(%what, "the centre's word is not taken");
+                outputs.push(Output::CloseLink(link, what));
+                self.drop_link(now, outputs)
+            }
+            Err(Fault::Store(error)) => Err(error),
+        }
+    }
+
+    fn take_frame(
+        &mut self,
+        now: &Now,
+        link: LinkId,
+        frame: Frame,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), Fault> {
+        match (frame, self.link) {
+            (Frame::CentreHello(hello), _) => self.on_centre_hello(now, link, &hello, outputs),
+            (Frame::Entries(entries), Link::Up(..) | Link::Refused(..)) => {
+                if entries.log == self.own_log() {
+                    self.on_own_tail(now, entries)
+                } else {
+                    self.on_centre_entries(now, entries, outputs)?;
+                    Ok(self.obey_recalls(now, outputs)?)
+                }
+            }
+            (Frame::Ack(ack), Link::Up(..) | Link::Refused(..)) => self.on_ack(&ack),
+            (Frame::No(no), Link::Up(..)) => Ok(self.on_no(now, &no, outputs)?),
+            (Frame::Recall(recall), Link::Up(..)) => self.on_recall(now, recall, outputs),
+            // What was said before a refusal was known.
+            (Frame::No(_) | Frame::Recall(_), Link::Refused(..)) => Ok(()),
+            (Frame::LossNotice(notice), _) => Ok(self.on_loss(now, &notice, outputs)?),
+            _ => Err(Fault::peer("a frame out of place")),
+        }
+    }
+
+    fn on_centre_hello(
+        &mut self,
+        now: &Now,
+        link: LinkId,
+        hello: &CentreHello,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), Fault> {
+        if hello.version != PROTOCOL_VERSION && hello.refused.is_none() {
+            return Err(Fault::peer(format!("the centre speaks version {}", hello.version)));
+        }
+        if let Some(reason) = hello.refused {
+            return self.on_refusal(now, link, hello, reason, outputs);
+        }
+        let own = self.own_log();
+        let end = self.state.writer.cursor().position;
+        if hello.log.position > end {
+            return Err(Fault::peer("the centre accepts a log that is longer than this one"));
+        }
+        self.link = match self.state.saved.refused {
+            // It was refused before, and only enrolling anew ends that.
+            Some(reason) => Link::Refused(link, hello.session, reason),
+            None => Link::Up(link, hello.session),
+        };
+        self.sender = Sender::default();
+        self.sender.open(own, hello.log.position, end);
+        if self.hash_at(hello.log.position)? == Some(hello.log.hash) {
+            self.note_acked(hello.log.position)?;
+        }
+        self.marked = (now.mono_ms, self.marked.1);
+        tracing::info!(session = hello.session, "in session");
+        self.decide_waiting(now, self.queues.accounts(), outputs)?;
+        Ok(())
+    }
+
+    fn on_refusal(
+        &mut self,
+        now: &Now,
+        link: LinkId,
+        hello: &CentreHello,
+        reason: RefusalReason,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), Fault> {
+        tracing::warn!(reason = reason.name(), "the centre refuses this node");
+        self.link = Link::Refused(link, hello.session, reason);
+        self.sender = Sender::default();
+        let end = self.state.writer.cursor().position;
+        if ends_rights(reason) && self.state.saved.refused.is_none() {
+            self.state.saved.refused = Some(reason);
+            self.state.saved.refused_epoch = self.state.saved.epoch;
+            self.drop_rows()?;
+            if reason == RefusalReason::ShortLog && hello.log.position > end {
+                self.state.saved.tail_until = Some(hello.log.position);
+            } else {
+                self.end_epoch(now)?;
+            }
+        }
+        if let Some(branch) = hello.branch {
+            if branch.log.writer != self.identity.node || branch.log == self.own_log() {
+                return Err(Fault::peer(format!("{} is no branch of this log", branch.log)));
+            }
+            self.state.saved.branch = Some(branch.log);
+            self.state.dirty = true;
+            let end = self.state.writer.cursor().position;
+            self.sender.open(branch.log, branch.after.min(end), end);
+        } else if self.hash_at(hello.log.position)? == Some(hello.log.hash) {
+            self.sender.open(self.own_log(), hello.log.position, self.state.writer.cursor().position);
+            self.note_acked(hello.log.position)?;
+        }
+        self.decide_waiting(now, self.queues.accounts(), outputs)?;
+        Ok(())
+    }
+
+    /// The hash of the own log at a position where a head was signed.
+    fn hash_at(&self, position: u64) -> Result<Option<[u8; 32]>, StoreError> {
+        if position == 0 {
+            return Ok(Some(Cursor::START.hash));
+        }
+        Ok(self.store.head_at(self.own_log(), position)?.map(|signed| signed.head.cursor.hash))
+    }
+
+    /// The centre has told what we lost of our own log: it was this node that signed it.
+    fn on_own_tail(&mut self, now: &Now, entries: Entries) -> Result<(), Fault> {
+        let Some(until) = self.state.saved.tail_until else {
+            return Err(Fault::peer("entries of this node's own log"));
+        };
+        let own = self.own_log();
+        let from = self.state.writer.cursor();
+        let records: Vec<Vec<u8>> = entries.records.into_iter().map(Into::into).collect();
+        let key = self.identity.log_key.verifying_key();
+        let commits =
+            verify(own, &from, entries.first, records, &entries.heads, &key).map_err(Fault::peer)?;
+        let mut clock = self.state.writer.clock();
+        let mut cursor = from;
+        for commit in commits {
+            for verified in commit.entries {
+                self.store.put_entry(own, verified.position, &verified.record)?;
+                self.replay(verified.position, &verified.entry)?;
+                clock = clock.max(verified.entry.clock);
+            }
+            self.store.put_head(&commit.head)?;
+            let head = commit.head.head;
+            cursor = head.cursor;
+            self.state.saved.anchor = self.state.saved.anchor.max(head.anchor);
+        }
+        self.state.writer = LogWriter::new(own, cursor, clock);
+        self.state.dirty = true;
+        if cursor.position >= until {
+            self.state.saved.tail_until = None;
+            self.state.saved.refused_epoch = self.state.saved.epoch;
+            self.end_epoch(now)?;
+            self.note_acked(cursor.position)?;
+            self.sender.open(own, cursor.position, self.state.writer.cursor().position);
+        }
+        Ok(())
+    }
+
+    fn on_ack(&mut self, ack: &Ack) -> Result<(), Fault> {
+        if !self.sender.acked(ack.log, ack.position).map_err(Fault::peer)? {
+            return Ok(());
+        }
+        if let Some(countersigned) = ack.countersignature {
+            self.check_countersignature(ack, &countersigned)?;
+            if ack.log == self.own_log() {
+                self.state.saved.countersigned = Some(countersigned);
+            }
+        }
+        Ok(self.note_acked(ack.position)?)
+    }
+
+    fn check_countersignature(&self, ack: &Ack, countersigned: &Countersignature) -> Result<(), Fault> {
+        if countersigned.log != ack.log
+            || countersigned.cursor.position != ack.position
+            || !countersigned.is_signed_by(&self.identity.centre_key)
+        {
+            return Err(Fault::peer(format!("the countersignature of {} is not the centre's", ack.log)));
+        }
+        // A branch keeps the hashes that its entries were written with.
+        match self.hash_at(ack.position)? {
+            Some(hash) if hash == countersigned.cursor.hash => Ok(()),
+            _ => Err(Fault::peer(format!("the centre holds another entry at {} {}", ack.log, ack.position))),
+        }
+    }
+
+    /// The centre holds the log up to here. Kept with the next commit: to forget it costs nothing but a repeat.
+    fn note_acked(&mut self, position: u64) -> Result<(), StoreError> {
+        let before = self.state.saved.acked;
+        if position > before {
+            let secured = self.store.debited(before, position)?;
+            self.state.totals.exposed -= secured;
+            self.state.saved.acked = position;
+        }
+        Ok(())
+    }
+
+    /// Asks for a level, unless this very ask is under way.
+    pub(crate) fn ask(
+        &mut self,
+        now: &Now,
+        account: AccountId,
+        unit: Unit,
+        want: Fen,
+        waiting: &mut Waiting,
+        outputs: &mut Vec<Output>,
+    ) {
+        let Link::Up(link, session) = self.link else { return };
+        if waiting.asks.note(unit, want, session) {
+            let ask = Ask {
+                account,
+                unit,
+                epoch: self.state.saved.epoch,
+                want,
+                at: self.state.writer.cursor().position,
+                ms_left: waiting.deadline_ms().saturating_sub(now.mono_ms),
+            };
+            outputs.push(Output::Send(link, Frame::Ask(ask)));
+        }
+    }
+
+    fn on_no(&mut self, now: &Now, no: &No, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
+        let heard = self.queues.head_mut(no.account).is_some_and(|head| head.asks.hear(no));
+        if heard { self.decide_waiting(now, [no.account], outputs) } else { Ok(()) }
+    }
+
+    fn on_recall(&mut self, now: &Now, recall: Recall, outputs: &mut Vec<Output>) -> Result<(), Fault> {
+        if self.recalls.len() >= PENDING_TAPS_MAX {
+            return Err(Fault::peer("too many recalls"));
+        }
+        self.recalls.insert((recall.account, recall.unit), recall);
+        Ok(self.obey_recalls(now, outputs)?)
+    }
+
+    /// Obeys the recalls whose time has come: what the stream before them brought is applied and spent from.
+    fn obey_recalls(&mut self, now: &Now, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
+        let Link::Up(link, _) = self.link else { return Ok(()) };
+        let applied = self.state.to_node.position;
+        let due: Vec<Recall> =
+            self.recalls.values().filter(|recall| recall.after <= applied).copied().collect();
+        for recall in due {
+            self.recalls.remove(&(recall.account, recall.unit));
+            if recall.epoch == self.state.saved.epoch {
+                self.release(now, &recall)?;
+            }
+            let at = self.state.writer.cursor().position;
+            let Recall { account, unit, .. } = recall;
+            outputs.push(Output::Send(link, Frame::Recalled(Recalled { account, unit, at })));
+            // A tap that waits for this account is short by more than it was.
+            self.decide_waiting(now, [account], outputs)?;
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, now: &Now, recall: &Recall) -> Result<(), StoreError> {
+        let account = recall.account;
+        match recall.unit {
+            Unit::Wallet(wallet) => {
+                let mut purse = self.store.purse(account)?;
+                let state = purse.wallet_mut(wallet);
+                let amount = state.row.unspent.min(recall.amount);
+                if !amount.is_positive() {
+                    return Ok(());
+                }
+                let released_total = state.row.released + amount;
+                let release = Release { account, wallet, epoch: recall.epoch, amount, released_total };
+                state
+                    .row
+                    .release(&release)
+                    .map_err(|error| StoreError::damaged(format!("a release of its row: {error}")))?;
+                self.append(now, Actor::node(), release.into())?;
+                self.store.put_wallet(account, wallet, state)?;
+                self.state.totals.unspent -= amount;
+            }
+            Unit::Allowance => {
+                let mut share = self.store.share(account)?;
+                let amount = share.releasable(recall.from_day).min(recall.amount);
+                if !amount.is_positive() {
+                    return Ok(());
+                }
+                let release =
+                    ShareRelease { account, epoch: recall.epoch, from_day: recall.from_day, amount };
+                share
+                    .release(&release)
+                    .map_err(|error| StoreError::damaged(format!("a release of its share: {error}")))?;
+                self.append(now, Actor::node(), release.into())?;
+                self.store.put_share(account, &share, self.share_horizon())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A loss that is ahead of its entry.
+    fn on_loss(
+        &mut self,
+        now: &Now,
+        notice: &LossNotice,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), StoreError> {
+        let applied = self.centre_cursor(notice.log).map_or(0, |cursor| cursor.position);
+        if notice.position <= applied {
+            return Ok(());
+        }
+        self.store.put_loss(&notice.card, notice.account, notice.log, notice.position)?;
+        self.losses = self.store.losses()?;
+        self.decide_waiting(now, [notice.account], outputs)
+    }
+
+    /// Sends what the commit of this step makes true: acknowledgements, entries, and the mark of a quiet log.
+    pub(crate) fn replicate(&mut self, now: &Now, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
+        let link = match self.link {
+            Link::Down | Link::Opening(_) => return Ok(()),
+            Link::Up(link, _) | Link::Refused(link, ..) => link,
+        };
+        for log in std::mem::take(&mut self.acks) {
+            if let Some(cursor) = self.centre_cursor(log) {
+                let ack = Ack { log, position: cursor.position, countersignature: None };
+                outputs.push(Output::Send(link, Frame::Ack(ack)));
+            }
+        }
+        let end = self.state.writer.cursor().position;
+        self.sender.extend(self.state.saved.branch.unwrap_or_else(|| self.own_log()), end);
+        self.sender.extend(self.own_log(), end);
+        while let Some((log, after)) = self.sender.next_due() {
+            let Some(entries) = self.packed(log, after)? else { break };
+            self.sender.sent(log, after + entries.records.len() as u64);
+            outputs.push(Output::Send(link, Frame::Entries(entries)));
+        }
+        self.mark(now, link, outputs);
+        Ok(())
+    }
+
+    /// The next frame of a log. A branch is the own log under another name.
+    fn packed(&self, log: LogId, after: u64) -> Result<Option<Entries>, StoreError> {
+        let own = self.own_log();
+        let records = self.store.records_after(own, after, ENTRIES_PER_FRAME_MAX)?;
+        let heads = self.store.heads_after(own, after, ENTRIES_PER_FRAME_MAX)?;
+        Ok(pack(log, after, records, heads))
+    }
+
+    fn mark(&mut self, now: &Now, link: LinkId, outputs: &mut Vec<Output>) {
+        let (looked_at, last) = self.marked;
+        if !self.link.is_up() || !self.sender.drained() || now.mono_ms < looked_at + MARK_INTERVAL_MS {
+            return;
+        }
+        self.marked.0 = now.mono_ms;
+        let clock = self.state.writer.clock().max(Hlc::at(now.wall));
+        if clock.time().ms_since(last.time()) < MARK_STEP_MS {
+            return;
+        }
+        // No later entry may fall below it, through a restart neither: it is kept in this same commit.
+        self.state.writer.observe(clock, now.wall);
+        self.heard(now);
+        self.state.dirty = true;
+        self.marked.1 = clock;
+        let position = self.state.writer.cursor().position;
+        outputs.push(Output::Send(link, Frame::Mark(Mark { position, clock })));
+    }
+
+    /// When a mark may be due.
+    pub(crate) fn next_mark(&self) -> Option<u64> {
+        (self.link.is_up() && self.sender.drained()).then_some(self.marked.0 + MARK_INTERVAL_MS)
+    }
+}

@@ -1,0 +1,525 @@
+//! Accounts as a tap sees them: settings, wallets with their rights, allowance shares, hints, pools, losses.
+
+use std::collections::BTreeMap;
+
+use feiqian_protocol::account::{AccountSettings, CardStatus};
+use feiqian_protocol::entry::{Delta, Hint, Pool};
+use feiqian_protocol::ids::{AccountId, CardNumber, LogId, Wallet};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::rights::{Row, Share};
+use feiqian_protocol::time::BusinessDay;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{Store, StoreError};
+
+/// A card and its account, as far as a tap needs them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Holder {
+    /// The account.
+    pub(crate) account: AccountId,
+    /// Whether the card may be used.
+    pub(crate) card: CardStatus,
+    /// No purchases.
+    pub(crate) frozen: bool,
+    /// No more anything.
+    pub(crate) closed: bool,
+    /// Patron class.
+    pub(crate) class: String,
+    /// No-PIN limit of a purchase.
+    pub(crate) single_limit: Fen,
+    /// No-PIN allowance of a day.
+    pub(crate) daily_limit: Fen,
+    /// Groups.
+    pub(crate) groups: Vec<String>,
+}
+
+/// One wallet of an account: its posted balance, what was done here since, and the rights of the open epoch.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct WalletState {
+    /// Posted balance.
+    pub(crate) posted: Fen,
+    /// Effects of the own log that no posted batch has named: negative for spending.
+    pub(crate) own: Fen,
+    /// Rights.
+    pub(crate) row: Row,
+}
+
+impl WalletState {
+    /// The balance as far as this node knows.
+    pub(crate) fn balance(&self) -> Fen {
+        self.posted + self.own
+    }
+}
+
+/// Both wallets of an account.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Purse {
+    /// Money given for a purpose.
+    pub(crate) subsidy: WalletState,
+    /// The holder's own money.
+    pub(crate) cash: WalletState,
+}
+
+impl Purse {
+    /// One wallet, to change.
+    pub(crate) const fn wallet_mut(&mut self, wallet: Wallet) -> &mut WalletState {
+        match wallet {
+            Wallet::Cash => &mut self.cash,
+            Wallet::Subsidy => &mut self.subsidy,
+        }
+    }
+}
+
+/// Stand-in of all accounts together on one day.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct PoolDay {
+    /// Granted for the day.
+    pub(crate) per_day: Fen,
+    /// Of it closed to accounts without a habit here.
+    pub(crate) habit_only: Fen,
+    /// Used.
+    pub(crate) used: Fen,
+    /// Of it used by accounts without a habit here.
+    pub(crate) used_other: Fen,
+}
+
+impl PoolDay {
+    /// What is left of the day for an account with, or without, a habit here.
+    pub(crate) fn left(&self, habit: bool) -> Fen {
+        let left = self.per_day - self.used;
+        if habit { left } else { left.min(self.per_day - self.habit_only - self.used_other) }
+    }
+}
+
+/// Sums over all rows, for the status.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Totals {
+    /// Accounts.
+    pub(crate) accounts: u64,
+    /// Unspent right.
+    pub(crate) unspent: Fen,
+    /// Stand-in that may still be used.
+    pub(crate) stand_in_left: Fen,
+    /// Debits that are not acknowledged.
+    pub(crate) exposed: Fen,
+}
+
+const CARD_STATUSES: [CardStatus; 3] = [CardStatus::Active, CardStatus::Lost, CardStatus::Void];
+
+fn status_number(status: CardStatus) -> i64 {
+    match status {
+        CardStatus::Active => 0,
+        CardStatus::Lost => 1,
+        CardStatus::Void => 2,
+    }
+}
+
+impl Store {
+    /// The account of a card. Where several accounts have had the card, the one where it may be used.
+    pub(crate) fn holder(&self, card: &CardNumber) -> Result<Option<Holder>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT cards.account, status, frozen, closed, class, single_limit, daily_limit, groups
+             FROM cards JOIN accounts ON accounts.account = cards.account
+             WHERE card = ?1 ORDER BY status, cards.account LIMIT 1",
+        )?;
+        let holder = statement
+            .query_row([card.as_str()], |row| {
+                let status = usize::from(row.get::<_, u8>(1)?);
+                Ok(Holder {
+                    account: AccountId(row.get::<_, i64>(0)? as u64),
+                    card: CARD_STATUSES.get(status).copied().unwrap_or(CardStatus::Void),
+                    frozen: row.get(2)?,
+                    closed: row.get(3)?,
+                    class: row.get(4)?,
+                    single_limit: Fen::new(row.get(5)?),
+                    daily_limit: Fen::new(row.get(6)?),
+                    groups: row.get_ref(7)?.as_str()?.lines().map(str::to_owned).collect(),
+                })
+            })
+            .optional()?;
+        Ok(holder)
+    }
+
+    /// Keeps a document and what a tap reads of it.
+    pub(crate) fn put_account(
+        &self,
+        account: AccountId,
+        saved: &[u8],
+        heads: &[String],
+        settings: &AccountSettings,
+    ) -> Result<(), StoreError> {
+        let key = account.0 as i64;
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO documents VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![key, saved, heads.join(" "), settings.canonical()])?;
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO accounts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+            .execute(params![
+                key,
+                settings.class,
+                settings.frozen,
+                settings.closed,
+                settings.single_limit.get(),
+                settings.daily_limit.get(),
+                settings.groups.join("\n"),
+            ])?;
+        // A card never leaves a document, so writing all of them is enough.
+        let mut statement =
+            self.connection.prepare_cached("INSERT OR REPLACE INTO cards VALUES (?1, ?2, ?3)")?;
+        for (card, status) in &settings.cards {
+            statement.execute(params![card.as_str(), key, status_number(*status)])?;
+        }
+        Ok(())
+    }
+
+    /// The saved document of an account.
+    pub(crate) fn document(&self, account: AccountId) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT saved FROM documents WHERE account = ?1")?;
+        Ok(statement.query_row([account.0 as i64], |row| row.get(0)).optional()?)
+    }
+
+    /// Both wallets of an account.
+    pub(crate) fn purse(&self, account: AccountId) -> Result<Purse, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT wallet, posted, own, granted, unspent, released, stand_in_granted, stand_in_left
+             FROM wallets WHERE account = ?1",
+        )?;
+        let mut rows = statement.query([account.0 as i64])?;
+        let mut purse = Purse::default();
+        while let Some(row) = rows.next()? {
+            let wallet = read_wallet(row.get(0)?)?;
+            *purse.wallet_mut(wallet) = WalletState {
+                posted: Fen::new(row.get::<_, Option<i64>>(1)?.unwrap_or(0)),
+                own: Fen::new(row.get(2)?),
+                row: Row {
+                    granted: Fen::new(row.get(3)?),
+                    unspent: Fen::new(row.get(4)?),
+                    released: Fen::new(row.get(5)?),
+                    stand_in_granted: Fen::new(row.get(6)?),
+                    stand_in_left: Fen::new(row.get(7)?),
+                },
+            };
+        }
+        Ok(purse)
+    }
+
+    /// Keeps the rights and own effects of a wallet; the posted balance is left alone.
+    pub(crate) fn put_wallet(
+        &self,
+        account: AccountId,
+        wallet: Wallet,
+        state: &WalletState,
+    ) -> Result<(), StoreError> {
+        let row = &state.row;
+        self.connection
+            .prepare_cached(
+                "INSERT INTO wallets VALUES (?1, ?2, NULL, ?3, ?4, ?5, ?6, ?7, ?8)
+                 ON CONFLICT DO UPDATE SET own = ?3, granted = ?4, unspent = ?5, released = ?6,
+                 stand_in_granted = ?7, stand_in_left = ?8",
+            )?
+            .execute(params![
+                account.0 as i64,
+                wallet.number(),
+                state.own.get(),
+                row.granted.get(),
+                row.unspent.get(),
+                row.released.get(),
+                row.stand_in_granted.get(),
+                row.stand_in_left.get(),
+            ])?;
+        Ok(())
+    }
+
+    /// Moves a posted balance.
+    pub(crate) fn add_posted(
+        &self,
+        account: AccountId,
+        wallet: Wallet,
+        amount: Fen,
+    ) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO wallets (account, wallet, posted) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET posted = coalesce(posted, 0) + ?3",
+            )?
+            .execute(params![account.0 as i64, wallet.number(), amount.get()])?;
+        Ok(())
+    }
+
+    /// Takes out of the own effects what a posted batch has named: everything of a shard up to a position.
+    pub(crate) fn settle(&self, shard: u8, position: u64) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO posted VALUES (?1, ?2) ON CONFLICT DO UPDATE SET position = max(position, ?2)",
+            )?
+            .execute(params![shard, position as i64])?;
+        let settled = {
+            let mut statement = self.connection.prepare_cached(
+                "DELETE FROM unposted WHERE shard = ?1 AND position <= ?2 RETURNING account, wallet, amount",
+            )?;
+            let rows = statement.query_map(params![shard, position as i64], |row| {
+                Ok(Delta {
+                    account: AccountId(row.get::<_, i64>(0)? as u64),
+                    wallet: Wallet::from_number(row.get(1)?).unwrap_or(Wallet::Cash),
+                    amount: Fen::new(row.get(2)?),
+                })
+            })?;
+            rows.collect::<Result<Vec<_>, _>>()?
+        };
+        let mut statement = self
+            .connection
+            .prepare_cached("UPDATE wallets SET own = own - ?3 WHERE account = ?1 AND wallet = ?2")?;
+        for delta in settled {
+            statement.execute(params![delta.account.0 as i64, delta.wallet.number(), delta.amount.get()])?;
+        }
+        Ok(())
+    }
+
+    /// Remembers an effect of the own log that is in no posted batch; the caller moves the wallet.
+    pub(crate) fn put_unposted(&self, position: u64, delta: &Delta) -> Result<(), StoreError> {
+        self.connection.prepare_cached("INSERT INTO unposted VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(
+            params![
+                delta.account.shard(),
+                position as i64,
+                delta.account.0 as i64,
+                delta.wallet.number(),
+                delta.amount.get(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// The position of the own log that the newest posted batch of a shard names.
+    pub(crate) fn posted_head(&self, shard: u8) -> Result<u64, StoreError> {
+        let mut statement = self.connection.prepare_cached("SELECT position FROM posted WHERE shard = ?1")?;
+        let position: Option<i64> = statement.query_row([shard], |row| row.get(0)).optional()?;
+        Ok(position.unwrap_or(0) as u64)
+    }
+
+    /// An account's allowance share.
+    pub(crate) fn share(&self, account: AccountId) -> Result<Share, StoreError> {
+        let mut statement = self.connection.prepare_cached("SELECT share FROM shares WHERE account = ?1")?;
+        let bytes: Option<Vec<u8>> = statement.query_row([account.0 as i64], |row| row.get(0)).optional()?;
+        bytes.map_or_else(|| Ok(Share::default()), |bytes| decode_share(&bytes))
+    }
+
+    /// Keeps an allowance share; days before `horizon` are summed up.
+    pub(crate) fn put_share(
+        &self,
+        account: AccountId,
+        share: &Share,
+        horizon: BusinessDay,
+    ) -> Result<(), StoreError> {
+        let share = summed_up(share, horizon);
+        let bytes = minicbor::to_vec((share.granted, &share.net_from, &share.used_on))
+            .expect("writing to a Vec cannot fail");
+        self.connection
+            .prepare_cached("INSERT INTO shares VALUES (?1, ?2) ON CONFLICT DO UPDATE SET share = ?2")?
+            .execute(params![account.0 as i64, bytes])?;
+        Ok(())
+    }
+
+    /// What prices a stand-in of an account.
+    pub(crate) fn hint(&self, account: AccountId) -> Result<Option<Hint>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT elsewhere_per_day, purchase_mean, elsewhere_per_meal, habit, seasoned
+             FROM hints WHERE account = ?1",
+        )?;
+        Ok(statement
+            .query_row([account.0 as i64], |row| {
+                Ok(Hint {
+                    account,
+                    elsewhere_per_day: Fen::new(row.get(0)?),
+                    purchase_mean: Fen::new(row.get(1)?),
+                    elsewhere_per_meal: Fen::new(row.get(2)?),
+                    habit: row.get(3)?,
+                    seasoned: row.get(4)?,
+                })
+            })
+            .optional()?)
+    }
+
+    /// Keeps a hint.
+    pub(crate) fn put_hint(&self, hint: &Hint) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO hints VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+            .execute(params![
+                hint.account.0 as i64,
+                hint.elsewhere_per_day.get(),
+                hint.purchase_mean.get(),
+                hint.elsewhere_per_meal.get(),
+                hint.habit,
+                hint.seasoned,
+            ])?;
+        Ok(())
+    }
+
+    /// The pool of a day and what was used of it; nothing where no pool was granted.
+    pub(crate) fn pool(&self, day: BusinessDay) -> Result<PoolDay, StoreError> {
+        let mut pool = self
+            .connection
+            .prepare_cached(
+                "SELECT per_day, habit_only FROM pools WHERE from_day <= ?1 ORDER BY from_day DESC LIMIT 1",
+            )?
+            .query_row([day.0], |row| {
+                Ok(PoolDay {
+                    per_day: Fen::new(row.get(0)?),
+                    habit_only: Fen::new(row.get(1)?),
+                    ..PoolDay::default()
+                })
+            })
+            .optional()?
+            .unwrap_or_default();
+        let used: Option<(i64, i64)> = self
+            .connection
+            .prepare_cached("SELECT used, used_other FROM pool_used WHERE day = ?1")?
+            .query_row([day.0], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        if let Some((used, used_other)) = used {
+            (pool.used, pool.used_other) = (Fen::new(used), Fen::new(used_other));
+        }
+        Ok(pool)
+    }
+
+    /// Keeps a pool.
+    pub(crate) fn put_pool(&self, pool: &Pool) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO pools VALUES (?1, ?2, ?3)")?
+            .execute(params![pool.from_day.0, pool.per_day.get(), pool.habit_only.get()])?;
+        Ok(())
+    }
+
+    /// Counts stand-in against the pool of a day.
+    pub(crate) fn use_pool(&self, day: BusinessDay, amount: Fen, habit: bool) -> Result<(), StoreError> {
+        let other = if habit { 0 } else { amount.get() };
+        self.connection
+            .prepare_cached(
+                "INSERT INTO pool_used VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET used = used + ?2, used_other = used_other + ?3",
+            )?
+            .execute(params![day.0, amount.get(), other])?;
+        Ok(())
+    }
+
+    /// Ends the epoch: every right is nothing.
+    pub(crate) fn end_rows(&self) -> Result<(), StoreError> {
+        self.connection.execute(
+            "UPDATE wallets SET granted = 0, unspent = 0, released = 0, stand_in_granted = 0, stand_in_left = 0",
+            [],
+        )?;
+        self.connection.execute("DELETE FROM shares", [])?;
+        Ok(())
+    }
+
+    /// Keeps a loss until the entry that says so is applied.
+    pub(crate) fn put_loss(
+        &self,
+        card: &CardNumber,
+        account: AccountId,
+        log: LogId,
+        position: u64,
+    ) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO hotlist VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![card.as_str(), account.0 as i64, log.key(), position as i64])?;
+        Ok(())
+    }
+
+    /// Forgets losses whose entries are applied; true where there were any.
+    pub(crate) fn forget_losses(&self, log: LogId, position: u64) -> Result<bool, StoreError> {
+        let forgotten = self
+            .connection
+            .prepare_cached("DELETE FROM hotlist WHERE log = ?1 AND position <= ?2")?
+            .execute(params![log.key(), position as i64])?;
+        Ok(forgotten > 0)
+    }
+
+    /// The cards that were told lost ahead of their entries.
+    pub(crate) fn losses(&self) -> Result<BTreeMap<CardNumber, Vec<AccountId>>, StoreError> {
+        let mut statement = self.connection.prepare_cached("SELECT card, account FROM hotlist")?;
+        let mut rows = statement.query([])?;
+        let mut losses: BTreeMap<CardNumber, Vec<AccountId>> = BTreeMap::new();
+        while let Some(row) = rows.next()? {
+            let card = CardNumber::new(row.get::<_, String>(0)?)
+                .map_err(|_| StoreError::damaged("a card in the hotlist is no card"))?;
+            losses.entry(card).or_default().push(AccountId(row.get::<_, i64>(1)? as u64));
+        }
+        Ok(losses)
+    }
+
+    /// Sums over all rows.
+    pub(crate) fn totals(&self, acked: u64) -> Result<Totals, StoreError> {
+        let (unspent, stand_in_left) = self.connection.query_row(
+            "SELECT coalesce(sum(unspent), 0), coalesce(sum(stand_in_left), 0) FROM wallets",
+            [],
+            |row| Ok((Fen::new(row.get(0)?), Fen::new(row.get(1)?))),
+        )?;
+        let accounts: i64 =
+            self.connection.query_row("SELECT count(*) FROM accounts", [], |row| row.get(0))?;
+        let exposed = self.debited(acked, i64::MAX as u64)?;
+        Ok(Totals { accounts: accounts as u64, unspent, stand_in_left, exposed })
+    }
+}
+
+/// The wallet of a stored number.
+pub(crate) fn read_wallet(number: u8) -> Result<Wallet, StoreError> {
+    Wallet::from_number(number).ok_or_else(|| StoreError::damaged(format!("{number} is no wallet")))
+}
+
+/// The share of its bytes: granted so far, net by first day, used by day.
+pub(crate) fn decode_share(bytes: &[u8]) -> Result<Share, StoreError> {
+    let (granted, net_from, used_on) =
+        minicbor::decode(bytes).map_err(|_| StoreError::damaged("an allowance share is malformed"))?;
+    Ok(Share { net_from, used_on, granted })
+}
+
+/// The share with everything before `horizon` summed up: one first day stands for all of them, and what was used then
+/// is forgotten. Days from `horizon` on have the same left, earlier ones at most what they had.
+pub(crate) fn summed_up(share: &Share, horizon: BusinessDay) -> Share {
+    let mut net_from: BTreeMap<BusinessDay, Fen> =
+        share.net_from.range(horizon..).map(|(day, net)| (*day, *net)).collect();
+    if let Some((newest, _)) = share.net_from.range(..horizon).next_back() {
+        net_from.insert(*newest, share.net_from.range(..horizon).map(|(_, net)| *net).sum());
+    }
+    net_from.retain(|_, net| *net != Fen::ZERO);
+    let used_on = share
+        .used_on
+        .range(horizon..)
+        .map(|(day, used)| (*day, *used))
+        .filter(|(_, used)| *used != Fen::ZERO)
+        .collect();
+    Share { net_from, used_on, granted: share.granted }
+}
+
+/// Every share of a database.
+pub(crate) fn shares(connection: &Connection) -> Result<BTreeMap<AccountId, Share>, StoreError> {
+    let mut statement = connection.prepare("SELECT account, share FROM shares")?;
+    let rows = statement
+        .query_map([], |row| Ok((AccountId(row.get::<_, i64>(0)? as u64), row.get::<_, Vec<u8>>(1)?)))?
+        .collect::<Result<Vec<_>, _>>()?;
+    rows.into_iter().map(|(account, bytes)| Ok((account, decode_share(&bytes)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summing_up_old_days_keeps_what_is_left_from_the_horizon_on() {
+        let day = BusinessDay;
+        let share = Share {
+            net_from: [(day(1), 50), (day(3), -20), (day(9), 10)].map(|(d, f)| (d, Fen::new(f))).into(),
+            used_on: [(day(2), 5), (day(9), 7)].map(|(d, f)| (d, Fen::new(f))).into(),
+            granted: Fen::new(60),
+        };
+        let short = summed_up(&share, day(8));
+        assert_eq!(short.net_from.len(), 2);
+        for later in 8..12 {
+            assert_eq!(short.left(day(later)), share.left(day(later)));
+        }
+        assert!(short.left(day(2)) <= share.left(day(2)));
+        assert_eq!(summed_up(&short, day(8)), short);
+        assert_eq!(summed_up(&summed_up(&share, day(5)), day(8)), short);
+    }
+}
