@@ -1,14 +1,141 @@
 //! The centre as a state machine: what waits is taken together, one transaction commits it, then the outputs are released.
+//!
+//! A step handles its inputs in order, then closes the books over all of them: posted batches, overspend and recovery,
+//! asks, recalls and grants, signed heads, COMMIT. Every input is checked whole before anything of it is written, so one
+//! that is refused leaves no trace and never undoes another. An error of the store ends the step and the core.
+//!
+//! What matters is in SQLite ([`crate::store`]). Links, asks, recalls under way and the list of accounts to look at are
+//! volatile: nodes ask again in a new session, and a new session looks at every account again.
 
-use rusqlite::Connection;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::io::{Identity, Input, Now, Output};
+use feiqian_protocol::campus::{CampusConfig, Mode, Policy};
+use feiqian_protocol::chain::LogWriter;
+use feiqian_protocol::entry::{Actor, Body, Delta, EntryRef, Posted, PostedHead, Refund};
+use feiqian_protocol::ids::{AccountId, CampusId, Epoch, LogId, NodeId, Unit, Wallet};
+use feiqian_protocol::limits::{DELTAS_PER_POSTED_MAX, SHARDS};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Timestamp};
+use rusqlite::{Connection, TransactionBehavior};
+
+use crate::escrow::{AskQueue, Debts, PendingGrants, Sweep};
+use crate::habit::CampusMeans;
+use crate::io::{Identity, Input, LinkId, Now, Output};
+use crate::session::Link;
 pub use crate::store::StoreError;
+use crate::store::logs::{self, BranchState, LogState};
+use crate::store::money::{self, Rows, WalletState};
+use crate::store::nodes::{self, Node};
+use crate::store::{meta_number, meta_text, prepare, put_meta};
 
 /// The centre.
 pub struct ReconcileCore {
     connection: Connection,
-    identity: Identity,
+    state: State,
+}
+
+/// What the core holds in memory: the small tables as they are on disk, and what is volatile.
+pub(crate) struct State {
+    pub identity: Identity,
+    pub campus: Option<CampusConfig>,
+    pub campus_version: u32,
+    /// The centre's time: its wall clock, but never falling.
+    pub time: Timestamp,
+    /// The open business day; never falls.
+    pub day: BusinessDay,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub logs: BTreeMap<LogId, LogState>,
+    pub writers: BTreeMap<LogId, LogWriter>,
+    pub branches: BTreeMap<LogId, BranchState>,
+    pub pending: BTreeMap<NodeId, PendingGrants>,
+    pub links: BTreeMap<LinkId, Link>,
+    pub asks: BTreeMap<(AccountId, Unit), AskQueue>,
+    pub debts: Debts,
+    /// Accounts with something to hand out.
+    pub dirty: BTreeSet<AccountId>,
+    pub sweep: Sweep,
+    pub means: Option<CampusMeans>,
+    /// Logs that may be posted further by this build than by the one that stopped.
+    pub resume: BTreeSet<LogId>,
+    pub next_timer: Option<u64>,
+}
+
+impl State {
+    fn load(db: &Connection, identity: Identity) -> Result<Self, StoreError> {
+        let institution = identity.institution;
+        let campus = meta_text(db, "campus")?
+            .map(|json| CampusConfig::from_bytes(json.as_bytes()))
+            .transpose()
+            .map_err(|error| StoreError::Corrupt(format!("the campus configuration: {error}")))?;
+        let logs: BTreeMap<LogId, LogState> = logs::all(db, institution)?.into_iter().collect();
+        let nodes: BTreeMap<NodeId, Node> = nodes::all(db)?.into_iter().collect();
+        let times = logs.iter().map(|(log, state)| {
+            let clock = if log.writer == NodeId::CENTRE { state.clock.time() } else { Timestamp(0) };
+            clock.max(state.order_key)
+        });
+        let heard = nodes.values().map(|node| node.heard);
+        let time = times.chain(heard).max().unwrap_or_default();
+        let resume =
+            logs.iter().filter(|(_, state)| state.quarantined.is_some()).map(|(log, _)| *log).collect();
+        let mut state = Self {
+            campus,
+            campus_version: meta_number(db, "campus_version")?.unwrap_or(0) as u32,
+            time,
+            day: BusinessDay(meta_number(db, "day")?.unwrap_or(0) as i32),
+            nodes,
+            logs,
+            writers: BTreeMap::new(),
+            branches: logs::branches(db, institution)?.into_iter().collect(),
+            pending: BTreeMap::new(),
+            links: BTreeMap::new(),
+            asks: BTreeMap::new(),
+            debts: Debts::default(),
+            dirty: BTreeSet::new(),
+            sweep: Sweep::default(),
+            means: None,
+            resume,
+            next_timer: None,
+            identity,
+        };
+        for node in state.nodes.keys().copied().collect::<Vec<_>>() {
+            let pending = PendingGrants::load(db, &state, node)?;
+            state.pending.insert(node, pending);
+        }
+        Ok(state)
+    }
+
+    pub fn own_log(&self, node: NodeId) -> LogId {
+        LogId::node(self.identity.institution, node)
+    }
+
+    pub fn to_node(&self, node: NodeId) -> LogId {
+        LogId::to_node(self.identity.institution, node)
+    }
+
+    pub fn shard(&self, account: AccountId) -> LogId {
+        LogId::shard(self.identity.institution, account.shard())
+    }
+
+    /// Where a log stands; an empty one where nothing was written.
+    pub fn log(&self, log: LogId) -> LogState {
+        self.logs.get(&log).copied().unwrap_or(LogState::EMPTY)
+    }
+
+    pub fn campus_id(&self) -> CampusId {
+        self.campus.as_ref().map_or(CampusId(0), |campus| campus.campus)
+    }
+
+    pub fn calendar(&self) -> BusinessCalendar {
+        self.campus.as_ref().map_or(BusinessCalendar::CHINA, |campus| campus.calendar)
+    }
+
+    pub fn policy(&self) -> Policy {
+        self.campus.as_ref().map(|campus| campus.policy.clone()).unwrap_or_default()
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.campus.as_ref().map(|campus| campus.policy.mode).unwrap_or_default()
+    }
 }
 
 impl ReconcileCore {
@@ -17,8 +144,9 @@ impl ReconcileCore {
     /// # Errors
     /// [`StoreError`] where the database is not the centre's or not readable.
     pub fn open(connection: Connection, identity: Identity) -> Result<Self, StoreError> {
-        crate::store::prepare(&connection, identity.institution)?;
-        Ok(Self { connection, identity })
+        prepare(&connection, identity.institution)?;
+        let state = State::load(&connection, identity)?;
+        Ok(Self { connection, state })
     }
 
     /// Handles inputs in one transaction. What is pushed to `outputs` must be released only where this returns `Ok`; on
@@ -26,13 +154,312 @@ impl ReconcileCore {
     ///
     /// # Errors
     /// [`StoreError`]; nothing of the step happened then.
-    pub fn step(&mut self, _now: Now, _inputs: Vec<Input>, _outputs: &mut Vec<Output>) -> Result<(), StoreError> {
-        let _ = (&self.connection, &self.identity);
+    pub fn step(
+        &mut self,
+        now: Now,
+        inputs: Vec<Input>,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut round = Round::begin(&transaction, &mut self.state, now)?;
+        for input in inputs {
+            round.handle(input)?;
+        }
+        let released = round.finish()?;
+        transaction.commit()?;
+        outputs.extend(released);
         Ok(())
     }
 
     /// When an [`Input::Timer`] is due, in `mono_ms`.
     pub fn next_timer(&self) -> Option<u64> {
-        None
+        self.state.next_timer
+    }
+
+    /// The database, for reading: tests look at the tables through it.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+/// A wallet and its rows as this step sees them, and as they are on disk.
+#[derive(Debug, Default)]
+pub(crate) struct Holding {
+    pub wallet: WalletState,
+    pub rows: Rows,
+    stored_wallet: Option<WalletState>,
+    stored_rows: Rows,
+}
+
+impl Holding {
+    /// I1: what the account has is with the centre, with nodes, or left in closed rows.
+    fn is_partitioned(&self) -> bool {
+        let held: Fen = self.rows.values().map(|row| row.out + row.residue).sum();
+        self.wallet.funds == self.wallet.free + held
+    }
+}
+
+/// One step under way.
+pub(crate) struct Round<'a> {
+    pub db: &'a Connection,
+    pub state: &'a mut State,
+    pub now: Now,
+    pub outputs: Vec<Output>,
+    holdings: BTreeMap<(AccountId, Wallet), Holding>,
+    pub ledger: BTreeMap<String, Fen>,
+    /// Effects on balances of the node entries of this step, to be posted.
+    pub deltas: BTreeMap<(AccountId, Wallet), Fen>,
+    /// Node logs ingested in this step.
+    pub ingested: BTreeSet<LogId>,
+    /// Refunds to be written once their debits are posted.
+    pub refunds: Vec<Refund>,
+    /// Wallets whose cases are to be resolved.
+    pub resolve: BTreeSet<(AccountId, Wallet)>,
+    /// Acknowledgements to send.
+    pub acks: BTreeSet<(LinkId, LogId)>,
+    pub touched_nodes: BTreeSet<NodeId>,
+    pub touched_logs: BTreeSet<LogId>,
+    unsigned: BTreeSet<LogId>,
+    /// Entries that this step wrote, to bound it.
+    pub written: usize,
+}
+
+impl<'a> Round<'a> {
+    fn begin(db: &'a Connection, state: &'a mut State, now: Now) -> Result<Self, StoreError> {
+        state.time = state.time.max(now.wall);
+        state.next_timer = None;
+        let mut round = Self {
+            db,
+            state,
+            now,
+            outputs: Vec::new(),
+            holdings: BTreeMap::new(),
+            ledger: BTreeMap::new(),
+            deltas: BTreeMap::new(),
+            ingested: BTreeSet::new(),
+            refunds: Vec::new(),
+            resolve: BTreeSet::new(),
+            acks: BTreeSet::new(),
+            touched_nodes: BTreeSet::new(),
+            touched_logs: BTreeSet::new(),
+            unsigned: BTreeSet::new(),
+            written: 0,
+        };
+        round.open_day()?;
+        for log in std::mem::take(&mut round.state.resume) {
+            round.resume_posting(log)?;
+        }
+        Ok(round)
+    }
+
+    fn open_day(&mut self) -> Result<(), StoreError> {
+        let today = self.state.calendar().day(self.state.time);
+        if today > self.state.day {
+            self.state.day = today;
+            self.state.means = None;
+            self.state.sweep.start(true);
+            put_meta(self.db, "day", today.0)?;
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, input: Input) -> Result<(), StoreError> {
+        match input {
+            Input::LinkUp { link, node, incarnation } => self.link_up(link, node, incarnation),
+            Input::LinkDown(link) => self.link_down(link),
+            Input::Frame(link, frame) => self.handle_frame(link, frame)?,
+            Input::Command(ticket, command) => {
+                let reply = self.handle_command(command)?;
+                self.outputs.push(Output::Reply(ticket, reply));
+            }
+            Input::Timer => {}
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<Output>, StoreError> {
+        self.write_posted()?;
+        self.write_refunds()?;
+        self.resolve_cases()?;
+        self.open_claims()?;
+        self.serve_asks()?;
+        self.recall_debts()?;
+        self.hand_out()?;
+        self.flush()?;
+        for log in std::mem::take(&mut self.unsigned) {
+            self.sign(log)?;
+        }
+        for log in std::mem::take(&mut self.touched_logs) {
+            if let Some(state) = self.state.logs.get(&log) {
+                logs::put(self.db, log, state)?;
+            }
+        }
+        for id in std::mem::take(&mut self.touched_nodes) {
+            if let Some(node) = self.state.nodes.get(&id) {
+                nodes::put(self.db, id, node)?;
+            }
+        }
+        self.send_acks();
+        self.send_entries()?;
+        self.plan_timer();
+        Ok(self.outputs)
+    }
+
+    /// Appends an entry to one of the centre's streams; returns its position.
+    pub fn append(&mut self, log: LogId, actor: Actor, body: impl Into<Body>) -> Result<u64, StoreError> {
+        let (time, campus) = (self.state.time, self.state.campus_id());
+        let state = self.state.logs.entry(log).or_insert(LogState::EMPTY);
+        let writer =
+            self.state.writers.entry(log).or_insert_with(|| LogWriter::new(log, state.cursor, state.clock));
+        let appended = writer.append(time, campus, actor, body.into());
+        let head_due = writer.head_due();
+        logs::insert_entry(
+            self.db,
+            log,
+            &appended.cursor,
+            appended.entry.body.kind(),
+            time,
+            &appended.record,
+        )?;
+        state.cursor = appended.cursor;
+        state.clock = appended.clock;
+        state.order_key = time;
+        state.posted = appended.cursor.position;
+        self.touched_logs.insert(log);
+        self.unsigned.insert(log);
+        self.written += 1;
+        if head_due {
+            self.sign(log)?;
+        }
+        Ok(appended.cursor.position)
+    }
+
+    fn sign(&mut self, log: LogId) -> Result<(), StoreError> {
+        let time = self.state.time;
+        let Some(writer) = self.state.writers.get_mut(&log) else { return Ok(()) };
+        if let Some(signed) = writer.sign_head(0, time, &self.state.identity.log_key) {
+            logs::insert_head(self.db, log, &signed)?;
+            if let Some(state) = self.state.logs.get_mut(&log) {
+                state.anchor = time;
+            }
+        }
+        Ok(())
+    }
+
+    /// A wallet and its rows. Written back at the end of the step.
+    pub fn holding(&mut self, account: AccountId, wallet: Wallet) -> Result<&mut Holding, StoreError> {
+        match self.holdings.entry((account, wallet)) {
+            std::collections::btree_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                let stored_wallet = money::wallet(self.db, account, wallet)?;
+                let stored_rows = money::rows(self.db, account, wallet)?;
+                Ok(entry.insert(Holding {
+                    wallet: stored_wallet.unwrap_or_default(),
+                    rows: stored_rows.clone(),
+                    stored_wallet,
+                    stored_rows,
+                }))
+            }
+        }
+    }
+
+    /// Wallets of this step with less than nothing free.
+    pub fn owing(&self) -> Vec<(AccountId, Unit)> {
+        let owing = self.holdings.iter().filter(|(_, holding)| holding.wallet.free.is_negative());
+        owing.map(|((account, wallet), _)| (*account, Unit::Wallet(*wallet))).collect()
+    }
+
+    /// Writes the wallets and rows of this step back, and keeps the sums of the nodes.
+    pub fn flush(&mut self) -> Result<(), StoreError> {
+        for ((account, wallet), holding) in &mut self.holdings {
+            let changed = holding.stored_wallet != Some(holding.wallet);
+            if (!changed || (holding.stored_wallet.is_none() && holding.wallet == WalletState::default()))
+                && holding.rows == holding.stored_rows
+                && !self.deltas.contains_key(&(*account, *wallet))
+            {
+                continue;
+            }
+            if !holding.is_partitioned() {
+                return Err(StoreError::Invariant(format!(
+                    "account {account}, {wallet}: funds are not what is free, out and residue"
+                )));
+            }
+            money::put_wallet(self.db, *account, *wallet, &holding.wallet)?;
+            holding.stored_wallet = Some(holding.wallet);
+            for (key, row) in &holding.rows {
+                let before = holding.stored_rows.get(key).copied();
+                if before == Some(*row) {
+                    continue;
+                }
+                money::put_row(self.db, *account, *wallet, *key, row)?;
+                let before = before.unwrap_or_default();
+                if let Some(node) = self.state.nodes.get_mut(&key.0) {
+                    node.out += row.out - before.out;
+                    node.si_out += row.si_out - before.si_out;
+                    self.touched_nodes.insert(key.0);
+                }
+                holding.stored_rows.insert(*key, *row);
+            }
+        }
+        for (ledger, amount) in std::mem::take(&mut self.ledger) {
+            money::add_ledger(self.db, &ledger, amount)?;
+        }
+        Ok(())
+    }
+
+    /// Names what was ingested in every shard that a delta of it touches.
+    fn write_posted(&mut self) -> Result<(), StoreError> {
+        let heads: Vec<PostedHead> = self
+            .ingested
+            .iter()
+            .map(|log| PostedHead { log: *log, position: self.state.log(*log).posted })
+            .collect();
+        let institution = self.state.identity.institution;
+        let mut by_shard: BTreeMap<u8, Vec<Delta>> = BTreeMap::new();
+        for ((account, wallet), amount) in &self.deltas {
+            let delta = Delta { account: *account, wallet: *wallet, amount: *amount };
+            by_shard.entry(account.shard()).or_default().push(delta);
+        }
+        for (shard, deltas) in by_shard {
+            let mut rest = deltas.as_slice();
+            while !rest.is_empty() {
+                // The heads stand in the last part only: a part without them promises nothing of its logs yet.
+                let room = DELTAS_PER_POSTED_MAX - heads.len().min(DELTAS_PER_POSTED_MAX / 2);
+                let (part, later) = rest.split_at(rest.len().min(room));
+                let named = if later.is_empty() { heads.clone() } else { Vec::new() };
+                let posted = Posted { heads: named, deltas: part.to_vec() };
+                self.append(LogId::shard(institution, shard), Actor::centre(), posted)?;
+                rest = later;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_refunds(&mut self) -> Result<(), StoreError> {
+        for refund in std::mem::take(&mut self.refunds) {
+            let log = self.state.shard(refund.account);
+            let (account, wallet, amount) = (refund.account, refund.wallet, refund.amount);
+            let position = self.append(log, Actor::centre(), refund)?;
+            let at = EntryRef { log, position };
+            self.post_refund(at, account, wallet, amount)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that an entry breaks a rule. What a terminal was told stands all the same.
+    pub fn fault(&mut self, log: LogId, position: u64, what: &str) -> Result<(), StoreError> {
+        tracing::warn!(%log, position, what, "an entry breaks a rule");
+        logs::insert_fault(self.db, log, position, what)
+    }
+
+    /// The node's open epoch.
+    pub fn epoch(&self, node: NodeId) -> Epoch {
+        self.state.nodes.get(&node).map_or(Epoch::FIRST, |node| node.epoch)
+    }
+
+    /// Positions of the account streams.
+    pub fn shard_positions(&self) -> Vec<u64> {
+        let institution = self.state.identity.institution;
+        (0..SHARDS).map(|shard| self.state.log(LogId::shard(institution, shard)).cursor.position).collect()
     }
 }

@@ -5,8 +5,16 @@
 //! (settings), [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`] (the CA), [`enrol`],
 //! [`listener`] (QUIC), [`control`] (local socket), [`import`], [`driver`] (the core's thread), [`run`] and [`cli`].
 
+pub mod accounts;
+pub mod cases;
 pub mod core;
+pub mod escrow;
+pub mod habit;
+pub mod ingest;
 pub mod io;
+pub mod ledger;
+pub mod overspend;
+pub mod session;
 pub mod store;
 
 pub mod authority;

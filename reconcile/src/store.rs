@@ -10,7 +10,7 @@
 //! | `entries` | a record of any log, as received; `order_key` as recorded at first ingest | once |
 //! | `heads` | a signed head | once |
 //! | `branches` | a refused continuation: its log, the node, the last common position `after`, and where its upload stands | replaced |
-//! | `nodes` | a node: enrolment, epoch, state (`open`, `closing`, `refused`, `retired`), session, `to_node_acked`, `heard` (order keys below it can no longer come), sums of its rows | replaced |
+//! | `nodes` | a node: enrolment, epoch, state (`open`, `closing`, `closed`, `refused`, `retired`), session, `to_node_acked`, `heard` (order keys below it can no longer come), sums of its rows | replaced |
 //! | `enrolments` | a one-time code | replaced |
 //! | `accounts` | an account: its document, the document's projection (`settings`) and `heads` | replaced |
 //! | `cards` | a card | once |

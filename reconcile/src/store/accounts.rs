@@ -96,14 +96,17 @@ pub(crate) fn load(db: &Connection, account: AccountId) -> Result<Option<StoredA
 /// Seasoned, and the limit of a day.
 pub(crate) fn grant_terms(db: &Connection, account: AccountId) -> Result<Option<(bool, Fen)>, StoreError> {
     let mut statement = db.prepare_cached("SELECT seasoned, daily_limit FROM accounts WHERE account = ?1")?;
-    let found = statement
-        .query_row([account.0 as i64], |row| Ok((row.get(0)?, Fen::new(row.get(1)?))))
-        .optional()?;
+    let found =
+        statement.query_row([account.0 as i64], |row| Ok((row.get(0)?, Fen::new(row.get(1)?)))).optional()?;
     Ok(found)
 }
 
 /// Registers a card; false where it is registered already.
-pub(crate) fn insert_card(db: &Connection, card: &CardNumber, account: AccountId) -> Result<bool, StoreError> {
+pub(crate) fn insert_card(
+    db: &Connection,
+    card: &CardNumber,
+    account: AccountId,
+) -> Result<bool, StoreError> {
     let mut statement = db.prepare_cached("INSERT OR IGNORE INTO cards VALUES (?1, ?2)")?;
     Ok(statement.execute(params![card.as_str(), account.0 as i64])? == 1)
 }

@@ -64,17 +64,19 @@ pub(crate) fn all(db: &Connection, institution: InstitutionId) -> Result<Vec<(Lo
 
 /// Writes where a log stands.
 pub(crate) fn put(db: &Connection, log: LogId, state: &LogState) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT OR REPLACE INTO logs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(params![
-        log.key(),
-        state.cursor.position as i64,
-        state.cursor.hash,
-        state.clock.to_bits() as i64,
-        state.order_key.0,
-        state.applied as i64,
-        state.anchor.0,
-        state.posted as i64,
-        state.quarantined.map(|position| position as i64),
-    ])?;
+    db.prepare_cached("INSERT OR REPLACE INTO logs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(
+        params![
+            log.key(),
+            state.cursor.position as i64,
+            state.cursor.hash,
+            state.clock.to_bits() as i64,
+            state.order_key.0,
+            state.applied as i64,
+            state.anchor.0,
+            state.posted as i64,
+            state.quarantined.map(|position| position as i64),
+        ],
+    )?;
     Ok(())
 }
 
@@ -134,8 +136,8 @@ pub(crate) fn records_after(
     let mut statement = db.prepare_cached(
         "SELECT record FROM entries WHERE log = ?1 AND position > ?2 ORDER BY position LIMIT ?3",
     )?;
-    let records =
-        statement.query_map(params![log.key(), after as i64, limit as i64], |row| row.get::<_, Vec<u8>>(0))?;
+    let records = statement
+        .query_map(params![log.key(), after as i64, limit as i64], |row| row.get::<_, Vec<u8>>(0))?;
     Ok(records.collect::<Result<_, _>>()?)
 }
 
@@ -155,7 +157,8 @@ pub(crate) fn heads_after(
     while let Some(row) = rows.next()? {
         let cursor = Cursor { position: row.get::<_, i64>(0)? as u64, hash: hash(row.get(1)?)? };
         // A branch is kept under a log of its own, but was signed as the node's log.
-        let signed_log = if log.writer == NodeId::CENTRE { log } else { LogId::node(log.institution, log.writer) };
+        let signed_log =
+            if log.writer == NodeId::CENTRE { log } else { LogId::node(log.institution, log.writer) };
         let head = Head {
             log: signed_log,
             cursor,

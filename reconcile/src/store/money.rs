@@ -1,1 +1,711 @@
-//! Money: wallets, rights, shares, movements, cases, postings, habits.
+//! Money: wallets, rights, shares, movements, cases, postings, and the habits that grants go by.
+
+use std::collections::BTreeMap;
+
+use feiqian_protocol::entry::{Bearer, CaseReason, EntryRef, Hint};
+use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, InstitutionId, LogId, NodeId, Wallet};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::{BusinessDay, Timestamp};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{StoreError, corrupt};
+
+/// An (account, wallet) at the centre.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct WalletState {
+    /// Credits - debits + reversals + refunds, as ingested: the posted balance.
+    pub funds: Fen,
+    /// What the centre may grant; below zero where stand-in was used while right lay elsewhere.
+    pub free: Fen,
+    /// Overspent and not recovered.
+    pub claims: Fen,
+    /// Debits beyond right so far; where it is zero nothing can be overspent.
+    pub unbacked: Fen,
+}
+
+/// A row of rights as the centre counts it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct RowState {
+    /// Granted so far.
+    pub granted: Fen,
+    /// Right that the centre must assume is there.
+    pub out: Fen,
+    /// Stand-in granted so far.
+    pub si_granted: Fen,
+    /// Stand-in that the centre must assume is there.
+    pub si_out: Fen,
+    /// Of a closed epoch: what late reversals left there.
+    pub residue: Fen,
+}
+
+/// The rows of one (account, wallet).
+pub(crate) type Rows = BTreeMap<(NodeId, Epoch), RowState>;
+
+/// A wallet of an account.
+pub(crate) fn wallet(
+    db: &Connection,
+    account: AccountId,
+    wallet: Wallet,
+) -> Result<Option<WalletState>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT funds, free, claims, unbacked FROM wallets WHERE account = ?1 AND wallet = ?2",
+    )?;
+    let found = statement
+        .query_row(params![account.0 as i64, wallet.number()], |row| {
+            Ok(WalletState {
+                funds: Fen::new(row.get(0)?),
+                free: Fen::new(row.get(1)?),
+                claims: Fen::new(row.get(2)?),
+                unbacked: Fen::new(row.get(3)?),
+            })
+        })
+        .optional()?;
+    Ok(found)
+}
+
+/// Writes a wallet.
+pub(crate) fn put_wallet(
+    db: &Connection,
+    account: AccountId,
+    wallet: Wallet,
+    state: &WalletState,
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR REPLACE INTO wallets VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+        account.0 as i64,
+        wallet.number(),
+        state.funds.get(),
+        state.free.get(),
+        state.claims.get(),
+        state.unbacked.get()
+    ])?;
+    Ok(())
+}
+
+/// The rows of a wallet, of all nodes and epochs.
+pub(crate) fn rows(db: &Connection, account: AccountId, wallet: Wallet) -> Result<Rows, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT node, epoch, granted, out, si_granted, si_out, residue FROM rights
+         WHERE account = ?1 AND wallet = ?2",
+    )?;
+    let mut found = statement.query(params![account.0 as i64, wallet.number()])?;
+    let mut rows = Rows::new();
+    while let Some(row) = found.next()? {
+        let state = RowState {
+            granted: Fen::new(row.get(2)?),
+            out: Fen::new(row.get(3)?),
+            si_granted: Fen::new(row.get(4)?),
+            si_out: Fen::new(row.get(5)?),
+            residue: Fen::new(row.get(6)?),
+        };
+        rows.insert((NodeId(row.get(0)?), Epoch(row.get(1)?)), state);
+    }
+    Ok(rows)
+}
+
+/// Writes a row.
+pub(crate) fn put_row(
+    db: &Connection,
+    account: AccountId,
+    wallet: Wallet,
+    (node, epoch): (NodeId, Epoch),
+    state: &RowState,
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR REPLACE INTO rights VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(
+        params![
+            account.0 as i64,
+            wallet.number(),
+            node.0,
+            epoch.0,
+            state.granted.get(),
+            state.out.get(),
+            state.si_granted.get(),
+            state.si_out.get(),
+            state.residue.get()
+        ],
+    )?;
+    Ok(())
+}
+
+/// The wallets in which a node has something in an epoch. A scan: epochs end rarely, and an index would cost every tap.
+pub(crate) fn wallets_of_epoch(
+    db: &Connection,
+    node: NodeId,
+    epoch: Epoch,
+) -> Result<Vec<(AccountId, Wallet)>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT account, wallet FROM rights WHERE node = ?1 AND epoch = ?2
+         AND (out <> 0 OR si_out <> 0 OR residue <> 0)",
+    )?;
+    let mut found = statement.query(params![node.0, epoch.0])?;
+    let mut wallets = Vec::new();
+    while let Some(row) = found.next()? {
+        wallets.push((AccountId(row.get::<_, i64>(0)? as u64), wallet_of(row.get(1)?)?));
+    }
+    Ok(wallets)
+}
+
+pub(crate) fn wallet_of(number: u8) -> Result<Wallet, StoreError> {
+    corrupt(Wallet::from_number(number), "a wallet's number")
+}
+
+/// An account's allowance at one node in one epoch, fen a day.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct ShareState {
+    /// Granted so far.
+    pub granted: Fen,
+    /// Granted minus released.
+    pub out: Fen,
+    /// The day on which the epoch was closed: what was out may have been used until its end.
+    pub closed_day: Option<BusinessDay>,
+}
+
+/// The shares of an account, of all nodes and epochs.
+pub(crate) fn shares(
+    db: &Connection,
+    account: AccountId,
+) -> Result<BTreeMap<(NodeId, Epoch), ShareState>, StoreError> {
+    let mut statement =
+        db.prepare_cached("SELECT node, epoch, granted, out, closed_day FROM shares WHERE account = ?1")?;
+    let mut found = statement.query([account.0 as i64])?;
+    let mut shares = BTreeMap::new();
+    while let Some(row) = found.next()? {
+        let state = ShareState {
+            granted: Fen::new(row.get(2)?),
+            out: Fen::new(row.get(3)?),
+            closed_day: row.get::<_, Option<i32>>(4)?.map(BusinessDay),
+        };
+        shares.insert((NodeId(row.get(0)?), Epoch(row.get(1)?)), state);
+    }
+    Ok(shares)
+}
+
+/// Writes a share.
+pub(crate) fn put_share(
+    db: &Connection,
+    account: AccountId,
+    (node, epoch): (NodeId, Epoch),
+    state: &ShareState,
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR REPLACE INTO shares VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+        account.0 as i64,
+        node.0,
+        epoch.0,
+        state.granted.get(),
+        state.out.get(),
+        state.closed_day.map(|day| day.0)
+    ])?;
+    Ok(())
+}
+
+/// Closes all shares of a node's epoch, and returns the accounts.
+pub(crate) fn close_shares(
+    db: &Connection,
+    node: NodeId,
+    epoch: Epoch,
+    day: BusinessDay,
+) -> Result<Vec<AccountId>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "UPDATE shares SET closed_day = ?3 WHERE node = ?1 AND epoch = ?2 AND closed_day IS NULL
+         RETURNING account",
+    )?;
+    let accounts = statement
+        .query_map(params![node.0, epoch.0, day.0], |row| Ok(AccountId(row.get::<_, i64>(0)? as u64)))?;
+    Ok(accounts.collect::<Result<_, _>>()?)
+}
+
+/// What moved a wallet: the history that overspend is resolved from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct MovementState {
+    /// See [`crate::ingest`].
+    pub order_key: Timestamp,
+    /// Effect on funds as the entry says: negative for a debit.
+    pub amount: Fen,
+    /// Of a debit: beyond right, by the node's word.
+    pub stand_in: Fen,
+    /// Of a debit: not backed by right as the centre counts it, `stand_in` included.
+    pub unbacked: Fen,
+    /// Of a debit: given back by the node.
+    pub reversed: Fen,
+    /// The part of `reversed` that was stand-in.
+    pub stand_in_home: Fen,
+    /// Of a debit: given back by the risk fund.
+    pub refunded: Fen,
+    /// Of a recovery: what was recovered (moves claims, not funds).
+    pub recovered: Fen,
+    /// Why a case about it would be opened.
+    pub reason: CaseReason,
+    /// Of a debit: who was paid.
+    pub merchant: u16,
+    /// Of a debit: its own business day.
+    pub day: BusinessDay,
+    /// Of a debit: the card.
+    pub card: Option<CardNumber>,
+}
+
+impl MovementState {
+    /// A movement that is no debit.
+    pub fn plain(order_key: Timestamp, amount: Fen) -> Self {
+        Self {
+            order_key,
+            amount,
+            stand_in: Fen::ZERO,
+            unbacked: Fen::ZERO,
+            reversed: Fen::ZERO,
+            stand_in_home: Fen::ZERO,
+            refunded: Fen::ZERO,
+            recovered: Fen::ZERO,
+            reason: CaseReason::StandIn,
+            merchant: 0,
+            day: BusinessDay(0),
+            card: None,
+        }
+    }
+
+    /// Of a debit: what is left of it.
+    pub fn net(&self) -> Fen {
+        -self.amount - self.reversed - self.refunded
+    }
+
+    /// Of a debit: what is left of its unbacked part.
+    pub fn unbacked_net(&self) -> Fen {
+        (self.unbacked - self.stand_in_home).or_zero().min(self.net().or_zero())
+    }
+}
+
+const MOVEMENT_COLUMNS: &str = "log, position, order_key, amount, stand_in, unbacked, reversed, stand_in_home, \
+                                refunded, recovered, reason, merchant, day, card";
+
+fn movement_row(
+    row: &rusqlite::Row<'_>,
+    institution: InstitutionId,
+) -> Result<(EntryRef, MovementState), StoreError> {
+    let debit =
+        EntryRef { log: LogId::from_key(institution, row.get(0)?), position: row.get::<_, i64>(1)? as u64 };
+    let state = MovementState {
+        order_key: Timestamp(row.get(2)?),
+        amount: Fen::new(row.get(3)?),
+        stand_in: Fen::new(row.get(4)?),
+        unbacked: Fen::new(row.get(5)?),
+        reversed: Fen::new(row.get(6)?),
+        stand_in_home: Fen::new(row.get(7)?),
+        refunded: Fen::new(row.get(8)?),
+        recovered: Fen::new(row.get(9)?),
+        reason: reason_of(row.get(10)?)?,
+        merchant: row.get(11)?,
+        day: BusinessDay(row.get(12)?),
+        card: row.get::<_, Option<String>>(13)?.and_then(|card| CardNumber::new(card).ok()),
+    };
+    Ok((debit, state))
+}
+
+/// One movement.
+pub(crate) fn movement(
+    db: &Connection,
+    account: AccountId,
+    wallet: Wallet,
+    at: EntryRef,
+) -> Result<Option<MovementState>, StoreError> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {MOVEMENT_COLUMNS} FROM movements
+         WHERE account = ?1 AND wallet = ?2 AND log = ?3 AND position = ?4"
+    ))?;
+    let mut rows =
+        statement.query(params![account.0 as i64, wallet.number(), at.log.key(), at.position as i64])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some(movement_row(row, at.log.institution)?.1))
+}
+
+/// All movements of a wallet.
+pub(crate) fn movements(
+    db: &Connection,
+    institution: InstitutionId,
+    account: AccountId,
+    wallet: Wallet,
+) -> Result<Vec<(EntryRef, MovementState)>, StoreError> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {MOVEMENT_COLUMNS} FROM movements WHERE account = ?1 AND wallet = ?2"
+    ))?;
+    let mut rows = statement.query(params![account.0 as i64, wallet.number()])?;
+    let mut movements = Vec::new();
+    while let Some(row) = rows.next()? {
+        movements.push(movement_row(row, institution)?);
+    }
+    Ok(movements)
+}
+
+/// Writes a movement.
+pub(crate) fn put_movement(
+    db: &Connection,
+    account: AccountId,
+    wallet: Wallet,
+    at: EntryRef,
+    state: &MovementState,
+) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO movements
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+    )?
+    .execute(params![
+        account.0 as i64,
+        wallet.number(),
+        at.log.key(),
+        at.position as i64,
+        state.order_key.0,
+        state.amount.get(),
+        state.stand_in.get(),
+        state.unbacked.get(),
+        state.reversed.get(),
+        state.stand_in_home.get(),
+        state.refunded.get(),
+        state.recovered.get(),
+        reason_number(state.reason),
+        state.merchant,
+        state.day.0,
+        state.card.as_ref().map(CardNumber::as_str)
+    ])?;
+    Ok(())
+}
+
+/// The first answer to a credit, where the key was used: account, wallet, amount, answer.
+pub(crate) type FormerCredit = (AccountId, Wallet, Fen, String);
+
+/// A credit by its key.
+pub(crate) fn credit(db: &Connection, channel: &str, key: &str) -> Result<Option<FormerCredit>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT account, wallet, amount, answer FROM credits WHERE channel = ?1 AND key = ?2",
+    )?;
+    let found: Option<(i64, u8, i64, String)> = statement
+        .query_row([channel, key], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        .optional()?;
+    let Some((account, wallet, amount, answer)) = found else { return Ok(None) };
+    Ok(Some((AccountId(account as u64), wallet_of(wallet)?, Fen::new(amount), answer)))
+}
+
+/// Notes a credit and its answer.
+pub(crate) fn insert_credit(
+    db: &Connection,
+    channel: &str,
+    key: &str,
+    (account, wallet, amount, answer): (AccountId, Wallet, Fen, &str),
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO credits VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+        channel,
+        key,
+        account.0 as i64,
+        wallet.number(),
+        amount.get(),
+        answer
+    ])?;
+    Ok(())
+}
+
+/// The number of a reason, as in its encoding.
+pub(crate) const fn reason_number(reason: CaseReason) -> u8 {
+    match reason {
+        CaseReason::StandIn => 0,
+        CaseReason::AfterClose => 1,
+        CaseReason::Loss => 2,
+        CaseReason::NodeFault => 3,
+    }
+}
+
+pub(crate) fn reason_of(number: u8) -> Result<CaseReason, StoreError> {
+    let all = [CaseReason::StandIn, CaseReason::AfterClose, CaseReason::Loss, CaseReason::NodeFault];
+    corrupt(all.get(usize::from(number)).copied(), "a case's reason")
+}
+
+/// The number of a bearer, as in its encoding.
+pub(crate) const fn bearer_number(bearer: Bearer) -> u8 {
+    match bearer {
+        Bearer::Suspense => 0,
+        Bearer::Holder => 1,
+        Bearer::RiskFund => 2,
+    }
+}
+
+pub(crate) fn bearer_of(number: u8) -> Result<Bearer, StoreError> {
+    let all = [Bearer::Suspense, Bearer::Holder, Bearer::RiskFund];
+    corrupt(all.get(usize::from(number)).copied(), "a case's bearer")
+}
+
+/// A case.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct CaseState {
+    /// The account.
+    pub account: AccountId,
+    /// The wallet.
+    pub wallet: Wallet,
+    /// The debit.
+    pub debit: EntryRef,
+    /// The debit's order key: the oldest case is recovered first.
+    pub order_key: Timestamp,
+    /// Why.
+    pub reason: CaseReason,
+    /// Who bears it.
+    pub bearer: Bearer,
+    /// Fen overspent (or paid after a loss report).
+    pub opened: Fen,
+    /// Fen recovered from the holder.
+    pub recovered: Fen,
+    /// Fen that the risk fund gave back.
+    pub refunded: Fen,
+    /// The debit's card.
+    pub card: String,
+}
+
+const CASE_COLUMNS: &str =
+    "account, wallet, log, position, order_key, reason, bearer, opened, recovered, refunded, card";
+
+fn case_row(row: &rusqlite::Row<'_>, institution: InstitutionId) -> Result<CaseState, StoreError> {
+    Ok(CaseState {
+        account: AccountId(row.get::<_, i64>(0)? as u64),
+        wallet: wallet_of(row.get(1)?)?,
+        debit: EntryRef {
+            log: LogId::from_key(institution, row.get(2)?),
+            position: row.get::<_, i64>(3)? as u64,
+        },
+        order_key: Timestamp(row.get(4)?),
+        reason: reason_of(row.get(5)?)?,
+        bearer: bearer_of(row.get(6)?)?,
+        opened: Fen::new(row.get(7)?),
+        recovered: Fen::new(row.get(8)?),
+        refunded: Fen::new(row.get(9)?),
+        card: row.get(10)?,
+    })
+}
+
+fn cases_by(
+    db: &Connection,
+    institution: InstitutionId,
+    condition: &str,
+    parameters: impl rusqlite::Params,
+) -> Result<Vec<CaseState>, StoreError> {
+    let mut statement = db.prepare_cached(&format!("SELECT {CASE_COLUMNS} FROM cases WHERE {condition}"))?;
+    let mut rows = statement.query(parameters)?;
+    let mut cases = Vec::new();
+    while let Some(row) = rows.next()? {
+        cases.push(case_row(row, institution)?);
+    }
+    Ok(cases)
+}
+
+/// The overspend cases of a wallet, oldest first.
+pub(crate) fn overspend_cases(
+    db: &Connection,
+    institution: InstitutionId,
+    account: AccountId,
+    wallet: Wallet,
+) -> Result<Vec<CaseState>, StoreError> {
+    let condition = "account = ?1 AND wallet = ?2 AND loss = 0 ORDER BY order_key, log, position";
+    cases_by(db, institution, condition, params![account.0 as i64, wallet.number()])
+}
+
+/// The case of a debit after a loss report.
+pub(crate) fn loss_case(
+    db: &Connection,
+    account: AccountId,
+    wallet: Wallet,
+    debit: EntryRef,
+) -> Result<Option<CaseState>, StoreError> {
+    let condition = "account = ?1 AND wallet = ?2 AND log = ?3 AND position = ?4 AND loss = 1";
+    let parameters = params![account.0 as i64, wallet.number(), debit.log.key(), debit.position as i64];
+    Ok(cases_by(db, debit.log.institution, condition, parameters)?.pop())
+}
+
+/// Cases in suspense whose debit is before a time.
+pub(crate) fn suspense_cases_before(
+    db: &Connection,
+    institution: InstitutionId,
+    before: Timestamp,
+    limit: usize,
+) -> Result<Vec<CaseState>, StoreError> {
+    let condition = "bearer = 0 AND loss = 0 AND order_key < ?1 ORDER BY order_key, log, position LIMIT ?2";
+    cases_by(db, institution, condition, params![before.0, limit as i64])
+}
+
+/// Writes a case.
+pub(crate) fn put_case(db: &Connection, case: &CaseState) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO cases VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+    )?
+    .execute(params![
+        case.account.0 as i64,
+        case.wallet.number(),
+        case.debit.log.key(),
+        case.debit.position as i64,
+        u8::from(case.reason == CaseReason::Loss),
+        case.order_key.0,
+        reason_number(case.reason),
+        bearer_number(case.bearer),
+        case.opened.get(),
+        case.recovered.get(),
+        case.refunded.get(),
+        case.card
+    ])?;
+    Ok(())
+}
+
+/// How many cases are open, and fen of them.
+pub(crate) fn open_cases(db: &Connection) -> Result<(u64, Fen), StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT COUNT(*), COALESCE(SUM(opened - recovered - refunded), 0) FROM cases
+         WHERE opened > recovered + refunded",
+    )?;
+    Ok(statement.query_row([], |row| Ok((row.get::<_, i64>(0)? as u64, Fen::new(row.get(1)?))))?)
+}
+
+/// Writes one line of the ledger.
+pub(crate) fn insert_posting(
+    db: &Connection,
+    at: EntryRef,
+    line: usize,
+    ledger: &str,
+    amount: Fen,
+    (day, own_day): (BusinessDay, BusinessDay),
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO postings VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?.execute(params![
+        at.log.key(),
+        at.position as i64,
+        line as i64,
+        ledger,
+        amount.get(),
+        day.0,
+        own_day.0
+    ])?;
+    Ok(())
+}
+
+/// Moves the balance of a ledger account.
+pub(crate) fn add_ledger(db: &Connection, ledger: &str, amount: Fen) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT INTO ledger VALUES (?1, ?2) ON CONFLICT (ledger) DO UPDATE SET balance = balance + ?2",
+    )?
+    .execute(params![ledger, amount.get()])?;
+    Ok(())
+}
+
+/// The balance of a ledger account other than a wallet.
+pub(crate) fn ledger_balance(db: &Connection, ledger: &str) -> Result<Fen, StoreError> {
+    let mut statement = db.prepare_cached("SELECT balance FROM ledger WHERE ledger = ?1")?;
+    Ok(Fen::new(statement.query_row([ledger], |row| row.get(0)).optional()?.unwrap_or(0)))
+}
+
+/// What an account did at a node on one day.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HabitDay {
+    /// Purchases.
+    pub purchases: i64,
+    /// Fen of them.
+    pub fen: i64,
+    /// Meal periods with any, as bits.
+    pub meals: i64,
+}
+
+/// Adds to a day of habits.
+pub(crate) fn add_habit(
+    db: &Connection,
+    account: AccountId,
+    node: NodeId,
+    day: BusinessDay,
+    more: &HabitDay,
+) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT INTO habits VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (account, node, day)
+         DO UPDATE SET purchases = purchases + ?4, fen = fen + ?5, meals = meals | ?6",
+    )?
+    .execute(params![account.0 as i64, node.0, day.0, more.purchases, more.fen, more.meals])?;
+    Ok(())
+}
+
+/// The habits of an account from a day on.
+pub(crate) fn habits(
+    db: &Connection,
+    account: AccountId,
+    from: BusinessDay,
+) -> Result<Vec<(NodeId, BusinessDay, HabitDay)>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT node, day, purchases, fen, meals FROM habits WHERE account = ?1 AND day >= ?2",
+    )?;
+    let habits = statement.query_map(params![account.0 as i64, from.0], |row| {
+        let day = HabitDay { purchases: row.get(2)?, fen: row.get(3)?, meals: row.get(4)? };
+        Ok((NodeId(row.get(0)?), BusinessDay(row.get(1)?), day))
+    })?;
+    Ok(habits.collect::<Result<_, _>>()?)
+}
+
+/// Adds to a day's turnover of a node.
+pub(crate) fn add_turnover(
+    db: &Connection,
+    node: NodeId,
+    day: BusinessDay,
+    purchases: i64,
+    fen: i64,
+) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT INTO turnover VALUES (?1, ?2, ?3, ?4) ON CONFLICT (node, day)
+         DO UPDATE SET purchases = purchases + ?3, fen = fen + ?4",
+    )?
+    .execute(params![node.0, day.0, purchases, fen])?;
+    Ok(())
+}
+
+/// The turnover of all nodes from a day on: node, day, purchases, fen.
+pub(crate) fn turnover(
+    db: &Connection,
+    from: BusinessDay,
+) -> Result<Vec<(NodeId, BusinessDay, i64, i64)>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT node, day, purchases, fen FROM turnover WHERE day >= ?1 ORDER BY node, day",
+    )?;
+    let days = statement.query_map([from.0], |row| {
+        Ok((NodeId(row.get(0)?), BusinessDay(row.get(1)?), row.get(2)?, row.get(3)?))
+    })?;
+    Ok(days.collect::<Result<_, _>>()?)
+}
+
+/// Gives the habits and the turnover of one node to another.
+pub(crate) fn move_habits(db: &Connection, from: NodeId, to: NodeId) -> Result<(), StoreError> {
+    for table in ["habits", "turnover"] {
+        db.execute(
+            &format!("UPDATE OR REPLACE {table} SET node = ?2 WHERE node = ?1"),
+            params![from.0, to.0],
+        )?;
+    }
+    Ok(())
+}
+
+/// The newest hints of an account, by node.
+pub(crate) fn hints(db: &Connection, account: AccountId) -> Result<BTreeMap<NodeId, Hint>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT node, elsewhere_per_day, purchase_mean, elsewhere_per_meal, habit, seasoned FROM hints
+         WHERE account = ?1",
+    )?;
+    let hints = statement.query_map([account.0 as i64], |row| {
+        let hint = Hint {
+            account,
+            elsewhere_per_day: Fen::new(row.get(1)?),
+            purchase_mean: Fen::new(row.get(2)?),
+            elsewhere_per_meal: Fen::new(row.get(3)?),
+            habit: row.get(4)?,
+            seasoned: row.get(5)?,
+        };
+        Ok((NodeId(row.get(0)?), hint))
+    })?;
+    Ok(hints.collect::<Result<_, _>>()?)
+}
+
+/// Writes the newest hint.
+pub(crate) fn put_hint(db: &Connection, node: NodeId, hint: &Hint) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR REPLACE INTO hints VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?.execute(
+        params![
+            hint.account.0 as i64,
+            node.0,
+            hint.elsewhere_per_day.get(),
+            hint.purchase_mean.get(),
+            hint.elsewhere_per_meal.get(),
+            hint.habit,
+            hint.seasoned
+        ],
+    )?;
+    Ok(())
+}

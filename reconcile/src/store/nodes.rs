@@ -16,6 +16,8 @@ pub(crate) enum NodeState {
     Open,
     /// It was asked to end its epoch; nothing is granted until it has.
     Closing,
+    /// It was closed, by its own word or by force; it may upload, and only enrolling anew gives it rights again.
+    Closed,
     /// Its session was refused; only enrolling anew helps.
     Refused,
     /// It was replaced by an enrolment anew.
@@ -28,13 +30,16 @@ impl NodeState {
         match self {
             Self::Open => "open",
             Self::Closing => "closing",
+            Self::Closed => "closed",
             Self::Refused => "refused",
             Self::Retired => "retired",
         }
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [Self::Open, Self::Closing, Self::Refused, Self::Retired].into_iter().find(|state| state.name() == name)
+        [Self::Open, Self::Closing, Self::Refused, Self::Retired]
+            .into_iter()
+            .find(|state| state.name() == name)
     }
 }
 

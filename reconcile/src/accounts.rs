@@ -1,0 +1,540 @@
+//! What operators, channels and the enrolment desk ask for: accounts, credits, losses, the campus, nodes, status.
+//!
+//! A command is checked whole before anything of it is written; one that is refused leaves no trace.
+
+use std::collections::BTreeSet;
+
+use ed25519_dalek::VerifyingKey;
+use feiqian_protocol::account::{
+    AccountError, AccountSettings, CardStatus, Document, Intent, NewAccount, actor_id,
+};
+use feiqian_protocol::campus::CampusConfig;
+use feiqian_protocol::chain::unhex;
+use feiqian_protocol::enrol::Role;
+use feiqian_protocol::entry::{
+    AccountOpened, Actor, ActorKind, CampusPublished, Credit, Entry, EntryRef, Proof, Setting,
+};
+use feiqian_protocol::frame::{Frame, LossNotice};
+use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
+use feiqian_protocol::limits::{AMOUNT_FEN_MAX, ENROL_CODE_SECONDS, ENROL_TRIES_MAX};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::Timestamp;
+use serde_json::{Value, json};
+
+use crate::core::{Round, StoreError};
+use crate::io::{Command, CommandError, ImportedAccount, NodeStatus, Output, Reply, Status};
+use crate::ledger::{MIGRATION, SUSPENSE, channel_ledger, wallet_ledger};
+use crate::store::accounts::{self, StoredAccount};
+use crate::store::money::{self, MovementState};
+use crate::store::nodes::{self, Enrolment, Node, NodeState};
+use crate::store::{StoreError as Store, put_meta};
+
+fn refused(code: &'static str, message: impl Into<String>) -> Reply {
+    Err(CommandError { code, message: message.into() })
+}
+
+/// A card of an account that a command names.
+type Named = Result<AccountId, CommandError>;
+
+impl Round<'_> {
+    pub(crate) fn handle_command(&mut self, command: Command) -> Result<Reply, StoreError> {
+        match command {
+            Command::ImportAccounts { accounts } => self.import(&accounts),
+            Command::Topup { card, amount_fen, wallet, channel, key } => {
+                self.topup(&card, wallet, amount_fen, &channel, &key)
+            }
+            Command::ReportLoss { card, operator } => self.report_loss(&card, operator),
+            Command::LiftLoss { card, operator } => self.lift_loss(&card, operator),
+            Command::PublishCampus { config } => self.publish_campus(&config),
+            Command::CreateEnrolment { name, role, lookup, secret } => {
+                self.create_enrolment(name, role, &lookup, &secret)
+            }
+            Command::LookUpEnrolment { lookup } => self.look_up_enrolment(&lookup),
+            Command::Enrol { lookup, log_key } => self.enrol(&lookup, &log_key),
+            Command::Retire { node, force } => self.retire(&node, force),
+            Command::Status => self.status(),
+        }
+    }
+
+    fn named(&self, card: &CardNumber) -> Result<Named, StoreError> {
+        let unknown =
+            || CommandError { code: "unknown_card", message: "no account has this card".to_owned() };
+        Ok(accounts::account_of_card(self.db, card)?.ok_or_else(unknown))
+    }
+
+    fn import(&mut self, imported: &[ImportedAccount]) -> Result<Reply, StoreError> {
+        let Some(campus) = self.state.campus.clone() else { return Ok(no_campus()) };
+        let institution = self.state.identity.institution;
+        let mut cards = BTreeSet::new();
+        let mut opened = Vec::with_capacity(imported.len());
+        let mut next = accounts::count(self.db)? + 1;
+        for (index, new) in imported.iter().enumerate() {
+            let row = index + 1;
+            if !cards.insert(&new.card) || accounts::account_of_card(self.db, &new.card)?.is_some() {
+                return Ok(refused(
+                    "card_in_use",
+                    format!("row {row}: the card belongs to an account already"),
+                ));
+            }
+            let in_range = |fen: Fen| !fen.is_negative() && fen <= AMOUNT_FEN_MAX;
+            if !in_range(new.opening_fen) || !in_range(new.subsidy_fen) {
+                return Ok(refused(
+                    "amount",
+                    format!("row {row}: a balance must be from 0 to {AMOUNT_FEN_MAX} yuan"),
+                ));
+            }
+            let account = AccountId(next);
+            next += 1;
+            let terms = NewAccount {
+                class: new.patron_class.clone(),
+                cards: vec![new.card.clone()],
+                single_limit: new.single_limit_fen.unwrap_or(campus.single_limit_fen),
+                daily_limit: new.daily_limit_fen.unwrap_or(campus.daily_limit_fen),
+                groups: new.groups.clone(),
+            };
+            let document = Document::create(
+                &terms,
+                actor_id(institution, NodeId::CENTRE, 1, 1, account),
+                self.state.time,
+            )
+            .and_then(|mut document| Ok((document.settings()?, document.heads(), document.save())));
+            match document {
+                Ok(document) => opened.push((account, new, document)),
+                Err(error) => return Ok(refused("account", format!("row {row}: {error}"))),
+            }
+        }
+        let count = opened.len();
+        for (account, new, (settings, heads, document)) in opened {
+            self.open_account(account, &new.card, document, &settings, &heads)?;
+            for (wallet, amount) in [(Wallet::Cash, new.opening_fen), (Wallet::Subsidy, new.subsidy_fen)] {
+                if amount.is_positive() {
+                    let key = Key::new(format!("opening-{account}-{wallet}"));
+                    let key = key.map_err(|error| Store::Invariant(error.to_string()))?;
+                    let channel = Key::new(MIGRATION).map_err(|error| Store::Invariant(error.to_string()))?;
+                    self.credit(account, wallet, amount, channel, key, Actor::centre())?;
+                }
+            }
+        }
+        Ok(Ok(json!({ "accounts": count })))
+    }
+
+    fn open_account(
+        &mut self,
+        account: AccountId,
+        card: &CardNumber,
+        document: Vec<u8>,
+        settings: &AccountSettings,
+        heads: &[String],
+    ) -> Result<(), StoreError> {
+        let log = self.state.shard(account);
+        let entry = AccountOpened { account, document: document.clone().into(), seasoned: true };
+        self.append(log, Actor::centre(), entry)?;
+        let stored = StoredAccount { document_epoch: 1, document, seasoned: true };
+        accounts::insert(self.db, account, card, &stored, settings, heads)?;
+        accounts::insert_card(self.db, card, account)?;
+        self.state.dirty.insert(account);
+        Ok(())
+    }
+
+    fn credit(
+        &mut self,
+        account: AccountId,
+        wallet: Wallet,
+        amount: Fen,
+        channel: Key,
+        key: Key,
+        actor: Actor,
+    ) -> Result<(), StoreError> {
+        let log = self.state.shard(account);
+        let from = channel_ledger(channel.as_str());
+        let position = self.append(log, actor, Credit { account, wallet, amount, channel, key })?;
+        let at = EntryRef { log, position };
+        let day = self.state.day;
+        self.post(at, day, amount, from, wallet_ledger(account, wallet))?;
+        let movement = MovementState::plain(self.state.time, amount);
+        money::put_movement(self.db, account, wallet, at, &movement)?;
+        let holding = self.holding(account, wallet)?;
+        holding.wallet.funds += amount;
+        holding.wallet.free += amount;
+        self.state.dirty.insert(account);
+        self.resolve.insert((account, wallet));
+        Ok(())
+    }
+
+    fn topup(
+        &mut self,
+        card: &CardNumber,
+        wallet: Wallet,
+        amount: Fen,
+        channel: &Key,
+        key: &Key,
+    ) -> Result<Reply, StoreError> {
+        if !amount.is_positive() || amount > AMOUNT_FEN_MAX {
+            return Ok(refused("amount", format!("the amount must be from 0.01 to {AMOUNT_FEN_MAX} yuan")));
+        }
+        let account = match self.named(card)? {
+            Ok(account) => account,
+            Err(error) => return Ok(Err(error)),
+        };
+        if let Some((former, former_wallet, former_amount, answer)) =
+            money::credit(self.db, channel.as_str(), key.as_str())?
+        {
+            if (former, former_wallet, former_amount) != (account, wallet, amount) {
+                return Ok(refused("key_reused", "this key credited something else before"));
+            }
+            let answer = serde_json::from_str(&answer)
+                .map_err(|error| Store::Corrupt(format!("the answer to a credit: {error}")))?;
+            return Ok(Ok(answer));
+        }
+        if let Some((_, settings)) = self.document(account)?
+            && settings.closed
+        {
+            return Ok(refused("account", AccountError::Closed.to_string()));
+        }
+        let actor = Actor { kind: ActorKind::Channel, id: channel.clone(), proof: Proof::None };
+        self.credit(account, wallet, amount, channel.clone(), key.clone(), actor)?;
+        let posted = self.holding(account, wallet)?.wallet.funds;
+        let answer = json!({
+            "account": account, "wallet": wallet, "amount_fen": amount, "posted_fen": posted,
+        });
+        let text = answer.to_string();
+        let content = (account, wallet, amount, text.as_str());
+        money::insert_credit(self.db, channel.as_str(), key.as_str(), content)?;
+        Ok(Ok(answer))
+    }
+
+    /// An account's document and its projection; the centre writes later changes.
+    fn document(&self, account: AccountId) -> Result<Option<(Document, AccountSettings)>, StoreError> {
+        let Some(stored) = accounts::load(self.db, account)? else { return Ok(None) };
+        let actor =
+            actor_id(self.state.identity.institution, NodeId::CENTRE, 1, stored.document_epoch, account);
+        let document = Document::load(&stored.document, actor)?;
+        let settings = document.settings()?;
+        Ok(Some((document, settings)))
+    }
+
+    fn report_loss(&mut self, card: &CardNumber, operator: Key) -> Result<Reply, StoreError> {
+        let account = match self.named(card)? {
+            Ok(account) => account,
+            Err(error) => return Ok(Err(error)),
+        };
+        let Some((_, settings)) = self.document(account)? else {
+            return Ok(refused("account", "the account has no document"));
+        };
+        if settings.cards.get(card) == Some(&CardStatus::Lost) {
+            return Ok(refused("already_lost", "the card is reported lost already"));
+        }
+        // The place of the entry makes the key unique.
+        let position = self.state.log(self.state.shard(account)).cursor.position + 1;
+        let loss =
+            Key::new(format!("loss-{position}")).map_err(|error| Store::Invariant(error.to_string()))?;
+        let intent = Intent::ReportLoss { card: card.clone(), loss: loss.clone() };
+        let reply = self.settle(account, intent, operator)?;
+        Ok(reply.map(|()| json!({ "account": account, "loss": loss })))
+    }
+
+    fn lift_loss(&mut self, card: &CardNumber, operator: Key) -> Result<Reply, StoreError> {
+        let account = match self.named(card)? {
+            Ok(account) => account,
+            Err(error) => return Ok(Err(error)),
+        };
+        let Some((_, settings)) = self.document(account)? else {
+            return Ok(refused("account", "the account has no document"));
+        };
+        let losses: Vec<Key> =
+            settings.losses.iter().filter(|(_, lost)| *lost == card).map(|(loss, _)| loss.clone()).collect();
+        if losses.is_empty() {
+            return Ok(refused("not_lost", "the card is not reported lost"));
+        }
+        let lifted = losses.len();
+        let reply = self.settle(account, Intent::LiftLoss { card: card.clone(), losses }, operator)?;
+        Ok(reply.map(|()| json!({ "account": account, "lifted": lifted })))
+    }
+
+    /// Carries out an operator's intent.
+    fn settle(
+        &mut self,
+        account: AccountId,
+        intent: Intent,
+        operator: Key,
+    ) -> Result<Result<(), CommandError>, StoreError> {
+        let Some((mut document, _)) = self.document(account)? else {
+            return Ok(Err(CommandError {
+                code: "account",
+                message: "the account has no document".to_owned(),
+            }));
+        };
+        match document.carry_out(&intent, self.state.time) {
+            Ok(change) => {
+                let actor = Actor { kind: ActorKind::Operator, id: operator, proof: Proof::Login };
+                self.write_setting(account, document, intent, change, actor)?;
+                Ok(Ok(()))
+            }
+            Err(error) => Ok(Err(CommandError { code: "account", message: error.to_string() })),
+        }
+    }
+
+    /// Writes a setting that was carried out or merged, and what it means beyond the document.
+    fn write_setting(
+        &mut self,
+        account: AccountId,
+        mut document: Document,
+        intent: Intent,
+        change: Vec<u8>,
+        actor: Actor,
+    ) -> Result<(), StoreError> {
+        let log = self.state.shard(account);
+        let time = self.state.time;
+        let document_epoch = accounts::load(self.db, account)?.map_or(1, |stored| stored.document_epoch);
+        let setting = Setting { account, document_epoch, intent: intent.clone(), change: change.into() };
+        let position = self.append(log, actor, setting)?;
+        let settings = document.settings()?;
+        let heads = document.heads();
+        accounts::update(self.db, account, &document.save(), &settings, &heads)?;
+        match intent {
+            Intent::ReportLoss { card, loss } => {
+                accounts::insert_loss(self.db, &card, &loss, account, time)?;
+                let notice = LossNotice { account, card, log, position };
+                for link in self.sessions() {
+                    self.outputs.push(Output::Send(link, Frame::LossNotice(notice.clone())));
+                }
+            }
+            Intent::LiftLoss { card, losses } => accounts::lift_losses(self.db, &card, &losses, time)?,
+            Intent::IssueCard { card } => {
+                accounts::insert_card(self.db, &card, account)?;
+            }
+            Intent::SetLimits { .. } => self.state.debts.check_allowance(account),
+            _ => {}
+        }
+        self.state.dirty.insert(account);
+        Ok(())
+    }
+
+    /// A node narrowed a setting. Its change must do what its intent says and no more.
+    pub(crate) fn node_setting(
+        &mut self,
+        at: EntryRef,
+        node: NodeId,
+        entry: &Entry,
+        setting: &Setting,
+    ) -> Result<(), StoreError> {
+        if at.log.stream != 0 || !setting.intent.narrows() {
+            return self.fault(at.log, at.position, "a setting that a node may not change");
+        }
+        let Some(stored) = accounts::load(self.db, setting.account)? else {
+            return self.fault(at.log, at.position, "a setting of an unknown account");
+        };
+        let institution = self.state.identity.institution;
+        let reader = actor_id(institution, node, u32::MAX, stored.document_epoch, setting.account);
+        let mut merged = Document::load(&stored.document, reader.clone())?;
+        let mut meant = Document::load(&stored.document, reader)?;
+        let fits = setting.document_epoch == stored.document_epoch
+            && merged.merge_change(&setting.change).is_ok()
+            && meant.carry_out(&setting.intent, entry.clock.time()).is_ok()
+            && matches!((merged.settings(), meant.settings()), (Ok(merged), Ok(meant)) if merged == meant);
+        if !fits {
+            return self.fault(at.log, at.position, "a setting whose change is not what it says");
+        }
+        let change = setting.change.to_vec();
+        self.write_setting(setting.account, merged, setting.intent.clone(), change, entry.actor.clone())
+    }
+
+    fn publish_campus(&mut self, config: &Value) -> Result<Reply, StoreError> {
+        let checked = CampusConfig::from_bytes(config.to_string().as_bytes())
+            .and_then(|config| config.to_bytes().map(|bytes| (config, bytes)));
+        let (config, bytes) = match checked {
+            Ok(checked) => checked,
+            Err(error) => {
+                let cause =
+                    std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                return Ok(refused("campus", format!("{error}{cause}")));
+            }
+        };
+        if config.institution != self.state.identity.institution {
+            return Ok(refused("campus", "the configuration is of another institution"));
+        }
+        if self.state.campus.as_ref() == Some(&config) {
+            return Ok(Ok(json!({ "version": self.state.campus_version })));
+        }
+        let version = self.state.campus_version + 1;
+        self.state.campus = Some(config);
+        self.state.campus_version = version;
+        let json = String::from_utf8_lossy(&bytes).into_owned();
+        put_meta(self.db, "campus", json)?;
+        put_meta(self.db, "campus_version", version)?;
+        let log = LogId::shard(self.state.identity.institution, 0);
+        self.append(log, Actor::centre(), CampusPublished { version, config: bytes.into() })?;
+        // Policy and calendar may be others.
+        self.state.sweep.start(true);
+        Ok(Ok(json!({ "version": version })))
+    }
+
+    fn create_enrolment(
+        &mut self,
+        name: NodeName,
+        role: Role,
+        lookup: &str,
+        secret: &str,
+    ) -> Result<Reply, StoreError> {
+        let (Some(lookup), Some(secret)) = (unhex(lookup), unhex(secret)) else {
+            return Ok(refused("enrolment_unknown", "the lookup and the secret must be hexadecimal"));
+        };
+        if nodes::enrolment(self.db, &lookup)?.is_some() {
+            return Ok(refused("enrolment_used", "this code exists already"));
+        }
+        let expires = self.now.real.plus_ms(ENROL_CODE_SECONDS * 1_000);
+        let code = Enrolment { name: name.clone(), role, secret, expires, tries: 0, used: false };
+        nodes::put_enrolment(self.db, &lookup, &code)?;
+        Ok(Ok(json!({ "name": name, "role": role, "expires_ms": expires })))
+    }
+
+    /// A code that may still be used.
+    fn valid_enrolment(
+        &self,
+        lookup: &str,
+    ) -> Result<Result<(Vec<u8>, Enrolment), CommandError>, StoreError> {
+        let error = |code, message: &str| Ok(Err(CommandError { code, message: message.to_owned() }));
+        let Some(lookup) = unhex(lookup) else {
+            return error("enrolment_unknown", "the lookup must be hexadecimal");
+        };
+        let Some(code) = nodes::enrolment(self.db, &lookup)? else {
+            return error("enrolment_unknown", "no such enrolment code");
+        };
+        if code.used {
+            return error("enrolment_used", "the enrolment code was used");
+        }
+        if self.now.real >= code.expires {
+            return error("enrolment_expired", "the enrolment code has expired");
+        }
+        Ok(Ok((lookup, code)))
+    }
+
+    fn look_up_enrolment(&mut self, lookup: &str) -> Result<Reply, StoreError> {
+        let (lookup, mut code) = match self.valid_enrolment(lookup)? {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error)),
+        };
+        if code.tries >= ENROL_TRIES_MAX {
+            return Ok(refused("enrolment_used", "the enrolment code was tried too often"));
+        }
+        code.tries += 1;
+        nodes::put_enrolment(self.db, &lookup, &code)?;
+        let secret = feiqian_protocol::chain::hex(&code.secret);
+        Ok(Ok(json!({ "name": code.name, "role": code.role, "secret": secret })))
+    }
+
+    fn enrol(&mut self, lookup: &str, log_key: &str) -> Result<Reply, StoreError> {
+        let (lookup, mut code) = match self.valid_enrolment(lookup)? {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error)),
+        };
+        if self.state.campus.is_none() {
+            return Ok(no_campus());
+        }
+        let key: Option<[u8; 32]> = unhex(log_key).and_then(|bytes| bytes.try_into().ok());
+        let Some(log_key) = key.and_then(|key| VerifyingKey::from_bytes(&key).ok()) else {
+            return Ok(refused("enrolment_unknown", "the log key is no Ed25519 public key"));
+        };
+        code.used = true;
+        nodes::put_enrolment(self.db, &lookup, &code)?;
+        let same_name = self.state.nodes.iter().filter(|(_, node)| node.name == code.name);
+        let older =
+            same_name.max_by_key(|(_, node)| node.incarnation).map(|(id, node)| (*id, node.incarnation));
+        let highest = self.state.nodes.keys().next_back().map_or(0, |id| id.0);
+        let Some(number) = highest.checked_add(1) else {
+            return Ok(refused("enrolment_used", "all node numbers are used"));
+        };
+        let (id, incarnation) = (NodeId(number), older.map_or(1, |(_, incarnation)| incarnation + 1));
+        let node = Node {
+            name: code.name.clone(),
+            role: code.role,
+            incarnation,
+            log_key,
+            epoch: Epoch::FIRST,
+            state: NodeState::Open,
+            reason: None,
+            session: 0,
+            to_node_acked: 0,
+            heard: Timestamp(0),
+            out: Fen::ZERO,
+            si_out: Fen::ZERO,
+            pool: None,
+        };
+        self.state.nodes.insert(id, node);
+        self.state.pending.insert(id, Default::default());
+        self.touched_nodes.insert(id);
+        self.state.means = None;
+        if let Some((older, _)) = older {
+            self.end_sessions(older, "the node was enrolled anew");
+            self.shut_out(older, "enrolled anew", NodeState::Retired)?;
+            // It stands where the old one stood.
+            money::move_habits(self.db, older, id)?;
+        }
+        Ok(Ok(json!({
+            "node": id,
+            "name": code.name,
+            "role": code.role,
+            "incarnation": incarnation,
+            "institution": self.state.identity.institution,
+            "campus": self.state.campus_id(),
+        })))
+    }
+
+    fn retire(&mut self, name: &NodeName, force: bool) -> Result<Reply, StoreError> {
+        let found = self.state.nodes.iter().filter(|(_, node)| node.name == *name).map(|(id, _)| *id).max();
+        let Some(id) = found else { return Ok(refused("unknown_node", "no such node")) };
+        let epoch = self.epoch(id);
+        if force {
+            self.shut_out(id, "retired", NodeState::Closed)?;
+        } else {
+            self.request_close(id)?;
+        }
+        Ok(Ok(json!({ "node": id, "epoch": epoch })))
+    }
+
+    fn status(&mut self) -> Result<Reply, StoreError> {
+        self.flush()?;
+        let mut nodes = Vec::new();
+        for (id, node) in self.state.nodes.iter().filter(|(_, node)| node.state != NodeState::Retired) {
+            let link = self.state.links.values().find(|link| link.node == *id && link.is_accepted());
+            let state = match &node.reason {
+                Some(reason) if !node.is_open() => format!("{}: {reason}", node.state.name()),
+                _ => node.state.name().to_owned(),
+            };
+            let own = self.state.log(self.state.own_log(*id));
+            let state = match own.quarantined {
+                Some(position) => format!("{state}, quarantined at {position}"),
+                None => state,
+            };
+            nodes.push(NodeStatus {
+                node: node.name.to_string(),
+                connected: link.is_some(),
+                state,
+                ingested: own.cursor.position,
+                to_node: self.state.log(self.state.to_node(*id)).cursor.position,
+                to_node_acked: node.to_node_acked,
+                backlog: link.map_or(0, |link| link.backlog()),
+                out_fen: node.out.get(),
+                stand_in_out_fen: node.si_out.get(),
+            });
+        }
+        let (open_cases, open_cases_fen) = money::open_cases(self.db)?;
+        let status = Status {
+            nodes,
+            shards: self.shard_positions(),
+            accounts: accounts::count(self.db)?,
+            campus_version: self.state.campus_version,
+            asks: self.state.asks.len(),
+            open_cases,
+            open_cases_fen: open_cases_fen.get(),
+            suspense_fen: -money::ledger_balance(self.db, SUSPENSE)?.get(),
+            wall: self.state.time,
+        };
+        let value = serde_json::to_value(status).map_err(|error| Store::Invariant(error.to_string()))?;
+        Ok(Ok(value))
+    }
+}
+
+fn no_campus() -> Reply {
+    refused("campus", "no campus configuration is published yet")
+}

@@ -1,0 +1,596 @@
+//! What nodes send becomes entries that count: verified against what is ingested already, given an order key once and
+//! for good, and acted on exactly once by (log, position).
+//!
+//! **Order key**: `clamp(the entry's clock, the anchor of its head, receipt)`, never falling within a log. The anchor
+//! covers every grant that the entry was made under, and no key is later than its receipt.
+//!
+//! **What does not fit**: an unknown critical kind stops the posting of its log (its entries are kept and acknowledged)
+//! until a build that knows it goes on. A record that its node's role may not write, or that makes no sense, is kept and
+//! noted as a fault; if it is a debit, its merchant was told *approved*, and is paid out of suspense. A debit beyond the
+//! row that the centre counts is posted in full, and the excess is unbacked.
+
+use feiqian_protocol::campus::Mode;
+use feiqian_protocol::chain::{ChainError, Cursor, VerifiedCommit, VerifiedEntry, verify};
+use feiqian_protocol::entry::{
+    Body, CaseReason, Debit, Entry, EntryRef, Proof, Refund, Release, Reversal, ShareRelease, TakenIn,
+};
+use feiqian_protocol::frame::{Entries, Mark};
+use feiqian_protocol::ids::{AccountId, Epoch, LogId, NodeId, Wallet};
+use feiqian_protocol::limits::AMOUNT_FEN_MAX;
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::{BusinessDay, Timestamp};
+
+use crate::core::{Round, StoreError};
+use crate::io::LinkId;
+use crate::ledger::{SUSPENSE, channel_ledger, merchant_ledger, wallet_ledger};
+use crate::store::money::{self, HabitDay, MovementState};
+use crate::store::{accounts, logs};
+
+/// What became of a frame of entries.
+pub(crate) enum Ingest {
+    /// All of it is durable with this step; true where something was new.
+    Taken(bool),
+    /// The writer has two histories.
+    Forked,
+    /// It cannot be taken, for this reason.
+    Refused(String),
+}
+
+/// Which row an entry speaks of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct RowOf {
+    node: NodeId,
+    epoch: Epoch,
+    open: bool,
+}
+
+/// Epochs from here on are no node's: rows of branches, and of epochs that were never opened.
+const EPOCH_FOREIGN: u32 = 0x8000_0000;
+
+/// Where an entry stands and when.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    at: EntryRef,
+    node: NodeId,
+    order_key: Timestamp,
+}
+
+impl Round<'_> {
+    /// Takes entries of a node's log, or of a branch of it.
+    pub(crate) fn ingest(
+        &mut self,
+        link: LinkId,
+        node: NodeId,
+        frame: Entries,
+    ) -> Result<Ingest, StoreError> {
+        let own = self.state.own_log(node);
+        let log = frame.log;
+        let (end, after) = if log == own {
+            (self.state.log(own).cursor, 0)
+        } else {
+            match self.state.branches.get(&log) {
+                Some(branch) if branch.node == node => (branch.cursor, branch.after),
+                _ => return Ok(Ingest::Refused(format!("{log} is no log of this node"))),
+            }
+        };
+        if frame.first == 0 || frame.first <= after || frame.first > end.position + 1 {
+            return Ok(Ingest::Refused(format!("entries of {log} from {} do not continue it", frame.first)));
+        }
+        // What we have already is verified from our own hash before it, so that a second history shows.
+        let before = frame.first - 1;
+        let from = if before == end.position {
+            end
+        } else {
+            match self.known_hash(log, own, before)? {
+                Some(hash) => Cursor { position: before, hash },
+                None => return Ok(Ingest::Refused(format!("{log} has no entry {before} here"))),
+            }
+        };
+        let Some(key) = self.state.nodes.get(&node).map(|node| node.log_key) else {
+            return Ok(Ingest::Refused("unknown node".to_owned()));
+        };
+        let records = frame.records.into_iter().map(Vec::from).collect();
+        let commits = match verify(own, &from, frame.first, records, &frame.heads, &key) {
+            Ok(commits) => commits,
+            Err(ChainError::Fork { .. }) => return Ok(Ingest::Forked),
+            Err(error) => return Ok(Ingest::Refused(error.to_string())),
+        };
+        let mut new = false;
+        for commit in commits {
+            let Some(first) = commit.entries.iter().position(|entry| entry.position > end.position) else {
+                // A repeat. It must be what we have: the last entry of it speaks for all before.
+                if let Some(last) = commit.entries.last()
+                    && self.known_hash(log, own, last.position)? != Some(last.hash)
+                {
+                    return Ok(Ingest::Forked);
+                }
+                continue;
+            };
+            if first > 0 && commit.entries[first - 1].hash != end.hash {
+                return Ok(Ingest::Forked);
+            }
+            self.take_commit(log, node, commit, first)?;
+            new = true;
+        }
+        self.acks.insert((link, log));
+        Ok(Ingest::Taken(new))
+    }
+
+    /// Our hash of a position of a log; of a branch, what it has in common with the log is there.
+    fn known_hash(
+        &self,
+        log: LogId,
+        own: LogId,
+        position: u64,
+    ) -> Result<Option<feiqian_protocol::chain::Hash>, StoreError> {
+        match logs::hash_at(self.db, log, position)? {
+            Some(hash) if position > 0 => Ok(Some(hash)),
+            _ => logs::hash_at(self.db, own, position),
+        }
+    }
+
+    fn take_commit(
+        &mut self,
+        log: LogId,
+        node: NodeId,
+        commit: VerifiedCommit,
+        first: usize,
+    ) -> Result<(), StoreError> {
+        let head = commit.head.head;
+        let own = self.state.own_log(node);
+        let is_branch = log != own;
+        let applied = head.applied.min(self.state.log(self.state.to_node(node)).cursor.position);
+        let mut state = self.state.log(log);
+        state.applied = state.applied.max(applied);
+        state.anchor = state.anchor.max(head.anchor);
+        if !is_branch && let Some(pending) = self.state.pending.get_mut(&node) {
+            pending.applied(applied);
+        }
+        self.state.logs.insert(log, state);
+        let mut kept = false;
+        for verified in commit.entries.into_iter().skip(first) {
+            // What a branch has in common with the log is in the log.
+            if is_branch && !kept && logs::hash_at(self.db, own, verified.position)? == Some(verified.hash) {
+                self.advance_branch(log, &verified)?;
+                continue;
+            }
+            kept = true;
+            self.take_entry(log, node, head.anchor, &verified)?;
+            if is_branch {
+                self.advance_branch(log, &verified)?;
+            }
+        }
+        if kept {
+            logs::insert_head(self.db, log, &commit.head)?;
+        }
+        let now = self.state.time;
+        let state = self.state.log(log);
+        if !is_branch && let Some(node_state) = self.state.nodes.get_mut(&node) {
+            let heard = state.clock.time().max(state.anchor).min(now);
+            if heard > node_state.heard {
+                node_state.heard = heard;
+                self.touched_nodes.insert(node);
+            }
+        }
+        Ok(())
+    }
+
+    fn advance_branch(&mut self, log: LogId, entry: &VerifiedEntry) -> Result<(), StoreError> {
+        if let Some(branch) = self.state.branches.get_mut(&log) {
+            branch.cursor = Cursor { position: entry.position, hash: entry.hash };
+            logs::put_branch(self.db, log, branch)?;
+        }
+        Ok(())
+    }
+
+    fn take_entry(
+        &mut self,
+        log: LogId,
+        node: NodeId,
+        anchor: Timestamp,
+        verified: &VerifiedEntry,
+    ) -> Result<(), StoreError> {
+        let mut state = self.state.log(log);
+        let entry = &verified.entry;
+        let order_key = entry.clock.time().max(anchor).min(self.state.time).max(state.order_key);
+        let cursor = Cursor { position: verified.position, hash: verified.hash };
+        logs::insert_entry(self.db, log, &cursor, entry.body.kind(), order_key, &verified.record)?;
+        state.cursor = cursor;
+        state.clock = entry.clock.max(state.clock);
+        state.order_key = order_key;
+        if state.quarantined.is_none() && matches!(entry.body, Body::Unknown { critical: true, .. }) {
+            tracing::warn!(%log, position = cursor.position, "an unknown critical entry: the log is quarantined");
+            state.quarantined = Some(cursor.position);
+        }
+        let acts = state.quarantined.is_none();
+        if acts {
+            state.posted = cursor.position;
+        }
+        self.state.logs.insert(log, state);
+        self.touched_logs.insert(log);
+        self.ingested.insert(log);
+        if acts {
+            self.act(Place { at: EntryRef { log, position: cursor.position }, node, order_key }, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with a quarantined log, as far as this build knows its entries.
+    pub(crate) fn resume_posting(&mut self, log: LogId) -> Result<(), StoreError> {
+        let mut state = self.state.log(log);
+        while state.posted < state.cursor.position {
+            let position = state.posted + 1;
+            let Some((order_key, record)) = logs::entry(self.db, log, position)? else { break };
+            let entry = Entry::from_record(&record)?;
+            if matches!(entry.body, Body::Unknown { critical: true, .. }) {
+                state.quarantined = Some(position);
+                self.state.logs.insert(log, state);
+                return Ok(());
+            }
+            state.posted = position;
+            state.quarantined = None;
+            self.state.logs.insert(log, state);
+            self.touched_logs.insert(log);
+            self.ingested.insert(log);
+            self.act(Place { at: EntryRef { log, position }, node: log.writer, order_key }, &entry)?;
+            state = self.state.log(log);
+        }
+        Ok(())
+    }
+
+    /// C1 and C9, by kind.
+    fn act(&mut self, place: Place, entry: &Entry) -> Result<(), StoreError> {
+        let EntryRef { log, position } = place.at;
+        let Some(role) = self.state.nodes.get(&place.node).map(|node| node.role) else { return Ok(()) };
+        if !role.may_write(&entry.body) {
+            self.fault(log, position, "its role may not write this")?;
+            if let Body::Debit(debit) = &entry.body {
+                self.suspend_debit(place, debit)?;
+            }
+            return Ok(());
+        }
+        match &entry.body {
+            Body::Debit(debit) => self.debit(place, entry, debit),
+            Body::Reversal(reversal) => self.reversal(place, reversal),
+            Body::Release(release) => self.release(place, release),
+            Body::TakenIn(taken_in) => self.taken_in(place, taken_in),
+            Body::EpochEnd(end) => self.epoch_end(place, end.epoch),
+            Body::ShareRelease(release) => self.share_release(place, release),
+            Body::Setting(setting) => self.node_setting(place.at, place.node, entry, setting),
+            _ => Ok(()),
+        }
+    }
+
+    fn row_of(&self, place: Place, epoch: Epoch) -> RowOf {
+        let open = self.epoch(place.node);
+        let stream = place.at.log.stream;
+        if stream != 0 {
+            // A branch has rows of its own, with nothing granted.
+            let foreign = EPOCH_FOREIGN + (stream.min(0x7ffe) << 16) + epoch.0.min(0xffff);
+            return RowOf { node: place.node, epoch: Epoch(foreign), open: false };
+        }
+        if epoch > open {
+            return RowOf {
+                node: place.node,
+                epoch: Epoch(EPOCH_FOREIGN + epoch.0.min(0xffff)),
+                open: false,
+            };
+        }
+        RowOf { node: place.node, epoch, open: epoch == open }
+    }
+
+    fn own_day(&self, order_key: Timestamp) -> BusinessDay {
+        self.state.calendar().day(order_key)
+    }
+
+    fn changed(&mut self, account: AccountId, wallet: Wallet, delta: Fen) {
+        *self.deltas.entry((account, wallet)).or_default() += delta;
+        self.state.dirty.insert(account);
+        self.resolve.insert((account, wallet));
+    }
+
+    fn suspend_debit(&mut self, place: Place, debit: &Debit) -> Result<(), StoreError> {
+        if !in_range(debit.from_right) || !in_range(debit.stand_in) {
+            return Ok(());
+        }
+        let (amount, day) = (debit.amount(), self.own_day(place.order_key));
+        self.post(place.at, day, amount, SUSPENSE.to_owned(), merchant_ledger(debit.merchant))
+    }
+
+    fn debit(&mut self, place: Place, entry: &Entry, debit: &Debit) -> Result<(), StoreError> {
+        let EntryRef { log, position } = place.at;
+        if !in_range(debit.from_right) || !in_range(debit.stand_in) || !debit.amount().is_positive() {
+            return self.fault(log, position, "a debit of an impossible amount");
+        }
+        let (account, wallet, amount) = (debit.account, debit.wallet, debit.amount());
+        if !accounts::exists(self.db, account)? {
+            self.fault(log, position, "a debit of an unknown account")?;
+            return self.suspend_debit(place, debit);
+        }
+        let row_of = self.row_of(place, debit.epoch);
+        let (pending, pending_stand_in) = self.pending(row_of.node, account, wallet);
+        let optimistic = self.state.mode() == Mode::Optimistic;
+        let holding = self.holding(account, wallet)?;
+        let row = holding.rows.entry((row_of.node, row_of.epoch)).or_default();
+        let (backed, fault) = if row_of.open {
+            let backed = debit.from_right.min((row.out - pending).or_zero());
+            row.out -= backed;
+            // The reference mode stands in without a limit, so there its row goes below zero.
+            let stand_in = if optimistic {
+                debit.stand_in
+            } else {
+                debit.stand_in.min((row.si_out - pending_stand_in).or_zero())
+            };
+            row.si_out -= stand_in;
+            (backed, backed < debit.from_right || stand_in < debit.stand_in)
+        } else {
+            let backed = debit.from_right.min(row.residue);
+            row.residue -= backed;
+            (backed, false)
+        };
+        let unbacked = amount - backed;
+        holding.wallet.funds -= amount;
+        holding.wallet.free -= unbacked;
+        holding.wallet.unbacked += unbacked;
+        if fault {
+            self.fault(log, position, "a debit beyond its right or stand-in")?;
+        }
+        let reason = match (row_of.open, fault) {
+            (true, false) => CaseReason::StandIn,
+            (true, true) => CaseReason::NodeFault,
+            (false, _) => CaseReason::AfterClose,
+        };
+        let movement = MovementState {
+            stand_in: debit.stand_in,
+            unbacked,
+            reason,
+            merchant: debit.merchant,
+            day: debit.day,
+            card: Some(debit.card.clone()),
+            ..MovementState::plain(place.order_key, -amount)
+        };
+        let own_day = self.own_day(place.order_key);
+        self.post(
+            place.at,
+            own_day,
+            amount,
+            wallet_ledger(account, wallet),
+            merchant_ledger(debit.merchant),
+        )?;
+        self.changed(account, wallet, -amount);
+        self.note_habit(place, account, amount)?;
+        let refundable = entry.actor.proof != Proof::CardAndPin
+            && accounts::lost_at(self.db, &debit.card, place.order_key)?;
+        if refundable {
+            self.refund_after_loss(place.at, account, wallet, movement)
+        } else {
+            money::put_movement(self.db, account, wallet, place.at, &movement)
+        }
+    }
+
+    fn note_habit(&mut self, place: Place, account: AccountId, amount: Fen) -> Result<(), StoreError> {
+        let day = self.own_day(place.order_key);
+        let minute = place.order_key.ms_since(self.state.calendar().start(day)) / 60_000;
+        let habit =
+            HabitDay { purchases: 1, fen: amount.get(), meals: 1 << crate::habit::meal_period(minute) };
+        money::add_habit(self.db, account, place.node, day, &habit)?;
+        money::add_turnover(self.db, place.node, day, 1, amount.get())
+    }
+
+    /// The debit that a reversal names: on a branch it may be one from before the fork.
+    fn reversed_debit(
+        &self,
+        place: Place,
+        reversal: &Reversal,
+    ) -> Result<Option<(EntryRef, MovementState)>, StoreError> {
+        for log in [place.at.log, self.state.own_log(place.node)] {
+            let at = EntryRef { log, position: reversal.debit };
+            if let Some(found) = money::movement(self.db, reversal.account, reversal.wallet, at)? {
+                return Ok(Some((at, found)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn reversal(&mut self, place: Place, reversal: &Reversal) -> Result<(), StoreError> {
+        let EntryRef { log, position } = place.at;
+        let parts = [reversal.right_back, reversal.right_home, reversal.stand_in_home];
+        if !parts.iter().all(|part| in_range(*part)) {
+            return self.fault(log, position, "a reversal of an impossible amount");
+        }
+        let (account, wallet, amount) = (reversal.account, reversal.wallet, reversal.amount());
+        let Some((debit_at, mut debit)) = self.reversed_debit(place, reversal)? else {
+            return self.fault(log, position, "a reversal of a debit that is not there");
+        };
+        let rest = -debit.amount - debit.reversed;
+        if !debit.amount.is_negative()
+            || !amount.is_positive()
+            || amount > rest
+            || reversal.stand_in_home > debit.stand_in - debit.stand_in_home
+        {
+            return self.fault(log, position, "a reversal of more than is left of its debit");
+        }
+        debit.reversed += amount;
+        debit.stand_in_home += reversal.stand_in_home;
+        let row_of = self.row_of(place, reversal.epoch);
+        let holding = self.holding(account, wallet)?;
+        let row = holding.rows.entry((row_of.node, row_of.epoch)).or_default();
+        if row_of.open {
+            row.out += reversal.right_back;
+        } else {
+            row.residue += reversal.right_back;
+        }
+        holding.wallet.funds += amount;
+        holding.wallet.free += reversal.right_home + reversal.stand_in_home;
+        let own_day = self.own_day(place.order_key);
+        self.post(
+            place.at,
+            own_day,
+            amount,
+            merchant_ledger(debit.merchant),
+            wallet_ledger(account, wallet),
+        )?;
+        self.changed(account, wallet, amount);
+        self.take_refund_back(debit_at, account, wallet, &mut debit)?;
+        money::put_movement(self.db, account, wallet, debit_at, &debit)
+    }
+
+    /// A tap with a card that was reported lost before the tap was ingested: the holder does not pay.
+    fn refund_after_loss(
+        &mut self,
+        at: EntryRef,
+        account: AccountId,
+        wallet: Wallet,
+        mut movement: MovementState,
+    ) -> Result<(), StoreError> {
+        let amount = -movement.amount;
+        let refunded = if amount <= self.state.policy().refund_cap_fen { amount } else { Fen::ZERO };
+        self.move_loss_case(at, account, wallet, &movement, amount, refunded)?;
+        if refunded.is_positive() {
+            movement.refunded = refunded;
+            self.refund(at, account, wallet, refunded)?;
+        }
+        money::put_movement(self.db, account, wallet, at, &movement)
+    }
+
+    /// The node itself reversed a debit that the risk fund had given back: the fund takes back what is now given twice.
+    fn take_refund_back(
+        &mut self,
+        at: EntryRef,
+        account: AccountId,
+        wallet: Wallet,
+        debit: &mut MovementState,
+    ) -> Result<(), StoreError> {
+        let left = -debit.amount - debit.reversed;
+        let Some(case) = money::loss_case(self.db, account, wallet, at)? else { return Ok(()) };
+        let refunded = debit.refunded.min(left);
+        let back = debit.refunded - refunded;
+        debit.refunded = refunded;
+        self.move_loss_case(at, account, wallet, debit, left.min(case.opened), refunded)?;
+        if back.is_positive() {
+            self.refund(at, account, wallet, -back)?;
+        }
+        Ok(())
+    }
+
+    fn refund(
+        &mut self,
+        debit: EntryRef,
+        account: AccountId,
+        wallet: Wallet,
+        amount: Fen,
+    ) -> Result<(), StoreError> {
+        let holding = self.holding(account, wallet)?;
+        holding.wallet.funds += amount;
+        holding.wallet.free += amount;
+        self.refunds.push(Refund { debit, account, wallet, amount, reason: CaseReason::Loss });
+        self.state.dirty.insert(account);
+        self.resolve.insert((account, wallet));
+        Ok(())
+    }
+
+    fn release(&mut self, place: Place, release: &Release) -> Result<(), StoreError> {
+        let EntryRef { log, position } = place.at;
+        if !in_range(release.amount) {
+            return self.fault(log, position, "a release of an impossible amount");
+        }
+        let row_of = self.row_of(place, release.epoch);
+        if !row_of.open {
+            // It came home when the epoch was closed.
+            return Ok(());
+        }
+        let (account, wallet) = (release.account, release.wallet);
+        let (pending, _) = self.pending(row_of.node, account, wallet);
+        let holding = self.holding(account, wallet)?;
+        let row = holding.rows.entry((row_of.node, row_of.epoch)).or_default();
+        let there = release.amount.min((row.out - pending).or_zero());
+        row.out -= there;
+        holding.wallet.free += there;
+        self.state.dirty.insert(account);
+        if there < release.amount {
+            self.fault(log, position, "a release of more than the row holds")?;
+        }
+        Ok(())
+    }
+
+    fn taken_in(&mut self, place: Place, taken_in: &TakenIn) -> Result<(), StoreError> {
+        let EntryRef { log, position } = place.at;
+        let (account, wallet, amount) = (taken_in.account, taken_in.wallet, taken_in.amount);
+        if !in_range(amount) || !amount.is_positive() {
+            return self.fault(log, position, "cash of an impossible amount");
+        }
+        let own_day = self.own_day(place.order_key);
+        let desk = channel_ledger("desk");
+        if !accounts::exists(self.db, account)? {
+            self.fault(log, position, "cash for an unknown account")?;
+            return self.post(place.at, own_day, amount, desk, SUSPENSE.to_owned());
+        }
+        let row_of = self.row_of(place, taken_in.epoch);
+        let holding = self.holding(account, wallet)?;
+        let row = holding.rows.entry((row_of.node, row_of.epoch)).or_default();
+        if row_of.open {
+            row.out += amount;
+        } else {
+            row.residue += amount;
+        }
+        holding.wallet.funds += amount;
+        self.post(place.at, own_day, amount, desk, wallet_ledger(account, wallet))?;
+        self.changed(account, wallet, amount);
+        let movement = MovementState::plain(place.order_key, amount);
+        money::put_movement(self.db, account, wallet, place.at, &movement)
+    }
+
+    fn epoch_end(&mut self, place: Place, epoch: Epoch) -> Result<(), StoreError> {
+        let row_of = self.row_of(place, epoch);
+        if row_of.open {
+            let head = place.at.position;
+            self.close_epoch(place.node, head)
+        } else {
+            self.free_residue(row_of.node, row_of.epoch)
+        }
+    }
+
+    fn share_release(&mut self, place: Place, release: &ShareRelease) -> Result<(), StoreError> {
+        let EntryRef { log, position } = place.at;
+        let row_of = self.row_of(place, release.epoch);
+        if !in_range(release.amount) || release.from_day > self.state.day {
+            return self.fault(log, position, "a share release of an impossible amount or day");
+        }
+        if !row_of.open {
+            return Ok(());
+        }
+        let key = (row_of.node, row_of.epoch);
+        let mut shares = money::shares(self.db, release.account)?;
+        let Some(share) = shares.get_mut(&key) else {
+            return self.fault(log, position, "a release of a share that was never granted");
+        };
+        let there = release.amount.min(share.out);
+        share.out -= there;
+        money::put_share(self.db, release.account, key, share)?;
+        self.state.dirty.insert(release.account);
+        if there < release.amount {
+            self.fault(log, position, "a share release of more than was granted")?;
+        }
+        Ok(())
+    }
+
+    /// A quiet node's log ends at what is ingested, and its clock has passed a time.
+    pub(crate) fn mark(&mut self, node: NodeId, mark: Mark) {
+        let now = self.state.time;
+        let own = self.state.log(self.state.own_log(node));
+        if mark.position != own.cursor.position {
+            return;
+        }
+        if let Some(state) = self.state.nodes.get_mut(&node) {
+            let heard = mark.clock.time().max(own.anchor).min(now);
+            if heard > state.heard {
+                state.heard = heard;
+                self.touched_nodes.insert(node);
+            }
+        }
+    }
+}
+
+fn in_range(amount: Fen) -> bool {
+    !amount.is_negative() && amount <= AMOUNT_FEN_MAX
+}

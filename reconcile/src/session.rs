@@ -1,0 +1,479 @@
+//! The centre's half of a replication session: judging Hellos, anchoring, sending what a node lacks, acknowledging.
+//!
+//! A link goes from *opening* (no Hello yet) to *provisional* (the node's log goes beyond what is ingested, so its next
+//! entries must link first) to *accepted*, where the anchor is written; rights are granted once the node has acknowledged
+//! that anchor. A Hello that shows a copy or a fork is *refused*: the node's epoch is closed, it may upload, and gets its
+//! own tail back, but rights only after an operator enrols it anew. A faulty frame closes its link and nothing else.
+//!
+//! An enrolment anew is a new node number under the old name: its log and the centre's stream for it begin empty, one key
+//! signs one log, and whatever the old disk still uploads is posted as what it is, entries of a closed epoch.
+
+use feiqian_protocol::chain::{Countersignature, Cursor};
+use feiqian_protocol::entry::{Actor, Anchor};
+use feiqian_protocol::frame::{
+    Ack, Branch, CentreHello, Entries, Frame, NodeHello, PROTOCOL_VERSION, RefusalReason,
+};
+use feiqian_protocol::ids::{LogId, NodeId};
+use feiqian_protocol::limits::{ENTRIES_PER_FRAME_MAX, SHARDS};
+use feiqian_protocol::session::{KnownNode, Sender, SessionError, judge_hello, pack};
+
+use std::collections::BTreeMap;
+
+use crate::core::{Round, StoreError};
+use crate::ingest::Ingest;
+use crate::io::{LinkId, Output};
+use crate::store::logs::{self, BranchState};
+use crate::store::nodes::NodeState;
+
+/// Refused continuations of one node that are kept; one more closes the link.
+const BRANCHES_MAX: usize = 16;
+
+/// How far a link has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Phase {
+    Opening,
+    Provisional,
+    Accepted,
+    Refused,
+}
+
+/// One connection of a node.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// The node, as its certificate says.
+    pub node: NodeId,
+    incarnation: u32,
+    phase: Phase,
+    hello: Option<NodeHello>,
+    sender: Sender,
+    anchor: u64,
+    anchored: bool,
+}
+
+impl Link {
+    /// True while in session.
+    pub fn is_accepted(&self) -> bool {
+        self.phase == Phase::Accepted
+    }
+
+    /// True once rights may be granted in this session.
+    pub fn is_anchored(&self) -> bool {
+        self.phase == Phase::Accepted && self.anchored
+    }
+
+    /// Entries that the node has not acknowledged.
+    pub fn backlog(&self) -> u64 {
+        self.sender.backlog()
+    }
+}
+
+impl Round<'_> {
+    pub(crate) fn link_up(&mut self, id: LinkId, node: NodeId, incarnation: u32) {
+        let link = Link {
+            node,
+            incarnation,
+            phase: Phase::Opening,
+            hello: None,
+            sender: Sender::default(),
+            anchor: 0,
+            anchored: false,
+        };
+        self.state.links.insert(id, link);
+    }
+
+    pub(crate) fn link_down(&mut self, id: LinkId) {
+        if let Some(link) = self.state.links.remove(&id) {
+            self.forget_recalls(link.node);
+            self.acks.retain(|(link, _)| *link != id);
+        }
+    }
+
+    fn close_link(&mut self, id: LinkId, reason: impl Into<String>) {
+        self.link_down(id);
+        self.outputs.push(Output::CloseLink(id, reason.into()));
+    }
+
+    pub(crate) fn handle_frame(&mut self, id: LinkId, frame: Frame) -> Result<(), StoreError> {
+        // Frames of a link that is closing are nothing.
+        let Some(link) = self.state.links.get(&id) else { return Ok(()) };
+        let (node, phase) = (link.node, link.phase);
+        match (phase, frame) {
+            (Phase::Opening, Frame::NodeHello(hello)) => self.hello(id, hello),
+            (Phase::Provisional | Phase::Accepted | Phase::Refused, Frame::Entries(entries)) => {
+                self.entries(id, node, entries)
+            }
+            (Phase::Accepted | Phase::Refused | Phase::Provisional, Frame::Ack(ack)) => {
+                self.acked(id, node, ack);
+                Ok(())
+            }
+            (Phase::Accepted, Frame::Ask(ask)) => {
+                self.ask(id, node, ask);
+                Ok(())
+            }
+            (Phase::Accepted, Frame::Recalled(recalled)) => {
+                self.recalled(node, recalled);
+                Ok(())
+            }
+            (Phase::Accepted, Frame::Mark(mark)) => {
+                self.mark(node, mark);
+                Ok(())
+            }
+            // Said before it was known that the session is refused or provisional.
+            (Phase::Provisional | Phase::Refused, Frame::Ask(_) | Frame::Recalled(_) | Frame::Mark(_)) => {
+                Ok(())
+            }
+            _ => {
+                self.close_link(id, SessionError::OutOfPlace.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    /// H1.
+    fn hello(&mut self, id: LinkId, hello: NodeHello) -> Result<(), StoreError> {
+        let Some(link) = self.state.links.get(&id) else { return Ok(()) };
+        let (node_id, incarnation) = (link.node, link.incarnation);
+        let Some(node) = self.state.nodes.get(&node_id).cloned() else {
+            self.close_link(id, "unknown node");
+            return Ok(());
+        };
+        let verdict = self.judge(node_id, incarnation, &hello)?;
+        if let Some(link) = self.state.links.get_mut(&id) {
+            link.hello = Some(hello.clone());
+        }
+        let reason = match (verdict, node.state) {
+            (_, NodeState::Retired) => Err(RefusalReason::Incarnation),
+            (Ok(()), NodeState::Refused) => Err(reason_of(node.reason.as_deref())),
+            (verdict, _) => verdict,
+        };
+        match reason {
+            Ok(()) => {
+                self.end_other_sessions(id, node_id, "a newer session of the node");
+                let beyond = hello.log.position > self.state.log(self.state.own_log(node_id)).cursor.position;
+                if let Some(link) = self.state.links.get_mut(&id) {
+                    link.phase = Phase::Provisional;
+                }
+                self.send_hello(id, node_id, node.session + 1, None, None);
+                if beyond { Ok(()) } else { self.accept(id) }
+            }
+            Err(reason) => self.refuse(id, reason),
+        }
+    }
+
+    fn judge(
+        &self,
+        node_id: NodeId,
+        incarnation: u32,
+        hello: &NodeHello,
+    ) -> Result<Result<(), RefusalReason>, StoreError> {
+        let Some(node) = self.state.nodes.get(&node_id) else { return Ok(Err(RefusalReason::Identity)) };
+        if incarnation != node.incarnation {
+            return Ok(Err(RefusalReason::Incarnation));
+        }
+        let (own, to_node) = (self.state.own_log(node_id), self.state.to_node(node_id));
+        let known = KnownNode {
+            institution: self.state.identity.institution,
+            node: node_id,
+            incarnation: node.incarnation,
+            ingested: self.state.log(own).cursor,
+            to_node: self.state.log(to_node).cursor,
+            to_node_acked: node.to_node_acked,
+            to_node_hash_at_hello: logs::hash_at(self.db, to_node, hello.to_node.position)?,
+            log_hash_at_hello: logs::hash_at(self.db, own, hello.log.position)?,
+        };
+        if let Err(reason) = judge_hello(hello, &known) {
+            return Ok(Err(reason));
+        }
+        for cursor in &hello.shards {
+            if cursor.log.as_shard().is_none() || cursor.log.institution != known.institution {
+                return Ok(Err(RefusalReason::ForeignGrants));
+            }
+            match logs::hash_at(self.db, cursor.log, cursor.cursor.position)? {
+                None => return Ok(Err(RefusalReason::CentreBehind)),
+                Some(hash) if hash != cursor.cursor.hash => return Ok(Err(RefusalReason::ForeignGrants)),
+                Some(_) => {}
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn end_other_sessions(&mut self, id: LinkId, node: NodeId, reason: &str) {
+        let older: Vec<LinkId> = self
+            .state
+            .links
+            .iter()
+            .filter(|(other, link)| **other != id && link.node == node && link.phase != Phase::Opening)
+            .map(|(other, _)| *other)
+            .collect();
+        for other in older {
+            self.close_link(other, reason);
+        }
+    }
+
+    /// Ends all links of a node.
+    pub(crate) fn end_sessions(&mut self, node: NodeId, reason: &str) {
+        let links: Vec<LinkId> =
+            self.state.links.iter().filter(|(_, link)| link.node == node).map(|(id, _)| *id).collect();
+        for link in links {
+            self.close_link(link, reason);
+        }
+    }
+
+    fn send_hello(
+        &mut self,
+        id: LinkId,
+        node: NodeId,
+        session: u64,
+        refused: Option<RefusalReason>,
+        branch: Option<Branch>,
+    ) {
+        let hello = CentreHello {
+            version: PROTOCOL_VERSION,
+            session,
+            time: self.state.time,
+            log: self.state.log(self.state.own_log(node)).cursor,
+            refused,
+            branch,
+        };
+        self.outputs.push(Output::Send(id, Frame::CentreHello(hello)));
+    }
+
+    /// H2: the session counts, its anchor is written, and what the node lacks is sent.
+    fn accept(&mut self, id: LinkId) -> Result<(), StoreError> {
+        let Some(link) = self.state.links.get_mut(&id) else { return Ok(()) };
+        let Some(hello) = link.hello.clone() else { return Ok(()) };
+        let node_id = link.node;
+        link.phase = Phase::Accepted;
+        let Some(node) = self.state.nodes.get_mut(&node_id) else { return Ok(()) };
+        node.session += 1;
+        let session = node.session;
+        self.touched_nodes.insert(node_id);
+        let to_node = self.state.to_node(node_id);
+        let time = self.state.time;
+        let anchor = self.append(to_node, Actor::centre(), Anchor { session, time })?;
+        let institution = self.state.identity.institution;
+        let shards: Vec<(LogId, u64)> = (0..SHARDS)
+            .map(|shard| LogId::shard(institution, shard))
+            .map(|log| (log, self.end(log)))
+            .collect();
+        let Some(link) = self.state.links.get_mut(&id) else { return Ok(()) };
+        link.anchor = anchor;
+        link.sender.open(to_node, hello.to_node.position, anchor);
+        for (log, end) in shards {
+            let known = hello.shards.iter().find(|cursor| cursor.log == log);
+            link.sender.open(log, known.map_or(0, |cursor| cursor.cursor.position), end);
+        }
+        tracing::info!(node = node_id.0, session, "session accepted");
+        Ok(())
+    }
+
+    fn end(&self, log: LogId) -> u64 {
+        self.state.log(log).cursor.position
+    }
+
+    /// H3.
+    fn refuse(&mut self, id: LinkId, reason: RefusalReason) -> Result<(), StoreError> {
+        let Some(link) = self.state.links.get_mut(&id) else { return Ok(()) };
+        let node_id = link.node;
+        link.phase = Phase::Refused;
+        let hello = link.hello.clone();
+        tracing::warn!(node = node_id.0, reason = reason.name(), "session refused");
+        let shows_copy = matches!(
+            reason,
+            RefusalReason::StaleGrants
+                | RefusalReason::ShortLog
+                | RefusalReason::ForkedLog
+                | RefusalReason::ForeignGrants
+        );
+        if shows_copy {
+            self.end_other_sessions(id, node_id, "another copy of the node was refused");
+            self.shut_out(node_id, reason.name(), NodeState::Refused)?;
+        }
+        let mut branch = None;
+        if reason == RefusalReason::ForkedLog {
+            branch = self.branch_for(id, node_id, false)?;
+        }
+        let session = self.state.nodes.get(&node_id).map_or(0, |node| node.session);
+        self.send_hello(id, node_id, session, Some(reason), branch);
+        if reason == RefusalReason::ShortLog
+            && let Some(hello) = hello
+        {
+            // Its tail comes back to it.
+            let own = self.state.own_log(node_id);
+            let end = self.end(own);
+            if let Some(link) = self.state.links.get_mut(&id) {
+                link.sender.open(own, hello.log.position, end);
+            }
+        }
+        Ok(())
+    }
+
+    /// No rights any more: the epoch is closed at what is ingested, and nothing is granted until an enrolment anew.
+    pub(crate) fn shut_out(&mut self, id: NodeId, reason: &str, state: NodeState) -> Result<(), StoreError> {
+        let Some(node) = self.state.nodes.get_mut(&id) else { return Ok(()) };
+        let was = node.state;
+        if was == state {
+            return Ok(());
+        }
+        node.state = state;
+        node.reason = Some(reason.to_owned());
+        self.touched_nodes.insert(id);
+        if matches!(was, NodeState::Open | NodeState::Closing) {
+            self.force_close(id)?;
+        }
+        Ok(())
+    }
+
+    /// Where a forked node's continuation is to go: the branch that it has, or a new one where `fresh` or there is none.
+    fn branch_for(&mut self, id: LinkId, node: NodeId, fresh: bool) -> Result<Option<Branch>, StoreError> {
+        let own = self.state.own_log(node);
+        let of_node = |state: &crate::core::State| -> Vec<(LogId, BranchState)> {
+            state
+                .branches
+                .iter()
+                .filter(|(_, branch)| branch.node == node)
+                .map(|(log, b)| (*log, *b))
+                .collect()
+        };
+        let branches = of_node(self.state);
+        if !fresh && let Some((log, branch)) = branches.last() {
+            return Ok(Some(Branch { log: *log, after: branch.after }));
+        }
+        if branches.len() >= BRANCHES_MAX {
+            return Ok(None);
+        }
+        // What we countersigned and the node holds is surely common.
+        let hello = self.state.links.get(&id).and_then(|link| link.hello.clone());
+        let common = hello.and_then(|hello| hello.countersigned).filter(|signed| {
+            signed.log == own && signed.is_signed_by(&self.state.identity.log_key.verifying_key())
+        });
+        let after = match common {
+            Some(signed)
+                if logs::hash_at(self.db, own, signed.cursor.position)? == Some(signed.cursor.hash) =>
+            {
+                signed.cursor
+            }
+            _ => Cursor::START,
+        };
+        let log = LogId::branch(self.state.identity.institution, node, branches.len() as u32 + 1);
+        let branch = BranchState { node, after: after.position, cursor: after };
+        logs::put_branch(self.db, log, &branch)?;
+        self.state.branches.insert(log, branch);
+        Ok(Some(Branch { log, after: after.position }))
+    }
+
+    fn entries(&mut self, id: LinkId, node: NodeId, entries: Entries) -> Result<(), StoreError> {
+        let log = entries.log;
+        match self.ingest(id, node, entries)? {
+            Ingest::Taken(new) => {
+                let provisional =
+                    self.state.links.get(&id).is_some_and(|link| link.phase == Phase::Provisional);
+                if new && provisional { self.accept(id) } else { Ok(()) }
+            }
+            Ingest::Refused(why) => {
+                self.close_link(id, why);
+                Ok(())
+            }
+            Ingest::Forked if log == self.state.own_log(node) => {
+                let refused = self.state.links.get(&id).is_some_and(|link| link.phase == Phase::Refused);
+                if refused {
+                    self.close_link(id, "a refused continuation goes to its branch");
+                    return Ok(());
+                }
+                self.refuse(id, RefusalReason::ForkedLog)
+            }
+            Ingest::Forked => match self.branch_for(id, node, true)? {
+                Some(branch) => {
+                    let session = self.state.nodes.get(&node).map_or(0, |node| node.session);
+                    self.send_hello(id, node, session, Some(RefusalReason::ForkedLog), Some(branch));
+                    Ok(())
+                }
+                None => {
+                    self.close_link(id, "too many continuations of one log");
+                    Ok(())
+                }
+            },
+        }
+    }
+
+    fn acked(&mut self, id: LinkId, node_id: NodeId, ack: Ack) {
+        let to_node = self.state.to_node(node_id);
+        let Some(link) = self.state.links.get_mut(&id) else { return };
+        if let Err(error) = link.sender.acked(ack.log, ack.position) {
+            self.close_link(id, error.to_string());
+            return;
+        }
+        if ack.log != to_node || link.phase != Phase::Accepted {
+            return;
+        }
+        let anchored = link.anchored;
+        link.anchored |= ack.position >= link.anchor;
+        if link.anchored && !anchored {
+            self.state.sweep.start(false);
+        }
+        if let Some(node) = self.state.nodes.get_mut(&node_id)
+            && ack.position > node.to_node_acked
+        {
+            node.to_node_acked = ack.position;
+            self.touched_nodes.insert(node_id);
+        }
+    }
+
+    /// Says what is durable with this step.
+    pub(crate) fn send_acks(&mut self) {
+        for (link, log) in std::mem::take(&mut self.acks) {
+            let cursor = match self.state.branches.get(&log) {
+                Some(branch) => branch.cursor,
+                None => self.state.log(log).cursor,
+            };
+            let countersignature = Countersignature::sign(log, cursor, &self.state.identity.log_key);
+            let ack = Ack { log, position: cursor.position, countersignature: Some(countersignature) };
+            self.outputs.push(Output::Send(link, Frame::Ack(ack)));
+        }
+    }
+
+    /// Sends what nodes in session lack, as far as may be under way.
+    pub(crate) fn send_entries(&mut self) -> Result<(), StoreError> {
+        let mut packed: BTreeMap<(LogId, u64), Option<Entries>> = BTreeMap::new();
+        let ends: BTreeMap<LogId, u64> =
+            self.state.logs.iter().map(|(log, state)| (*log, state.cursor.position)).collect();
+        for (id, link) in &mut self.state.links {
+            for (log, end) in &ends {
+                link.sender.extend(*log, *end);
+            }
+            while let Some((log, after)) = link.sender.next_due() {
+                let frame = match packed.entry((log, after)) {
+                    std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                    std::collections::btree_map::Entry::Vacant(entry) => {
+                        let records = logs::records_after(self.db, log, after, ENTRIES_PER_FRAME_MAX)?;
+                        let heads = logs::heads_after(self.db, log, after, ENTRIES_PER_FRAME_MAX)?;
+                        entry.insert(pack(log, after, records, heads))
+                    }
+                };
+                let Some(entries) = frame else {
+                    return Err(StoreError::Corrupt(format!("{log} has no whole commit after {after}")));
+                };
+                link.sender.sent(log, after + entries.records.len() as u64);
+                self.outputs.push(Output::Send(*id, Frame::Entries(entries.clone())));
+            }
+        }
+        Ok(())
+    }
+
+    /// The links of nodes in session.
+    pub(crate) fn sessions(&self) -> Vec<LinkId> {
+        self.state.links.iter().filter(|(_, link)| link.is_accepted()).map(|(id, _)| *id).collect()
+    }
+}
+
+fn reason_of(name: Option<&str>) -> RefusalReason {
+    [
+        RefusalReason::StaleGrants,
+        RefusalReason::ShortLog,
+        RefusalReason::ForkedLog,
+        RefusalReason::ForeignGrants,
+    ]
+    .into_iter()
+    .find(|reason| Some(reason.name()) == name)
+    .unwrap_or(RefusalReason::StaleGrants)
+}
