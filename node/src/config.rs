@@ -181,7 +181,8 @@ impl Source<'_> {
 
     fn error(&self, span: Option<Range<usize>>, key: Option<&str>, message: String) -> ConfigError {
         // A missing key is reported for the whole document, which is no line.
-        let start = span.filter(|span| span.end < self.text.len() || span.start > 0).map(|span| span.start);
+        let whole = |span: &Range<usize>| span.start == 0 && span.end + 1 >= self.text.len();
+        let start = span.filter(|span| !whole(span)).map(|span| span.start);
         let before = start.and_then(|start| self.text.get(..start));
         let line = before.map(|before| before.matches('\n').count() + 1);
         let key = key.map(str::to_owned).or_else(|| {

@@ -124,10 +124,7 @@ pub fn router(terminals: Arc<Terminals>) -> Router {
         })
         .method_not_allowed_fallback(|| async {
             let message = "this method is not supported here";
-            respond(
-                Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)),
-                None,
-            )
+            respond(Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)), None)
         })
         .with_state(terminals)
 }
@@ -254,8 +251,12 @@ mod tests {
         let failure = || Err(Failure::from(TapError::Amount));
         let response = respond(failure(), Some((&key, &[2; 32])));
         assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
-        let body = br#"{"error":{"code":"amount","message":"the amount must be from 0.01 to 100000.00 yuan"}}"#;
-        assert_eq!(response.headers()[MAC_HEADER].to_str().unwrap(), hex(&key.answer_mac(&[2; 32], 422, body)));
+        let body =
+            br#"{"error":{"code":"amount","message":"the amount must be from 0.01 to 100000.00 yuan"}}"#;
+        assert_eq!(
+            response.headers()[MAC_HEADER].to_str().unwrap(),
+            hex(&key.answer_mac(&[2; 32], 422, body))
+        );
         assert!(respond(failure(), None).headers().get(MAC_HEADER).is_none());
     }
 }

@@ -248,64 +248,6 @@ impl ErrorAnswer {
     }
 }
 
-#[utoipa::path(
-    post, path = "/v1/taps", operation_id = "tap", tag = "terminal", security(("terminal" = [], "mac" = [])),
-    summary = "Decides a purchase or a passage",
-    request_body = TapBody,
-    responses(
-        (status = 200, description = "Approved, declined or pending; authenticated by `x-feiqian-mac`.", body = TapAnswer),
-        (status = 400, description = "`malformed` (the message names the field), `pin_not_supported_here`.", body = ErrorAnswer),
-        (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
-        (status = 403, description = "`unknown_terminal`, `no_merchant`.", body = ErrorAnswer),
-        (status = 409, description = "`key_reused`: epoch and sequence were used for another request.", body = ErrorAnswer),
-        (status = 413, description = "The body is too long.", body = ErrorAnswer),
-        (status = 422, description = "`amount`, `quantity`: out of range.", body = ErrorAnswer),
-        (status = 503, description = "`busy`, `unavailable`: ask again with the same epoch and sequence.", body = ErrorAnswer),
-    )
-)]
-const fn tap() {}
-
-#[utoipa::path(
-    post, path = "/v1/reversals", operation_id = "reverse", tag = "terminal", security(("terminal" = [], "mac" = [])),
-    summary = "Undoes a purchase, wholly or partly",
-    request_body = ReversalBody,
-    responses(
-        (status = 200, description = "Approved, declined or pending; authenticated by `x-feiqian-mac`.", body = TapAnswer),
-        (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
-        (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
-        (status = 403, description = "`unknown_terminal`, `other_terminal`.", body = ErrorAnswer),
-        (status = 409, description = "`key_reused`: epoch and sequence were used for another request.", body = ErrorAnswer),
-        (status = 413, description = "The body is too long.", body = ErrorAnswer),
-        (status = 422, description = "`amount`, `reversal_too_large`, `nothing_to_reverse`.", body = ErrorAnswer),
-        (status = 503, description = "`busy`, `unavailable`: ask again with the same epoch and sequence.", body = ErrorAnswer),
-    )
-)]
-const fn reversal() {}
-
-#[utoipa::path(
-    post, path = "/v1/balance", operation_id = "balance", tag = "terminal", security(("terminal" = [], "mac" = [])),
-    summary = "Shows what is on a card, as far as this building knows",
-    request_body = BalanceBody,
-    responses(
-        (status = 200, description = "Shown or declined; authenticated by `x-feiqian-mac`.", body = BalanceAnswer),
-        (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
-        (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
-        (status = 413, description = "The body is too long.", body = ErrorAnswer),
-        (status = 503, description = "`busy`, `unavailable`: ask again.", body = ErrorAnswer),
-    )
-)]
-const fn balance() {}
-
-#[utoipa::path(
-    get, path = "/v1/health", operation_id = "health", tag = "node",
-    summary = "Says whether taps are decided",
-    responses(
-        (status = 200, description = "Taps are decided.", body = HealthAnswer),
-        (status = 503, description = "`unavailable`: not at the moment.", body = ErrorAnswer),
-    )
-)]
-const fn health() {}
-
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -315,11 +257,11 @@ const fn health() {}
                        certificate of the institution's own CA, HTTP/1.1 keep-alive, JSON.\n\n\
                        Each request carries `x-feiqian-terminal` and `x-feiqian-mac`: hexadecimal HMAC-SHA-256 with the \
                        terminal's key over `\"feiqian-request-1\\n\" + method + \"\\n\" + path + \"\\n\" + body`. Each answer to a \
-                       known terminal carries `x-feiqian-mac` over `\"feiqian-answer-1\\n\" + the request's MAC (32 bytes) + \
+                       known terminal carries `x-feiqian-mac` over `\"feiqian-answer-1\\n\" + the request's MAC (64 lower-case digits) + \
                        \"\\n\" + status code + \"\\n\" + body`, and must be checked: anybody on the network could say \
                        \"approved\". `feiqian-node terminal-key` shows the key.",
     ),
-    paths(tap, reversal, balance, health),
+    paths(paths::tap, paths::reversal, paths::balance, paths::health),
     modifiers(&Headers),
 )]
 struct TerminalApi;
@@ -335,6 +277,70 @@ impl Modify for Headers {
             components.add_security_scheme(name, scheme);
         }
     }
+}
+
+/// One function per path, for the macro to read; the handlers share their way in and are elsewhere.
+#[expect(dead_code, reason = "only their attributes are read")]
+mod paths {
+    use super::{BalanceAnswer, BalanceBody, ErrorAnswer, HealthAnswer, ReversalBody, TapAnswer, TapBody};
+
+    #[utoipa::path(
+        post, path = "/v1/taps", operation_id = "tap", tag = "terminal", security(("terminal" = [], "mac" = [])),
+        summary = "Decides a purchase or a passage",
+        request_body = TapBody,
+        responses(
+            (status = 200, description = "Approved, declined or pending; authenticated by `x-feiqian-mac`.", body = TapAnswer),
+            (status = 400, description = "`malformed` (the message names the field), `pin_not_supported_here`.", body = ErrorAnswer),
+            (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+            (status = 403, description = "`unknown_terminal`, `no_merchant`.", body = ErrorAnswer),
+            (status = 409, description = "`key_reused`: epoch and sequence were used for another request.", body = ErrorAnswer),
+            (status = 413, description = "The body is too long.", body = ErrorAnswer),
+            (status = 422, description = "`amount`, `quantity`: out of range.", body = ErrorAnswer),
+            (status = 503, description = "`busy`, `unavailable`: ask again with the same epoch and sequence.", body = ErrorAnswer),
+        )
+    )]
+    const fn tap() {}
+
+    #[utoipa::path(
+        post, path = "/v1/reversals", operation_id = "reverse", tag = "terminal", security(("terminal" = [], "mac" = [])),
+        summary = "Undoes a purchase, wholly or partly",
+        request_body = ReversalBody,
+        responses(
+            (status = 200, description = "Approved, declined or pending; authenticated by `x-feiqian-mac`.", body = TapAnswer),
+            (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+            (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+            (status = 403, description = "`unknown_terminal`, `other_terminal`.", body = ErrorAnswer),
+            (status = 409, description = "`key_reused`: epoch and sequence were used for another request.", body = ErrorAnswer),
+            (status = 413, description = "The body is too long.", body = ErrorAnswer),
+            (status = 422, description = "`amount`, `reversal_too_large`, `nothing_to_reverse`.", body = ErrorAnswer),
+            (status = 503, description = "`busy`, `unavailable`: ask again with the same epoch and sequence.", body = ErrorAnswer),
+        )
+    )]
+    const fn reversal() {}
+
+    #[utoipa::path(
+        post, path = "/v1/balance", operation_id = "balance", tag = "terminal", security(("terminal" = [], "mac" = [])),
+        summary = "Shows what is on a card, as far as this building knows",
+        request_body = BalanceBody,
+        responses(
+            (status = 200, description = "Shown or declined; authenticated by `x-feiqian-mac`.", body = BalanceAnswer),
+            (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+            (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+            (status = 413, description = "The body is too long.", body = ErrorAnswer),
+            (status = 503, description = "`busy`, `unavailable`: ask again.", body = ErrorAnswer),
+        )
+    )]
+    const fn balance() {}
+
+    #[utoipa::path(
+        get, path = "/v1/health", operation_id = "health", tag = "node",
+        summary = "Says whether taps are decided",
+        responses(
+            (status = 200, description = "Taps are decided.", body = HealthAnswer),
+            (status = 503, description = "`unavailable`: not at the moment.", body = ErrorAnswer),
+        )
+    )]
+    const fn health() {}
 }
 
 /// The OpenAPI document.

@@ -3,7 +3,7 @@
 //! TLS alone would let anybody on the building's network pose as a terminal, and anybody who can answer in the node's
 //! place say "approved" to a terminal that checks no certificate.
 
-use feiqian_protocol::chain::unhex;
+use feiqian_protocol::chain::{hex, unhex};
 use feiqian_protocol::ids::TerminalId;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -59,7 +59,7 @@ impl TerminalKey {
         self.request(method, path, body).verify_slice(mac).is_ok()
     }
 
-    /// The MAC of the answer to the request with this MAC.
+    /// The MAC of the answer to the request with this MAC, which goes in as lower-case hexadecimal digits.
     pub fn answer_mac(&self, request: &MacBytes, status: u16, body: &[u8]) -> MacBytes {
         self.answer(request, status, body).finalize().into_bytes().into()
     }
@@ -75,8 +75,9 @@ impl TerminalKey {
     }
 
     fn answer(&self, request: &MacBytes, status: u16, body: &[u8]) -> Hmac<Sha256> {
-        let status = status.to_string();
-        keyed(&self.0, &[b"feiqian-answer-1\n", request, b"\n", status.as_bytes(), b"\n", body])
+        let (request, status) = (hex(request), status.to_string());
+        let parts = [&b"feiqian-answer-1\n"[..], request.as_bytes(), b"\n", status.as_bytes(), b"\n", body];
+        keyed(&self.0, &parts)
     }
 }
 
@@ -95,8 +96,6 @@ fn keyed(key: &[u8; 32], parts: &[&[u8]]) -> Hmac<Sha256> {
 
 #[cfg(test)]
 mod tests {
-    use feiqian_protocol::chain::hex;
-
     use super::*;
 
     fn key(terminal: &str) -> TerminalKey {
