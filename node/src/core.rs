@@ -3,6 +3,11 @@
 //! What must survive is in the database; [`State`] mirrors the small part of it that every input needs, so that taking an
 //! input back means restoring a copy. Everything else here is volatile: the session, waiting taps, waiting recalls.
 
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

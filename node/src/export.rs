@@ -1,10 +1,16 @@
 //! What the node has decided, as rows for people and their tools.
 
+use feiqian_protocol::campus::CampusConfig;
+use feiqian_protocol::tap::DeclineReason;
+use feiqian_protocol::time::{BusinessCalendar, Timestamp};
+use jiff::fmt::temporal::DateTimePrinter;
+use jiff::tz::Offset;
 use rusqlite::Connection;
 use serde::Serialize;
 
 use crate::io::Identity;
-use crate::store::StoreError;
+use crate::store::taps::{TapUse, each_tap};
+use crate::store::{StoreError, campus, check_version};
 
 /// One decided tap.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -19,7 +25,7 @@ pub struct DecisionRow {
     pub terminal_epoch: u32,
     /// The terminal's sequence.
     pub terminal_seq: String,
-    /// The card.
+    /// The card; of a reversal, its tap's. Empty for a reversal that came before its tap.
     pub card: String,
     /// `purchase`, `access` or `reversal`.
     pub kind: &'static str,
@@ -44,6 +50,53 @@ pub fn decisions<E: From<StoreError>>(
     identity: &Identity,
     mut each: impl FnMut(&DecisionRow) -> Result<(), E>,
 ) -> Result<(), E> {
-    let _ = (connection, identity, &mut each);
-    Ok(())
+    check_version(connection)?;
+    let calendar = match campus(connection)? {
+        Some((_, bytes)) => CampusConfig::from_bytes(&bytes)
+            .map(|config| config.calendar)
+            .map_err(|error| StoreError::damaged(format!("the campus configuration: {error}")))?,
+        None => BusinessCalendar::CHINA,
+    };
+    each_tap(connection, |terminal, terminal_epoch, terminal_seq, tap| {
+        let kind = match tap.used {
+            TapUse::Purchase => "purchase",
+            TapUse::Access => "access",
+            TapUse::Reversal => "reversal",
+            TapUse::Tombstone => return Ok(()),
+        };
+        each(&DecisionRow {
+            time: local(tap.clock.time(), &calendar),
+            building: identity.name.to_string(),
+            terminal: terminal.to_owned(),
+            terminal_epoch,
+            terminal_seq: terminal_seq.to_owned(),
+            card: tap.card.map_or_else(String::new, |card| card.to_string()),
+            kind,
+            outcome: if tap.reason.is_none() { "approved" } else { "declined" },
+            reason: tap.reason.map_or("", DeclineReason::name),
+            amount_fen: tap.amount.get(),
+            stand_in_fen: tap.stand_in.get(),
+            reversed_fen: tap.reversed.get(),
+        })
+    })
+}
+
+/// A time as people of the campus read it, with milliseconds and the offset from UTC.
+fn local(time: Timestamp, calendar: &BusinessCalendar) -> String {
+    let offset = Offset::from_seconds(calendar.utc_offset_minutes * 60).unwrap_or(Offset::UTC);
+    match jiff::Timestamp::from_millisecond(time.0) {
+        Ok(time) => DateTimePrinter::new().precision(Some(3)).timestamp_with_offset_to_string(&time, offset),
+        Err(_) => time.0.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_local_and_say_so() {
+        let noon = Timestamp(1_667_791_982_007);
+        assert_eq!(local(noon, &BusinessCalendar::CHINA), "2022-11-07T11:33:02.007+08:00");
+    }
 }

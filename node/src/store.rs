@@ -261,6 +261,11 @@ impl Store {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(crate) const fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// Starts the transaction of a step; its one writer is this connection.
     pub(crate) fn begin(&self) -> Result<(), StoreError> {
         Ok(self.run("BEGIN IMMEDIATE")?)
