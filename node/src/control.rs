@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use feiqian_protocol::time::Timestamp;
@@ -51,7 +52,7 @@ pub struct Control {
     /// True where the wall clock comes through this socket.
     pub driven_clock: bool,
     /// Where terminals are served, once they are.
-    pub terminals: OnceLock<String>,
+    pub terminals: watch::Receiver<Option<SocketAddr>>,
 }
 
 /// The socket, which is removed when this is dropped.
@@ -148,7 +149,7 @@ async fn answer(line: &[u8], control: &Control) -> Value {
         Ok(Command::Clock { .. }) if !control.driven_clock => {
             failure("clock_not_driven", "the wall clock of this process is the system's")
         }
-        Ok(Command::Clock { now_ms }) => match control.queue.clock(Timestamp(now_ms)).await {
+        Ok(Command::Clock { now_ms }) => match clock(control, Timestamp(now_ms)).await {
             Ok(in_force) => json!({"ok": true, "now_ms": in_force.0}),
             Err(error) => failure("unavailable", error.to_string()),
         },
@@ -157,6 +158,15 @@ async fn answer(line: &[u8], control: &Control) -> Value {
             Err(error) => failure("unavailable", error.to_string()),
         },
     }
+}
+
+/// The first time starts the node: it is acknowledged once terminals are served.
+async fn clock(control: &Control, now: Timestamp) -> Result<Timestamp, NoAnswer> {
+    let in_force = control.queue.clock(now).await?;
+    let mut terminals = control.terminals.clone();
+    let serving = terminals.wait_for(Option::is_some).await.map(drop);
+    serving.map_err(|_| NoAnswer::Unavailable)?;
+    Ok(in_force)
 }
 
 async fn status(control: &Control) -> Result<Value, NoAnswer> {
@@ -168,7 +178,7 @@ async fn status(control: &Control) -> Result<Value, NoAnswer> {
     };
     let mut answer = serde_json::Map::from_iter([("ok".to_owned(), Value::Bool(true))]);
     answer.extend(fields);
-    let terminals = control.terminals.get().map_or(Value::Null, |address| address.as_str().into());
+    let terminals = control.terminals.borrow().map_or(Value::Null, |address| address.to_string().into());
     answer.insert("terminals".to_owned(), terminals);
     Ok(Value::Object(answer))
 }
@@ -218,4 +228,33 @@ pub fn call(socket: &Path, command: &Command) -> Result<Value, ClientError> {
     }
     let text = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
     Err(ClientError::Refused { code: text("code"), error: text("error") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_have_one_form() {
+        let parse = |text: &str| serde_json::from_str::<Command>(text).map_err(|error| error.to_string());
+        assert!(matches!(parse(r#"{"command":"status"}"#), Ok(Command::Status {})));
+        assert!(matches!(parse(r#"{"command":"clock","now_ms":5}"#), Ok(Command::Clock { now_ms: 5 })));
+        assert!(parse(r#"{"command":"status","now_ms":5}"#).is_err());
+        assert!(parse(r#"{"command":"clock"}"#).unwrap_err().contains("now_ms"));
+        assert!(parse(r#"{"command":"fly"}"#).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_the_new_one_is_private() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("control.sock");
+        std::mem::forget(bind(&path).unwrap());
+        let socket = bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        BlockingStream::connect(&path).unwrap();
+        drop(socket);
+        assert!(!path.exists());
+        let error = call(&path, &Command::Status {}).unwrap_err();
+        assert!(matches!(error, ClientError::NotRunning(..)), "{error}");
+    }
 }

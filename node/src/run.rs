@@ -3,8 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use feiqian_protocol::frame::ALPN_REPLICATION;
@@ -96,12 +96,9 @@ async fn serve(
     let (stop, stopping) = watch::channel(false);
     let socket = dir.control_socket();
     let socket = control::bind(&socket).map_err(|error| RunError::Control(socket, error))?;
-    let control = Arc::new(Control {
-        queue: core.queue(),
-        driven_clock: config.driven_clock,
-        terminals: OnceLock::new(),
-    });
-    let control_task = tokio::spawn(control::run(socket, control.clone(), stopping.clone()));
+    let (serving, terminals) = watch::channel(None);
+    let control = Control { queue: core.queue(), driven_clock: config.driven_clock, terminals };
+    let control_task = tokio::spawn(control::run(socket, Arc::new(control), stopping.clone()));
 
     // With a driven clock this waits for the first time.
     tokio::select! {
@@ -134,8 +131,7 @@ async fn serve(
     let (stop_link, link_stopping) = watch::channel(false);
     let mut link_task = tokio::spawn(link::run(endpoint, settings, core.queue(), connected, link_stopping));
     let server_task = tokio::spawn(server::run(listener, terminal_tls, router, finish, stopping));
-    // Set once, here.
-    let _ = control.terminals.set(address.to_string());
+    serving.send_replace(Some(address));
     tracing::info!(%address, centre = %config.centre, "serving terminals");
 
     let result = tokio::select! {
