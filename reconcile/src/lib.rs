@@ -9,6 +9,7 @@ pub mod accounts;
 pub mod cases;
 pub mod core;
 pub mod escrow;
+pub mod export;
 pub mod habit;
 pub mod ingest;
 pub mod io;
@@ -16,6 +17,7 @@ pub mod ledger;
 pub mod overspend;
 pub mod session;
 pub mod store;
+pub mod verify;
 
 pub mod authority;
 pub mod cli;

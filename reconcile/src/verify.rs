@@ -1,0 +1,402 @@
+//! Recomputes everything that the database claims, from its entries alone.
+//!
+//! Every chain and every signed head; the account streams folded with [`feiqian_protocol::balance::Projection`] against
+//! the tables, by digest; the entries of the nodes against what was posted, each exactly once; the ledger against itself
+//! and against the wallets; and that every wallet is partitioned (`funds = free + out + residue`). It only reads, in one
+//! read transaction, so it may run beside the service.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ed25519_dalek::VerifyingKey;
+use feiqian_protocol::balance::{Projection, ProjectionDigest};
+use feiqian_protocol::chain::{Cursor, SignedHead};
+use feiqian_protocol::entry::{Body, Entry};
+use feiqian_protocol::ids::{AccountId, InstitutionId, LogId, NodeId, Wallet};
+use feiqian_protocol::limits::SHARDS;
+use feiqian_protocol::money::Fen;
+use rusqlite::Connection;
+use serde::Serialize;
+
+use crate::store::money::wallet_of;
+use crate::store::nodes;
+use crate::store::{StoreError, check, logs};
+
+/// Problems that a report names; more are only counted.
+const PROBLEMS_MAX: usize = 100;
+
+/// Records read at a time.
+const PAGE: usize = 1_024;
+
+/// What `verify` found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// True where there are no problems.
+    pub ok: bool,
+    /// Always `centre`.
+    pub node: String,
+    /// Entries of all logs.
+    pub entries: u64,
+    /// Positions of the account streams, by name.
+    pub positions: BTreeMap<String, u64>,
+    /// The digest of the projection, read from the tables.
+    pub digest_tables: String,
+    /// The same, folded from the entries.
+    pub digest_folded: String,
+    /// What is wrong; the first hundred of it.
+    pub problems: Vec<String>,
+    #[serde(skip)]
+    more: usize,
+}
+
+impl Report {
+    fn problem(&mut self, what: impl Into<String>) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(what.into());
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+/// Checks a database, which may be open read-only.
+///
+/// # Errors
+/// [`StoreError`] where it cannot be read at all; what is wrong in it stands in the report.
+pub fn verify(
+    connection: &Connection,
+    institution: InstitutionId,
+    centre_key: &VerifyingKey,
+) -> Result<Report, StoreError> {
+    check(connection, institution)?;
+    // One view of the whole, though the service may be writing.
+    connection.execute_batch("BEGIN")?;
+    let report = Examination::new(connection, institution).examine(centre_key);
+    connection.execute_batch("COMMIT")?;
+    report
+}
+
+type Balances = BTreeMap<(AccountId, Wallet), Fen>;
+
+struct Examination<'a> {
+    db: &'a Connection,
+    institution: InstitutionId,
+    report: Report,
+    projection: Projection,
+    /// Effects on balances by the nodes' entries, and by the posted batches.
+    by_nodes: Balances,
+    by_posted: Balances,
+    faults: BTreeSet<(i64, u64)>,
+    /// How often an entry is on the ledger, and what of it was credited.
+    posted: BTreeMap<(i64, u64), Fen>,
+}
+
+impl<'a> Examination<'a> {
+    fn new(db: &'a Connection, institution: InstitutionId) -> Self {
+        Self {
+            db,
+            institution,
+            report: Report { node: "centre".to_owned(), ..Report::default() },
+            projection: Projection::new(institution),
+            by_nodes: Balances::new(),
+            by_posted: Balances::new(),
+            faults: BTreeSet::new(),
+            posted: BTreeMap::new(),
+        }
+    }
+
+    fn examine(mut self, centre_key: &VerifyingKey) -> Result<Report, StoreError> {
+        self.read_faults()?;
+        self.read_postings()?;
+        let keys: BTreeMap<NodeId, VerifyingKey> =
+            nodes::all(self.db)?.into_iter().map(|(id, node)| (id, node.log_key)).collect();
+        for (log, state) in logs::all(self.db, self.institution)? {
+            let key = if log.writer == NodeId::CENTRE { Some(centre_key) } else { keys.get(&log.writer) };
+            match key {
+                Some(key) => self.examine_log(log, &state, key)?,
+                None => self.report.problem(format!("{log}: no such node")),
+            }
+        }
+        self.examine_effects();
+        self.examine_ledger()?;
+        self.examine_wallets()?;
+        self.compare_digests()?;
+        self.report.problems.sort();
+        if self.report.more > 0 {
+            let more = self.report.more;
+            self.report.problems.push(format!("and {more} more"));
+        }
+        self.report.ok = self.report.problems.is_empty();
+        Ok(self.report)
+    }
+
+    fn read_faults(&mut self) -> Result<(), StoreError> {
+        let mut statement = self.db.prepare("SELECT log, position FROM faults")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            self.faults.insert((row.get(0)?, row.get::<_, i64>(1)? as u64));
+        }
+        Ok(())
+    }
+
+    fn read_postings(&mut self) -> Result<(), StoreError> {
+        let mut statement = self.db.prepare(
+            "SELECT log, position, SUM(amount), SUM(MAX(amount, 0)) FROM postings GROUP BY log, position",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let key = (row.get(0)?, row.get::<_, i64>(1)? as u64);
+            if row.get::<_, i64>(2)? != 0 {
+                let log = LogId::from_key(self.institution, key.0);
+                self.report.problem(format!("{log}: the postings of entry {} do not sum to zero", key.1));
+            }
+            self.posted.insert(key, Fen::new(row.get(3)?));
+        }
+        Ok(())
+    }
+
+    fn examine_log(
+        &mut self,
+        log: LogId,
+        state: &logs::LogState,
+        key: &VerifyingKey,
+    ) -> Result<(), StoreError> {
+        let own = LogId::node(log.institution, log.writer);
+        let is_branch = log.writer != NodeId::CENTRE && log.stream != 0;
+        let chain = if is_branch { own } else { log };
+        let mut cursor = Cursor::START;
+        if is_branch {
+            cursor = self.fork_point(log, own)?;
+        }
+        let mut heads: BTreeMap<u64, SignedHead> = BTreeMap::new();
+        let mut last_order = i64::MIN;
+        let mut signed_up_to = cursor.position;
+        loop {
+            let page = self.page(log, cursor.position)?;
+            if page.is_empty() {
+                break;
+            }
+            for head in logs::heads_after(self.db, log, cursor.position, PAGE)? {
+                heads.insert(head.head.cursor.position, head);
+            }
+            for (position, order_key, hash, record) in page {
+                if position != cursor.position + 1 {
+                    self.report.problem(format!("{log}: entry {} is missing", cursor.position + 1));
+                    cursor.position = position - 1;
+                }
+                cursor = cursor.after(chain, &record);
+                if cursor.hash[..] != hash[..] {
+                    self.report
+                        .problem(format!("{log}: the hash of entry {position} is not that of its record"));
+                    cursor.hash = crate::store::hash(hash)?;
+                }
+                if order_key < last_order {
+                    self.report.problem(format!("{log}: the order key falls at entry {position}"));
+                }
+                last_order = order_key;
+                if let Some(head) = heads.remove(&position) {
+                    if head.head.cursor != cursor || !head.is_signed_by(key) {
+                        self.report
+                            .problem(format!("{log}: the head at {position} is not signed over its entries"));
+                    }
+                    signed_up_to = position;
+                }
+                self.report.entries += 1;
+                match Entry::from_record(&record) {
+                    Ok(entry) => self.examine_entry(log, position, state.posted, &entry),
+                    Err(error) => self.report.problem(format!("{log}: entry {position}: {error}")),
+                }
+            }
+        }
+        if cursor != state.cursor && state.cursor.position > 0 {
+            self.report
+                .problem(format!("{log}: ends at {}, not at {}", cursor.position, state.cursor.position));
+        }
+        if signed_up_to != cursor.position {
+            self.report.problem(format!("{log}: no signed head covers what follows {signed_up_to}"));
+        }
+        if log.as_shard().is_some() {
+            self.report.positions.insert(log.to_string(), cursor.position);
+        }
+        Ok(())
+    }
+
+    /// Where a branch leaves the log: before its first entry.
+    fn fork_point(&self, log: LogId, own: LogId) -> Result<Cursor, StoreError> {
+        let mut statement =
+            self.db.prepare_cached("SELECT COALESCE(MIN(position), 1) FROM entries WHERE log = ?1")?;
+        let first = statement.query_row([log.key()], |row| row.get::<_, i64>(0))? as u64;
+        let position = first - 1;
+        let hash = logs::hash_at(self.db, own, position)?.unwrap_or_default();
+        Ok(Cursor { position, hash })
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn page(&self, log: LogId, after: u64) -> Result<Vec<(u64, i64, Vec<u8>, Vec<u8>)>, StoreError> {
+        let mut statement = self.db.prepare_cached(
+            "SELECT position, order_key, hash, record FROM entries WHERE log = ?1 AND position > ?2
+             ORDER BY position LIMIT ?3",
+        )?;
+        let rows = statement.query_map([log.key(), after as i64, PAGE as i64], |row| {
+            Ok((row.get::<_, i64>(0)? as u64, row.get(1)?, row.get(2)?, row.get(3)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn examine_entry(&mut self, log: LogId, position: u64, posted_up_to: u64, entry: &Entry) {
+        if log.as_shard().is_some() {
+            if let Body::Posted(posted) = &entry.body {
+                for delta in &posted.deltas {
+                    *self.by_posted.entry((delta.account, delta.wallet)).or_default() += delta.amount;
+                }
+            }
+            if let Err(error) = self.projection.apply(&entry.body) {
+                self.report.problem(format!("{log}: entry {position}: {error}"));
+            }
+            return;
+        }
+        if log.writer == NodeId::CENTRE || position > posted_up_to {
+            return;
+        }
+        let (account, wallet, effect) = match &entry.body {
+            Body::Debit(debit) => (debit.account, debit.wallet, -debit.amount()),
+            Body::Reversal(reversal) => (reversal.account, reversal.wallet, reversal.amount()),
+            Body::TakenIn(taken_in) => (taken_in.account, taken_in.wallet, taken_in.amount),
+            _ => return,
+        };
+        let size = if effect.is_negative() { -effect } else { effect };
+        let found = self.posted.get(&(log.key(), position)).copied();
+        if self.faults.contains(&(log.key(), position)) {
+            // What breaks a rule may be posted to suspense, or not at all; if it moved the wallet, the ledger says so.
+            if found.is_some() && self.moves_wallet(log, position) {
+                *self.by_nodes.entry((account, wallet)).or_default() += effect;
+            }
+            return;
+        }
+        *self.by_nodes.entry((account, wallet)).or_default() += effect;
+        if found != Some(size) {
+            self.report.problem(format!("{log}: entry {position} of {size} yuan is posted as {found:?}"));
+        }
+    }
+
+    fn moves_wallet(&self, log: LogId, position: u64) -> bool {
+        let sql = "SELECT 1 FROM postings WHERE log = ?1 AND position = ?2 AND ledger LIKE 'wallet:%'";
+        let moved = self
+            .db
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.exists([log.key(), position as i64]));
+        moved.unwrap_or(false)
+    }
+
+    fn examine_effects(&mut self) {
+        let keys: BTreeSet<_> = self.by_nodes.keys().chain(self.by_posted.keys()).copied().collect();
+        for key in keys {
+            let entries = self.by_nodes.get(&key).copied().unwrap_or_default();
+            let batches = self.by_posted.get(&key).copied().unwrap_or_default();
+            if entries != batches {
+                let (account, wallet) = key;
+                self.report.problem(format!(
+                    "account {account}, {wallet}: entries of nodes say {entries}, posted batches {batches}"
+                ));
+            }
+        }
+    }
+
+    fn examine_ledger(&mut self) -> Result<(), StoreError> {
+        let total: i64 =
+            self.db.query_row("SELECT COALESCE(SUM(amount), 0) FROM postings", [], |row| row.get(0))?;
+        if total != 0 {
+            self.report.problem(format!("the trial balance is off by {}", Fen::new(total)));
+        }
+        let orphans: i64 = self.db.query_row(
+            "SELECT COUNT(*) FROM postings LEFT JOIN entries USING (log, position) WHERE entries.log IS NULL",
+            [],
+            |row| row.get(0),
+        )?;
+        if orphans != 0 {
+            self.report.problem(format!("{orphans} lines of the ledger belong to no entry"));
+        }
+        let mut statement = self.db.prepare(
+            "SELECT ledger, SUM(amount), (SELECT balance FROM ledger WHERE ledger.ledger = postings.ledger)
+             FROM postings GROUP BY ledger",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut wallets = BTreeMap::new();
+        while let Some(row) = rows.next()? {
+            let (ledger, sum): (String, i64) = (row.get(0)?, row.get(1)?);
+            if ledger.starts_with("wallet:") {
+                wallets.insert(ledger, sum);
+            } else if row.get::<_, Option<i64>>(2)? != Some(sum) {
+                self.report.problem(format!("{ledger}: the balance is not the sum of its postings"));
+            }
+        }
+        let mut statement = self.db.prepare("SELECT account, wallet, funds, claims FROM wallets")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let account = AccountId(row.get::<_, i64>(0)? as u64);
+            let ledger = crate::ledger::wallet_ledger(account, wallet_of(row.get(1)?)?);
+            let posted = wallets.remove(&ledger).unwrap_or(0);
+            if posted != row.get::<_, i64>(2)? + row.get::<_, i64>(3)? {
+                self.report
+                    .problem(format!("{ledger}: the ledger is not the posted balance and open claims"));
+            }
+        }
+        for ledger in wallets.into_keys() {
+            self.report.problem(format!("{ledger}: no such wallet"));
+        }
+        Ok(())
+    }
+
+    fn examine_wallets(&mut self) -> Result<(), StoreError> {
+        let mut statement = self.db.prepare(
+            "SELECT account, wallet, funds - free, claims,
+               (SELECT COALESCE(SUM(out + residue), 0) FROM rights
+                WHERE rights.account = wallets.account AND rights.wallet = wallets.wallet),
+               (SELECT COALESCE(SUM(opened - recovered), 0) FROM cases
+                WHERE cases.account = wallets.account AND cases.wallet = wallets.wallet AND loss = 0)
+             FROM wallets",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let account = AccountId(row.get::<_, i64>(0)? as u64);
+            let wallet = wallet_of(row.get(1)?)?;
+            if row.get::<_, i64>(2)? != row.get::<_, i64>(4)? {
+                self.report
+                    .problem(format!("account {account}, {wallet}: funds are not free, out and residue"));
+            }
+            if row.get::<_, i64>(3)? != row.get::<_, i64>(5)? {
+                self.report
+                    .problem(format!("account {account}, {wallet}: claims are not those of its cases"));
+            }
+        }
+        Ok(())
+    }
+
+    fn compare_digests(&mut self) -> Result<(), StoreError> {
+        let mut digest = ProjectionDigest::default();
+        let mut statement = self.db.prepare("SELECT account, wallet, funds FROM wallets")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let account = AccountId(row.get::<_, i64>(0)? as u64);
+            digest.balance(account, wallet_of(row.get(1)?)?, Fen::new(row.get(2)?));
+        }
+        let mut statement = self.db.prepare("SELECT account, settings, heads FROM accounts")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let heads: Vec<String> = row.get::<_, String>(2)?.split(' ').map(str::to_owned).collect();
+            digest.document(AccountId(row.get::<_, i64>(0)? as u64), &row.get::<_, String>(1)?, &heads);
+        }
+        self.report.digest_tables = digest.finish();
+        match self.projection.digest() {
+            Ok(digest) => self.report.digest_folded = digest,
+            Err(error) => self.report.problem(format!("a folded document: {error}")),
+        }
+        if self.report.digest_folded != self.report.digest_tables {
+            self.report.problem("the balances and documents are not what the entries say");
+        }
+        for shard in 0..SHARDS {
+            let name = LogId::shard(self.institution, shard).to_string();
+            self.report.positions.entry(name).or_default();
+        }
+        Ok(())
+    }
+}
