@@ -313,6 +313,8 @@ fn init(out: &mut impl Write, dir: &Path, campus_file: &Path) -> anyhow::Result<
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
     Authority::create(dir, campus.institution, real_now())?;
     let identity = Identity { institution: campus.institution, log_key: authority::log_key(dir)? };
+    // SQLite makes its other files as private as this one.
+    authority::write_private(dir, DATABASE, b"")?;
     let connection = rusqlite::Connection::open(dir.join(DATABASE))?;
     drop(crate::core::ReconcileCore::open(connection, identity)?);
     // Last, since its presence says that the rest is there.
