@@ -180,9 +180,10 @@ impl Source<'_> {
     }
 
     fn error(&self, span: Option<Range<usize>>, key: Option<&str>, message: String) -> ConfigError {
-        // A missing key is reported for the whole document, which is no line.
-        let whole = |span: &Range<usize>| span.start == 0 && span.end + 1 >= self.text.len();
-        let start = span.filter(|span| !whole(span)).map(|span| span.start);
+        // A missing key is reported for the whole table, and stands on no line.
+        let missing = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
+        let key = key.or(missing);
+        let start = span.filter(|_| missing.is_none()).map(|span| span.start);
         let before = start.and_then(|start| self.text.get(..start));
         let line = before.map(|before| before.matches('\n').count() + 1);
         let key = key.map(str::to_owned).or_else(|| {
@@ -217,7 +218,7 @@ mod tests {
             ("data_dir = \"d\"\ncentre = \"c:0\"", "node.toml:2: centre: \"c:0\" is no HOST:PORT"),
             ("data_dir = \"d\"\n\nspeed = 1\ncentre = \"c:1\"", "node.toml:3: speed: unknown field `speed`"),
             ("data_dir = 5\ncentre = \"c:1\"", "node.toml:1: data_dir: invalid type"),
-            ("centre = \"c:1\"\n", "node.toml: missing field `data_dir`"),
+            ("centre = \"c:1\"\n", "node.toml: data_dir: missing field"),
             (
                 "data_dir = \"d\"\ncentre = \"c:1\"\nidle_timeout_ms = -1",
                 "node.toml:3: idle_timeout_ms: must be from 100 to 600000",
