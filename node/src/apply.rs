@@ -15,6 +15,7 @@ use feiqian_protocol::entry::{
 };
 use feiqian_protocol::frame::Entries;
 use feiqian_protocol::ids::{AccountId, Epoch, LogId};
+use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{Hlc, Timestamp};
 
 use crate::core::{Campus, NodeCore};
@@ -155,6 +156,7 @@ impl NodeCore {
         clock: Hlc,
         touched: &mut Touched,
     ) -> Result<(), Fault> {
+        check_sense(&body)?;
         // What is written here later is ordered after what it was written under.
         self.state.writer.observe(clock, now.wall);
         match body {
@@ -265,6 +267,7 @@ impl NodeCore {
 
     fn apply_shard(&mut self, shard: u8, body: Body, touched: &mut Touched) -> Result<(), Fault> {
         for (account, wallet, amount) in balance_deltas(&body) {
+            check_fen(amount)?;
             self.store.add_posted(account, wallet, amount)?;
         }
         match body {
@@ -337,6 +340,37 @@ impl NodeCore {
         tracing::info!(version = published.version, "campus configuration applied");
         Ok(())
     }
+}
+
+/// No sum that a centre writes comes near this, and sums of such amounts stay far from the end of 64 bits.
+const FEN_MAX: Fen = Fen::new(1 << 52);
+
+/// No time that a centre writes comes near this (year 6429).
+const TIME_MAX: Timestamp = Timestamp(1 << 47);
+
+fn check_fen(amount: Fen) -> Result<(), Fault> {
+    if amount > FEN_MAX || amount < -FEN_MAX {
+        return Err(Fault::peer(format!("an amount of {} fen", amount.get())));
+    }
+    Ok(())
+}
+
+/// Refuses amounts and times that would overflow what is counted with them: even a signed word must not stop a node.
+fn check_sense(body: &Body) -> Result<(), Fault> {
+    let (amounts, time) = match body {
+        Body::Anchor(anchor) => ([Fen::ZERO; 2], anchor.time),
+        Body::Grant(grant) | Body::StandInGrant(StandInGrant(grant)) => {
+            ([grant.amount, grant.total], grant.time)
+        }
+        Body::ShareGrant(grant) => ([grant.amount, grant.total], grant.time),
+        Body::Pool(pool) => ([pool.per_day, pool.habit_only], Timestamp(0)),
+        _ => return Ok(()),
+    };
+    amounts.into_iter().try_for_each(check_fen)?;
+    if !(Timestamp(0)..TIME_MAX).contains(&time) {
+        return Err(Fault::peer(format!("a time of {} ms", time.0)));
+    }
+    Ok(())
 }
 
 /// The records that are news, and the position of the first; `None` where all of them are known.

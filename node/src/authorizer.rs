@@ -248,7 +248,7 @@ mod tests {
             covered(600, Pin::Absent, &poor, &share(5_000, 4_500), hybrid),
             Err(DeclineReason::PinRequired)
         );
-        let short = Cover::ShortOfAllowance { want: Fen::new(600) };
+        let short = Cover::ShortOfAllowance { want: Fen::new(800) };
         assert_eq!(covered(500, Pin::Absent, &poor, &share(400, 300), hybrid), Ok(short));
         let rich = Purse { cash: wallet(9_000, 9_000, 9_000), ..Purse::default() };
         let whole = |cash| Ok(Cover::Full(Split { cash: Fen::new(cash), ..Split::default() }));

@@ -15,7 +15,7 @@ use feiqian_protocol::account::{Document, actor_id};
 use feiqian_protocol::campus::{CampusConfig, Terminal};
 use feiqian_protocol::chain::{Cursor, LogWriter};
 use feiqian_protocol::entry::{Actor, Body};
-use feiqian_protocol::frame::Recall;
+use feiqian_protocol::frame::{Entries, Recall};
 use feiqian_protocol::ids::{AccountId, CardNumber, LogId, NodeId, TerminalId, Unit};
 use feiqian_protocol::limits::SHARDS;
 use feiqian_protocol::rights::business_day_to_open;
@@ -47,6 +47,8 @@ pub struct NodeCore {
     pub(crate) queues: Queues,
     /// Recalls that wait for the stream before them.
     pub(crate) recalls: BTreeMap<(AccountId, Unit), Recall>,
+    /// Entries that came before the Hello: they travel in another lane.
+    pub(crate) early: Vec<Entries>,
     /// What is to be acknowledged at the end of the step.
     pub(crate) acks: BTreeSet<LogId>,
     /// Logs with an entry that this build cannot apply: they stand still until it is updated.
@@ -109,6 +111,7 @@ impl NodeCore {
             sender: Sender::default(),
             queues: Queues::default(),
             recalls: BTreeMap::new(),
+            early: Vec::new(),
             acks: BTreeSet::new(),
             blocked: BTreeSet::new(),
             marked: (0, state.writer.clock()),

@@ -10,7 +10,7 @@ use feiqian_protocol::frame::{
     Recall, Recalled, RefusalReason,
 };
 use feiqian_protocol::ids::{AccountId, LogId, Unit};
-use feiqian_protocol::limits::{ENTRIES_PER_FRAME_MAX, PENDING_TAPS_MAX, SHARDS};
+use feiqian_protocol::limits::{ENTRIES_PER_FRAME_MAX, LINK_QUEUE_MAX, PENDING_TAPS_MAX, SHARDS};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::session::{Sender, pack};
 use feiqian_protocol::time::Hlc;
@@ -144,6 +144,7 @@ impl NodeCore {
         self.link = Link::Down;
         self.sender = Sender::default();
         self.recalls.clear();
+        self.early.clear();
         self.acks.clear();
         self.blocked.clear();
         self.decide_waiting(now, self.queues.accounts(), outputs)
@@ -191,15 +192,21 @@ impl NodeCore {
         outputs: &mut Vec<Output>,
     ) -> Result<(), Fault> {
         match (frame, self.link) {
-            (Frame::CentreHello(hello), _) => self.on_centre_hello(now, link, &hello, outputs),
-            (Frame::Entries(entries), Link::Up(..) | Link::Refused(..)) => {
-                if entries.log == self.own_log() {
-                    self.on_own_tail(now, entries)
-                } else {
-                    self.on_centre_entries(now, entries, outputs)?;
-                    Ok(self.obey_recalls(now, outputs)?)
+            (Frame::CentreHello(hello), _) => {
+                self.on_centre_hello(now, link, &hello, outputs)?;
+                for entries in std::mem::take(&mut self.early) {
+                    self.on_entries(now, entries, outputs)?;
                 }
+                Ok(())
             }
+            (Frame::Entries(entries), Link::Opening(_)) => {
+                if self.early.len() >= LINK_QUEUE_MAX {
+                    return Err(Fault::peer("entries, but no Hello"));
+                }
+                self.early.push(entries);
+                Ok(())
+            }
+            (Frame::Entries(entries), _) => self.on_entries(now, entries, outputs),
             (Frame::Ack(ack), Link::Up(..) | Link::Refused(..)) => self.on_ack(&ack),
             (Frame::No(no), Link::Up(..)) => Ok(self.on_no(now, &no, outputs)?),
             (Frame::Recall(recall), Link::Up(..)) => self.on_recall(now, recall, outputs),
@@ -208,6 +215,14 @@ impl NodeCore {
             (Frame::LossNotice(notice), _) => Ok(self.on_loss(now, &notice, outputs)?),
             _ => Err(Fault::peer("a frame out of place")),
         }
+    }
+
+    fn on_entries(&mut self, now: &Now, entries: Entries, outputs: &mut Vec<Output>) -> Result<(), Fault> {
+        if entries.log == self.own_log() {
+            return self.on_own_tail(now, entries);
+        }
+        self.on_centre_entries(now, entries, outputs)?;
+        Ok(self.obey_recalls(now, outputs)?)
     }
 
     fn on_centre_hello(
@@ -235,7 +250,16 @@ impl NodeCore {
         };
         self.sender = Sender::default();
         self.sender.open(own, hello.log.position, end);
-        if self.hash_at(hello.log.position)? == Some(hello.log.hash) {
+        if hello.log.position < self.state.saved.acked {
+            // The centre has come back from an old copy: it gets again what it lacks, and until then it is exposed here.
+            tracing::error!(
+                holds = hello.log.position,
+                acked = self.state.saved.acked,
+                "the centre holds less than it has acknowledged"
+            );
+            self.state.saved.acked = hello.log.position;
+            self.state.totals.exposed = self.store.debited(hello.log.position, i64::MAX as u64)?;
+        } else if self.hash_at(hello.log.position)? == Some(hello.log.hash) {
             self.note_acked(hello.log.position)?;
         }
         self.marked = (now.mono_ms, self.marked.1);

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use feiqian_protocol::frame::No;
 use feiqian_protocol::ids::{Unit, Wallet};
+use feiqian_protocol::limits::AMOUNT_FEN_MAX;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::rights::Share;
 use feiqian_protocol::tap::DeclineReason;
@@ -123,7 +124,12 @@ impl Asks {
         if unit != no.unit || want < no.want {
             return false;
         }
-        let told = Told { want: no.want, is_final: no.r#final, free: no.free.or_zero(), partial: None };
+        let told = Told {
+            want: no.want,
+            is_final: no.r#final,
+            free: no.free.or_zero().min(AMOUNT_FEN_MAX),
+            partial: None,
+        };
         self.noes.insert(unit, told);
         self.asked = None;
         true
