@@ -2,7 +2,7 @@
 //! `export` read the database by themselves.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,15 +13,18 @@ use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName, Wallet};
 use feiqian_protocol::limits::ENROL_CODE_SECONDS;
 use feiqian_protocol::money::Fen;
+use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
 use crate::authority::{self, Authority};
 use crate::config::{Config, ConfigError, read_campus};
 use crate::control::Client;
 use crate::driver::real_now;
+use crate::export::{self, Format, Table};
 use crate::import;
 use crate::io::{Command, Identity, Status};
 use crate::run::{self, CAMPUS, DATABASE};
+use crate::verify;
 
 /// A configuration that is wrong (`EX_USAGE` of sysexits.h).
 const EXIT_CONFIGURATION: u8 = 64;
@@ -138,12 +141,12 @@ enum Action {
     /// Writes out what the database holds.
     Export {
         /// What.
-        what: Export,
+        what: What,
         #[command(flatten)]
         data: Data,
         /// The format.
         #[arg(long, default_value = "csv")]
-        format: Format,
+        format: As,
         /// Where to; standard output where it is not given.
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
@@ -193,17 +196,37 @@ struct LossOf {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Export {
+enum What {
     Balances,
     Postings,
     Entries,
     Cases,
 }
 
+impl From<What> for Table {
+    fn from(what: What) -> Self {
+        match what {
+            What::Balances => Self::Balances,
+            What::Postings => Self::Postings,
+            What::Entries => Self::Entries,
+            What::Cases => Self::Cases,
+        }
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
-enum Format {
+enum As {
     Csv,
     Jsonl,
+}
+
+impl From<As> for Format {
+    fn from(form: As) -> Self {
+        match form {
+            As::Csv => Self::Csv,
+            As::Jsonl => Self::Jsonl,
+        }
+    }
 }
 
 /// Runs a command line, its first argument being the program's name.
@@ -250,12 +273,9 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
         Action::Topup { card, amount, wallet, channel, key, data } => {
             let amount_fen = amount.fen.map(Fen::new).or(amount.yuan).unwrap_or_default();
             let reply = say(&data.dir, &Command::Topup { card, amount_fen, wallet, channel, key })?;
-            let before = if reply.get("repeat") == Some(&json!(true)) {
-                " (before; nothing was done now)"
-            } else {
-                ""
-            };
-            writeln!(out, "credited {amount_fen} yuan{before}")?;
+            // A repeat gets its first answer, so this is the balance after the credit, not after a repeat of it.
+            let posted = reply.get("posted_fen").and_then(Value::as_i64).unwrap_or_default();
+            writeln!(out, "credited {amount_fen} yuan; {wallet} was {} yuan then", Fen::new(posted))?;
         }
         Action::Loss { what: Loss::Report(LossOf { card, operator, data }) } => {
             say(&data.dir, &Command::ReportLoss { card, operator })?;
@@ -276,20 +296,27 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
                 print_status(out, &serde_json::from_value(status)?)?;
             }
         }
-        Action::Verify { data, json } => return verify(&data.dir, json),
-        Action::Export { what, data, format, output } => export(&data.dir, what, format, output.as_deref())?,
+        Action::Verify { data, json } => return verify(out, &data.dir, json),
+        Action::Export { what, data, format, output } => {
+            export(out, &data.dir, what.into(), format.into(), output.as_deref())?
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn start_log(json: bool) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FEIQIAN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     // Somebody who runs us inside their own process may have a log of their own already.
     let _ = if json { log.json().try_init() } else { log.try_init() };
 }
@@ -315,7 +342,7 @@ fn init(out: &mut impl Write, dir: &Path, campus_file: &Path) -> anyhow::Result<
     let identity = Identity { institution: campus.institution, log_key: authority::log_key(dir)? };
     // SQLite makes its other files as private as this one.
     authority::write_private(dir, DATABASE, b"")?;
-    let connection = rusqlite::Connection::open(dir.join(DATABASE))?;
+    let connection = Connection::open(dir.join(DATABASE))?;
     drop(crate::core::ReconcileCore::open(connection, identity)?);
     // Last, since its presence says that the rest is there.
     authority::write_private(dir, CAMPUS, text.as_bytes())?;
@@ -403,12 +430,51 @@ fn print_status(out: &mut impl Write, status: &Status) -> std::io::Result<()> {
     Ok(())
 }
 
-fn verify(dir: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
-    let _ = (dir, as_json);
-    anyhow::bail!("nothing to verify yet")
+fn verify(out: &mut impl Write, dir: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
+    let identity = run::identity(dir)?;
+    let centre_key = identity.log_key.verifying_key();
+    let report = verify::verify(&open_read_only(dir)?, identity.institution, &centre_key)?;
+    if as_json {
+        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+    } else {
+        writeln!(out, "{}: {} entries in all logs", report.node, report.entries)?;
+        for (log, position) in &report.positions {
+            writeln!(out, "{log}: {position}")?;
+        }
+        writeln!(out, "digest of the tables   {}", report.digest_tables)?;
+        writeln!(out, "digest of the entries  {}", report.digest_folded)?;
+        for problem in &report.problems {
+            writeln!(out, "problem: {problem}")?;
+        }
+        writeln!(out, "{}", if report.ok { "ok" } else { "NOT OK" })?;
+    }
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn export(dir: &Path, what: Export, format: Format, output: Option<&Path>) -> anyhow::Result<()> {
-    let _ = (dir, what, format, output, std::io::stdout().flush());
-    anyhow::bail!("nothing to export yet")
+fn export(
+    out: &mut impl Write,
+    dir: &Path,
+    table: Table,
+    format: Format,
+    output: Option<&Path>,
+) -> anyhow::Result<()> {
+    let institution = run::identity(dir)?.institution;
+    let connection = open_read_only(dir)?;
+    match output {
+        None => export::export(&connection, institution, table, format, &mut BufWriter::new(out))?,
+        Some(path) => {
+            let file = std::fs::File::create(path).with_context(|| path.display().to_string())?;
+            let mut file = BufWriter::new(file);
+            export::export(&connection, institution, table, format, &mut file)?;
+            file.flush().with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// Beside the running service, or without it.
+fn open_read_only(dir: &Path) -> anyhow::Result<Connection> {
+    let database = dir.join(DATABASE);
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(&database, flags).with_context(|| database.display().to_string())
 }
