@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{sleep, timeout};
 
 use feiqian_protocol::time::Timestamp;
@@ -65,6 +65,8 @@ pub struct Process {
     config: PathBuf,
     log: PathBuf,
     child: Option<Child>,
+    /// Held open as long as the process is to live; waiting for a child would close it.
+    input: Option<ChildStdin>,
     /// Its local socket.
     pub control: Control,
     /// Largest resident size seen, in kB.
@@ -80,6 +82,7 @@ impl Process {
             config: data.join("run.toml"),
             log: data.join("run.log"),
             child: None,
+            input: None,
             control: Control::new(data.join("control.sock")),
             rss_kb_max: 0,
         }
@@ -97,7 +100,7 @@ impl Process {
     pub async fn start(&mut self, now: Timestamp) -> Result<()> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let arguments: [OsString; 3] = ["run".into(), "--config".into(), self.config.clone().into()];
-        let child = Command::new(std::env::current_exe()?)
+        let mut child = Command::new(std::env::current_exe()?)
             .arg(self.role)
             .args(arguments)
             .env(END_WITH_STDIN, "1")
@@ -107,6 +110,7 @@ impl Process {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}", self.name))?;
+        self.input = child.stdin.take();
         self.child = Some(child);
         self.control.forget();
         let clock = json!({"command": "clock", "now_ms": now.0});
