@@ -8,7 +8,7 @@ use feiqian_tests::kept::{Kept, Row, find_below, number, rows};
 use serde_json::Value;
 
 /// The first two days of the generated campus.
-const DAYS: [&str; 2] = ["2026-09-07", "2026-09-08"];
+const DAYS: [&str; 2] = ["2025-11-10", "2025-11-11"];
 
 /// Runs a campus that must succeed; returns its report. What it keeps is in `directory/kept`.
 fn campus(directory: &Path, arguments: &[&str]) -> Value {
@@ -119,9 +119,9 @@ fn strict_nodes_never_stand_in() {
 #[test]
 fn three_days_with_two_outages_each() {
     let directory = tempfile::tempdir().expect("a directory");
-    let outages: Vec<String> = ["2026-09-07", "2026-09-08", "2026-09-09"]
+    let outages: Vec<String> = ["2025-11-10", "2025-11-11", "2025-11-12"]
         .iter()
-        .flat_map(|day| [format!("canteen-2@{day}T11:15-{day}T12:45"), format!("all@{day}T17:00-{day}T18:00")])
+        .flat_map(|day| [format!("canteen-east@{day}T11:15-{day}T12:45"), format!("all@{day}T17:00-{day}T18:00")])
         .collect();
     let mut arguments = vec!["--people", "400", "--days", "3", "--seed", "5"];
     for outage in &outages {
@@ -134,7 +134,7 @@ fn three_days_with_two_outages_each() {
 #[test]
 fn fifty_kills_in_ten_thousand_taps_lose_and_double_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
-    let victims = ["canteen-1", "canteen-2", "canteen-3", "centre"];
+    let victims = ["canteen-north", "canteen-east", "canteen-south", "centre"];
     // Fifty moments spread over two lunches, in an order that the seed does not choose.
     let kills: Vec<String> = (0..50)
         .map(|kill| {
@@ -153,7 +153,7 @@ fn fifty_kills_in_ten_thousand_taps_lose_and_double_nothing() {
 
 #[test]
 fn a_card_reported_lost_during_an_outage_stops_elsewhere_at_once_and_is_refunded() {
-    let outage = format!("canteen-1@{day}T11:00-{day}T13:00", day = DAYS[0]);
+    let outage = format!("canteen-north@{day}T11:00-{day}T13:00", day = DAYS[0]);
     let common = ["--people", "300", "--seed", "3", "--outage", &outage];
 
     // Without a loss, to find somebody who pays at the cut canteen and again after the heal.
@@ -163,7 +163,7 @@ fn a_card_reported_lost_during_an_outage_stops_elsewhere_at_once_and_is_refunded
     let paid_later = |card: &str| receipts.iter().any(|row| is_paid(row) && row["card"] == card && clock(row) > "13:05");
     let victim = receipts
         .iter()
-        .filter(|row| is_paid(row) && row["building"] == "canteen-1" && ("11:30".."13:00").contains(&clock(row)))
+        .filter(|row| is_paid(row) && row["building"] == "canteen-north" && ("11:30".."13:00").contains(&clock(row)))
         .map(|row| row["card"].clone())
         .find(|card| paid_later(card))
         .expect("such a person");
@@ -175,7 +175,7 @@ fn a_card_reported_lost_during_an_outage_stops_elsewhere_at_once_and_is_refunded
     assert_sound(&report, &kept);
     let mut paid_while_cut = 0;
     for row in Kept::new(&kept).receipts().iter().filter(|row| row["card"] == victim && clock(row) >= "11:10") {
-        if row["building"] == "canteen-1" && clock(row) < "13:00" {
+        if row["building"] == "canteen-north" && clock(row) < "13:00" {
             paid_while_cut += if is_paid(row) { number(row, "amount_fen") } else { 0 };
         } else {
             assert_eq!((row["outcome"].as_str(), row["reason"].as_str()), ("declined", "lost"), "{row:?}");
@@ -222,9 +222,9 @@ fn real_taps_through_an_outage_a_kill_and_a_dead_centre() {
 #[test]
 fn what_cannot_be_run_is_refused_with_its_reason() {
     let cases: [(&[&str], &str); 4] = [
-        (&["campus", "--outage", "canteen-9@2026-09-07T11:00-2026-09-07T12:00"], "canteen-9"),
-        (&["campus", "--outage", "canteen-1@2026-09-07T12:00-2026-09-07T11:00"], "2026-09-07T12:00"),
-        (&["campus", "--kill", "canteen-1@noon"], "noon"),
+        (&["campus", "--outage", "canteen-9@2025-11-10T11:00-2025-11-10T12:00"], "canteen-9"),
+        (&["campus", "--outage", "canteen-north@2025-11-10T12:00-2025-11-10T11:00"], "2025-11-10T12:00"),
+        (&["campus", "--kill", "canteen-north@noon"], "noon"),
         (&["campus", "--replay", "/nonexistent"], "/nonexistent"),
     ];
     for (arguments, named) in cases {
