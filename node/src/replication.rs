@@ -301,6 +301,10 @@ impl NodeCore {
         } else if self.hash_at(hello.log.position)? == Some(hello.log.hash) {
             self.sender.open(self.own_log(), hello.log.position, self.state.writer.cursor().position);
             self.note_acked(hello.log.position)?;
+        } else if hello.log.position <= end {
+            // A continuation of which the centre does not know yet that it is another one: it finds out by what comes
+            // after the last that both have, and names the branch.
+            self.sender.open(self.own_log(), self.state.saved.acked, self.state.writer.cursor().position);
         }
         self.decide_waiting(now, self.queues.accounts(), outputs)?;
         Ok(())

@@ -48,6 +48,8 @@ pub(crate) struct Link {
     sender: Sender,
     anchor: u64,
     anchored: bool,
+    /// True once the node was told which branch its continuation goes to.
+    branched: bool,
 }
 
 impl Link {
@@ -77,6 +79,7 @@ impl Round<'_> {
             sender: Sender::default(),
             anchor: 0,
             anchored: false,
+            branched: false,
         };
         self.state.links.insert(id, link);
     }
@@ -292,6 +295,9 @@ impl Round<'_> {
         let mut branch = None;
         if reason == RefusalReason::ForkedLog {
             branch = self.branch_for(id, node_id, false)?;
+            if let Some(link) = self.state.links.get_mut(&id) {
+                link.branched = branch.is_some();
+            }
         }
         let session = self.state.nodes.get(&node_id).map_or(0, |node| node.session);
         self.send_hello(id, node_id, session, Some(reason), branch);
@@ -375,8 +381,8 @@ impl Round<'_> {
                 Ok(())
             }
             Ingest::Forked if log == self.state.own_log(node) => {
-                let refused = self.state.links.get(&id).is_some_and(|link| link.phase == Phase::Refused);
-                if refused {
+                // One that was refused for another reason may have forked as well, which shows only here.
+                if self.state.links.get(&id).is_some_and(|link| link.branched) {
                     self.close_link(id, "a refused continuation goes to its branch");
                     return Ok(());
                 }
@@ -394,6 +400,10 @@ impl Round<'_> {
                 }
             },
         }
+    }
+
+    fn is_refused(&self, id: LinkId) -> bool {
+        self.state.links.get(&id).is_some_and(|link| link.phase == Phase::Refused)
     }
 
     fn acked(&mut self, id: LinkId, node_id: NodeId, ack: Ack) {
