@@ -86,6 +86,8 @@ pub enum Notice {
 
 /// A building (or a copy of one).
 pub struct Site {
+    /// Which building it is.
+    pub building: u16,
     /// Who it is.
     pub identity: node_io::Identity,
     /// Its disk.
@@ -163,17 +165,7 @@ impl World {
         world.command(centre_io::Command::ImportAccounts { accounts })?;
         for number in 1..=world.setup.nodes {
             let identity = world.enrol(number)?;
-            world.sites.push(Site {
-                identity,
-                disk: Disk::new(),
-                skew_ms: 0,
-                core: None,
-                reader: None,
-                opened_at: 0,
-                wire: None,
-                believes: None,
-            });
-            world.start(usize::from(number) - 1)?;
+            world.add_site(number, identity, Disk::new())?;
         }
         Ok(world)
     }
@@ -345,16 +337,17 @@ impl World {
     /// Where the core does not open.
     pub fn clone_site(&mut self, site: usize, image: &Image) -> Result<usize> {
         self.model.copied();
-        let identity = self.sites[site].identity.clone();
-        self.add_site(identity, Disk::from_image(image))
+        let (building, identity) = (self.sites[site].building, self.sites[site].identity.clone());
+        self.add_site(building, identity, Disk::from_image(image))
     }
 
     /// Starts a process with an identity from [`World::enrol`] on a disk; returns its site.
     ///
     /// # Errors
     /// Where the core does not open.
-    pub fn add_site(&mut self, identity: node_io::Identity, disk: Disk) -> Result<usize> {
+    pub fn add_site(&mut self, building: u16, identity: node_io::Identity, disk: Disk) -> Result<usize> {
         self.sites.push(Site {
+            building,
             identity,
             disk,
             skew_ms: 0,
@@ -553,7 +546,7 @@ impl World {
     /// What the core could not do.
     pub fn tap(&mut self, site: usize, card: &str, fen: i64) -> Result<Request> {
         self.sequences += 1;
-        let terminal = terminal_id(self.sites[site].identity.node.0, 1 + self.sequences % 3);
+        let terminal = terminal_id(self.sites[site].building, 1 + self.sequences % 3);
         let request = Request::tap(site, terminal, self.sequences, card, Fen::new(fen))?;
         self.submit(&request)?;
         Ok(request)
@@ -609,7 +602,7 @@ impl World {
     /// Where the card has no valid number.
     pub fn hold_back(&mut self, site: usize, card: &str, fen: i64) -> Result<Request> {
         self.sequences += 1;
-        let terminal = terminal_id(self.sites[site].identity.node.0, 1);
+        let terminal = terminal_id(self.sites[site].building, 1);
         Request::tap(site, terminal, self.sequences, card, Fen::new(fen))
     }
 

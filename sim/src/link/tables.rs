@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use feiqian_protocol::entry::Entry;
-use feiqian_protocol::ids::{AccountId, CardNumber, LogId, Wallet};
+use feiqian_protocol::entry::{Body, Entry};
+use feiqian_protocol::ids::{AccountId, CardNumber, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
 use rusqlite::Connection;
 
@@ -172,6 +172,29 @@ impl CentreTables {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// What was out, right and stand-in together, at the declared heads of epochs that the centre closed by itself.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn closed_by_force(&mut self) -> Result<Fen> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT node, epoch, out + si_out FROM closings ORDER BY 1, 2")?;
+        let closings = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, fen(row, 2)?)))?;
+        let closings: Vec<(u16, u32, Fen)> = closings.collect::<Result<_, _>>()?;
+        drop(statement);
+        let mut exposed = Fen::ZERO;
+        for (node, epoch, out) in closings {
+            let stream = self.entries(to_node_log(NodeId(node)))?;
+            let by_force =
+                |entry: &Entry| matches!(&entry.body, Body::Closed(closed) if closed.epoch.0 == epoch);
+            if stream.iter().any(by_force) {
+                exposed += out;
+            }
+        }
+        Ok(exposed)
+    }
+
     /// Entries that break a rule, as the centre noted them.
     ///
     /// # Errors
@@ -274,11 +297,11 @@ fn wallet_of(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Wallet>
 }
 
 /// The log that a node writes.
-pub const fn node_log(node: feiqian_protocol::ids::NodeId) -> LogId {
+pub const fn node_log(node: NodeId) -> LogId {
     LogId::node(INSTITUTION, node)
 }
 
 /// The centre's stream for a node.
-pub const fn to_node_log(node: feiqian_protocol::ids::NodeId) -> LogId {
+pub const fn to_node_log(node: NodeId) -> LogId {
     LogId::to_node(INSTITUTION, node)
 }

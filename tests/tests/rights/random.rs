@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result, ensure};
 use feiqian_protocol::campus::{Mode, Policy};
+use feiqian_protocol::frame::Lane;
 use feiqian_protocol::money::Fen;
 use feiqian_sim::link::{Notice, Request, Setup, World};
 use feiqian_sim::seed::Seed;
@@ -54,7 +55,8 @@ impl Run {
         match self.seed.below(100) {
             0..45 => self.deliver(),
             45..48 => {
-                let waiting = self.world.waiting();
+                let mut waiting = self.world.waiting();
+                waiting.retain(|frame| frame.lane == Lane::Bulk);
                 self.seed.pick(&waiting).map_or(Ok(()), |frame| self.world.deliver_copy(*frame))
             }
             48..66 => self.tap(),
