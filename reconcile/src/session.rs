@@ -402,10 +402,6 @@ impl Round<'_> {
         }
     }
 
-    fn is_refused(&self, id: LinkId) -> bool {
-        self.state.links.get(&id).is_some_and(|link| link.phase == Phase::Refused)
-    }
-
     fn acked(&mut self, id: LinkId, node_id: NodeId, ack: Ack) {
         let to_node = self.state.to_node(node_id);
         let Some(link) = self.state.links.get_mut(&id) else { return };
