@@ -332,13 +332,19 @@ fn open_read_only(dir: &DataDir) -> Result<(NodeFiles, Connection), anyhow::Erro
 
 /// True where who reads our output has gone away, such as `head`.
 fn broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    let kind = |error: &(dyn Error + 'static)| {
+        let csv = error.downcast_ref::<csv::Error>().map(csv::Error::kind);
+        match csv {
+            Some(csv::ErrorKind::Io(error)) => Some(error.kind()),
+            _ => error
+                .downcast_ref::<io::Error>()
+                .map(io::Error::kind)
+                .or_else(|| error.downcast_ref::<serde_json::Error>()?.io_error_kind()),
+        }
+    };
     let mut cause = Some(error);
     while let Some(error) = cause {
-        let kind = error
-            .downcast_ref::<io::Error>()
-            .map(io::Error::kind)
-            .or_else(|| error.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind));
-        if kind == Some(io::ErrorKind::BrokenPipe) {
+        if kind(error) == Some(io::ErrorKind::BrokenPipe) {
             return true;
         }
         cause = error.source();

@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use crate::config::HostPort;
 use crate::identity::{DataDir, DataDirError, NewKeys};
 use crate::link::{self, LinkError};
-use crate::tls::{self, CENTRE_NAME, CertificateTime};
+use crate::tls::{self, CertificateTime};
 
 /// How long the centre may take, from the first packet to its answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,8 +41,8 @@ pub enum JoinError {
     #[error("the data directory cannot be used")]
     DataDir(#[from] DataDirError),
     /// The centre has no address.
-    #[error("{0} has no address")]
-    Address(HostPort, #[source] io::Error),
+    #[error(transparent)]
+    Address(LinkError),
     /// Nobody answers.
     #[error("the centre does not answer at {0} within 10 s; is it running, and is UDP let through?")]
     Unreachable(HostPort),
@@ -128,7 +128,10 @@ async fn exchange(
     request: &SealedEnrolRequest,
 ) -> Result<EnrolAnswer, JoinError> {
     let failed = |error: LinkError| match &error {
-        LinkError::Connection(quinn::ConnectionError::TimedOut) => JoinError::Unreachable(centre.clone()),
+        LinkError::Connection(quinn::ConnectionError::TimedOut) | LinkError::Silent(_) => {
+            JoinError::Unreachable(centre.clone())
+        }
+        LinkError::Address(..) => JoinError::Address(error),
         LinkError::Connection(quinn::ConnectionError::TransportError(cause))
             if cause.reason.contains(OTHER_AUTHORITY) =>
         {
@@ -137,22 +140,13 @@ async fn exchange(
         _ => JoinError::Connection(centre.clone(), error),
     };
     let talk = async {
-        let mut addresses = tokio::net::lookup_host((centre.host.as_str(), centre.port))
-            .await
-            .map_err(|error| JoinError::Address(centre.clone(), error))?;
-        let address = addresses
-            .next()
-            .ok_or_else(|| JoinError::Address(centre.clone(), io::ErrorKind::NotFound.into()))?;
+        let addresses = link::addresses(centre).await.map_err(failed)?;
         let config = link::client_config(tls_config(code)?, TIMEOUT).map_err(failed)?;
         let runtime: Arc<dyn quinn::Runtime> = Arc::new(quinn::TokioRuntime);
         let endpoint = link::bind(&*runtime)
             .and_then(|socket| link::endpoint(runtime, socket))
             .map_err(|error| failed(error.into()))?;
-        let connection = endpoint
-            .connect_with(config, address, CENTRE_NAME)
-            .map_err(|error| failed(error.into()))?
-            .await
-            .map_err(|error| failed(error.into()))?;
+        let connection = link::connect_any(&endpoint, &config, addresses, TIMEOUT).await.map_err(failed)?;
         let answer = send_and_read(&connection, request).await.map_err(|error| {
             // The connection's own end says more than that of the stream which broke with it.
             connection.close_reason().map_or(error, |reason| failed(reason.into()))
@@ -300,6 +294,7 @@ mod tests {
     use rcgen::{BasicConstraints, Certificate, IsCa, Issuer};
 
     use super::*;
+    use crate::tls::CENTRE_NAME;
 
     struct Authority {
         issuer: Issuer<'static, KeyPair>,

@@ -38,6 +38,10 @@ const PAUSE_MAX: Duration = Duration::from_millis(1_000);
 /// The round trip that a new connection reckons with before it has measured one: a campus, not a continent.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
+/// Addresses of one name that are tried, and the pause before the next one is tried beside a slow one.
+const ADDRESSES_MAX: usize = 8;
+const NEXT_ADDRESS_PAUSE: Duration = Duration::from_millis(250);
+
 /// Frames of one lane that may wait before the core. Few of the bulk lane, since one step takes all that wait and taps
 /// wait for the step; a lane that is full waits on the wire.
 const BULK_FRAMES_WAITING_MAX: usize = 2;
@@ -223,28 +227,68 @@ async fn connect(
     config: &ClientConfig,
     centre: &HostPort,
 ) -> Result<Connection, LinkError> {
-    let lookup = tokio::net::lookup_host((centre.host.as_str(), centre.port));
-    let addresses = match tokio::time::timeout(CONNECT_TIMEOUT, lookup).await {
-        Ok(addresses) => addresses,
-        Err(elapsed) => Err(elapsed.into()),
+    let addresses = match tokio::time::timeout(CONNECT_TIMEOUT, addresses(centre)).await {
+        Ok(addresses) => addresses?,
+        Err(elapsed) => return Err(LinkError::Address(centre.clone(), elapsed.into())),
     };
-    let addresses = addresses.map_err(|error| LinkError::Address(centre.clone(), error))?;
-    let mut last = LinkError::Address(centre.clone(), io::ErrorKind::NotFound.into());
-    for address in addresses {
-        let connecting = match endpoint.connect_with(config.clone(), address, CENTRE_NAME) {
-            Ok(connecting) => connecting,
-            Err(error) => {
-                last = error.into();
-                continue;
+    connect_any(endpoint, config, addresses, CONNECT_TIMEOUT).await
+}
+
+/// The addresses of a name; at least one.
+///
+/// # Errors
+/// [`LinkError::Address`].
+pub async fn addresses(centre: &HostPort) -> Result<Vec<SocketAddr>, LinkError> {
+    let addresses: Vec<_> = tokio::net::lookup_host((centre.host.as_str(), centre.port))
+        .await
+        .map_err(|error| LinkError::Address(centre.clone(), error))?
+        .take(ADDRESSES_MAX)
+        .collect();
+    if addresses.is_empty() {
+        return Err(LinkError::Address(centre.clone(), io::ErrorKind::NotFound.into()));
+    }
+    Ok(addresses)
+}
+
+/// Connects to one of these addresses: to the next one where the one before has failed or is slow (RFC 8305), since a name
+/// often has addresses of both IP families of which one leads nowhere.
+///
+/// # Errors
+/// Why the last attempt failed.
+pub async fn connect_any(
+    endpoint: &Endpoint,
+    config: &ClientConfig,
+    addresses: Vec<SocketAddr>,
+    each: Duration,
+) -> Result<Connection, LinkError> {
+    let mut attempts = JoinSet::new();
+    let mut addresses = addresses.into_iter().peekable();
+    loop {
+        let mut failed = None;
+        if let Some(address) = addresses.next() {
+            match endpoint.connect_with(config.clone(), address, CENTRE_NAME) {
+                Err(error) => failed = Some(error.into()),
+                Ok(connecting) => {
+                    attempts.spawn(async move {
+                        let connection = tokio::time::timeout(each, connecting).await;
+                        Ok(connection.map_err(|_| LinkError::Silent(address))??)
+                    });
+                }
             }
-        };
-        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => last = error.into(),
-            Err(_) => last = LinkError::Silent(address),
+        }
+        tokio::select! {
+            Some(ended) = attempts.join_next() => match ended {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => failed = Some(error),
+                Err(_) => {}
+            },
+            () = tokio::time::sleep(NEXT_ADDRESS_PAUSE), if addresses.peek().is_some() => {}
+            else => {}
+        }
+        if addresses.peek().is_none() && attempts.is_empty() {
+            return Err(failed.unwrap_or_else(|| LinkError::Violation("no address is left".to_owned())));
         }
     }
-    Err(last)
 }
 
 /// Moves frames until the connection is gone. `None` where told to stop.
