@@ -128,6 +128,44 @@ fn a_reversal_that_comes_first_declines_its_tap() {
 }
 
 #[test]
+fn a_reversal_of_a_waiting_tap_declines_it() {
+    let mut world = stocked(Mode::Strict);
+    world.buy("1", "alice", 1_400);
+    world.buy("2", "alice", 300);
+    let outputs = world.reverse("r1", "1", None);
+    let expected =
+        [declined(DeclineReason::Reversed), approved(ALICE, 300, 0), approved(ALICE, 0, 0)].concat();
+    assert_eq!(decided(&outputs), expected, "and the next one is decided");
+    assert_eq!(decided(&world.buy("1", "alice", 1_400)), declined(DeclineReason::Reversed));
+    assert_eq!(decided(&world.grant(ALICE, 400)), [], "what comes for it later is right all the same");
+    assert_eq!(world.status().unspent_fen, 1_100);
+    world.check();
+}
+
+#[test]
+fn a_tap_that_cannot_be_written_takes_nothing_else_along() {
+    let mut world = stocked(Mode::Strict);
+    world.share_grant(BOB, 5_000);
+    world.grant(BOB, 1_000);
+    let run = |world: &World, sql: &str| world.core.store.connection().execute_batch(sql).unwrap();
+    run(&world, "INSERT INTO unposted VALUES (1, 2, 1, 1, 0)");
+    let taps = ["bob", "alice", "bob"].into_iter().zip(0..);
+    let taps =
+        taps.map(|(card, n)| Input::Tap(Ticket(n), tap(&n.to_string(), card, TapKind::Amount(fen(100)))));
+    let outputs = world.step(taps.collect());
+    world.ingest(&outputs);
+    let (bob, out) = (approved(BOB, 100, 0), declined(DeclineReason::OutOfService));
+    assert_eq!(decided(&outputs), [bob.clone(), out, bob].concat());
+    assert_eq!((world.status().position, world.status().unspent_fen), (2, 1_800));
+    run(&world, "DELETE FROM unposted WHERE shard = 1");
+    world.check();
+    let again = world.buy("1", "alice", 100);
+    assert!(matches!(again[0], Output::Decided { repeat: false, .. }), "nothing of it was kept");
+    assert_eq!(decided(&again), approved(ALICE, 100, 0));
+    world.check();
+}
+
+#[test]
 fn a_reversal_in_parts_gives_stand_in_home_first_and_allowance_back() {
     let mut world = stocked(Mode::Optimistic);
     world.disconnect();
