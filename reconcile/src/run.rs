@@ -1,6 +1,7 @@
 //! The running centre: opens everything in order, and ends it in order.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,7 +76,7 @@ pub fn identity(dir: &Path) -> anyhow::Result<Identity> {
 /// Takes the data directory for this process.
 fn lock(dir: &Path) -> anyhow::Result<File> {
     must_be_initialised(dir)?;
-    let file = File::options().create(true).append(true).open(dir.join(LOCK));
+    let file = File::options().create(true).append(true).mode(0o600).open(dir.join(LOCK));
     let file = file.with_context(|| format!("{} cannot be written", dir.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
