@@ -5,7 +5,7 @@ use ed25519_dalek::{SigningKey, VerifyingKey};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{CampusId, CardNumber, InstitutionId, NodeId, NodeName};
-use feiqian_protocol::tap::{BalanceView, DeclineReason, Decision, ReversalRequest, TapKey, TapRequest};
+use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapKey, TapRequest};
 use feiqian_protocol::time::Timestamp;
 use serde::Serialize;
 
