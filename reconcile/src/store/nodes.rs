@@ -37,7 +37,7 @@ impl NodeState {
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [Self::Open, Self::Closing, Self::Refused, Self::Retired]
+        [Self::Open, Self::Closing, Self::Closed, Self::Refused, Self::Retired]
             .into_iter()
             .find(|state| state.name() == name)
     }
