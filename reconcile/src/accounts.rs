@@ -67,7 +67,7 @@ impl Round<'_> {
         let institution = self.state.identity.institution;
         let mut cards = BTreeSet::new();
         let mut opened = Vec::with_capacity(imported.len());
-        let mut next = accounts::count(self.db)? + 1;
+        let last = accounts::count(self.db)?;
         for (index, new) in imported.iter().enumerate() {
             let row = index + 1;
             if !cards.insert(&new.card) || accounts::account_of_card(self.db, &new.card)?.is_some() {
@@ -83,8 +83,7 @@ impl Round<'_> {
                     format!("row {row}: a balance must be from 0 to {AMOUNT_FEN_MAX} yuan"),
                 ));
             }
-            let account = AccountId(next);
-            next += 1;
+            let account = AccountId(last + row as u64);
             let terms = NewAccount {
                 class: new.patron_class.clone(),
                 cards: vec![new.card.clone()],

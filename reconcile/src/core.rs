@@ -18,7 +18,8 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Timestamp};
 use rusqlite::{Connection, TransactionBehavior};
 
-use crate::escrow::{AskQueue, Debts, PendingGrants, Sweep};
+use crate::asks::{AskQueue, Debts};
+use crate::escrow::{PendingGrants, Sweep};
 use crate::habit::CampusMeans;
 use crate::io::{Identity, Input, LinkId, Now, Output};
 use crate::session::Link;
@@ -463,3 +464,6 @@ impl<'a> Round<'a> {
         (0..SHARDS).map(|shard| self.state.log(LogId::shard(institution, shard)).cursor.position).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,9 +9,7 @@
 //! The allowance of an account's day is handed out by the same rules, in shares that hold from a day on. A closed share
 //! counts until the day of its closing is over, since it may have been used.
 //!
-//! Asks of one account and unit are served one after another. One that finds too little free starts a round: every
-//! connected node with a row is called upon at once. A *no* is final where all of them answered and nothing is out with
-//! anybody else.
+//! What is asked for and called back is in [`crate::asks`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -19,7 +17,6 @@ use feiqian_protocol::campus::Mode;
 use feiqian_protocol::entry::{
     Actor, Body, CloseRequest, Closed, Entry, Grant, Pool, ShareGrant, StandInGrant,
 };
-use feiqian_protocol::frame::{Ask, Frame, No, Recall, Recalled};
 use feiqian_protocol::ids::{AccountId, Epoch, NodeId, Unit, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::BusinessDay;
@@ -27,7 +24,6 @@ use rusqlite::Connection;
 
 use crate::core::{Round, State, StoreError};
 use crate::habit::{AccountHabits, CampusMeans};
-use crate::io::{LinkId, Output};
 use crate::store::money::{self, ShareState};
 use crate::store::nodes::{self, NodeState};
 use crate::store::{accounts, logs};
@@ -37,9 +33,6 @@ const WRITES_PER_STEP: usize = 1_500;
 
 /// Accounts that a sweep looks at in one step.
 const SWEEP_PER_STEP: usize = 400;
-
-/// Rounds of recalls for one ask: a view may show a right again where a reversal came in between.
-const ROUNDS_MAX: u32 = 4;
 
 /// Grants to a node that its heads do not name as applied yet: what is out but cannot have been spent.
 #[derive(Debug, Default)]
@@ -103,52 +96,6 @@ impl PendingGrants {
     }
 }
 
-/// An ask that waits.
-#[derive(Clone, Copy, Debug)]
-struct WaitingAsk {
-    node: NodeId,
-    link: LinkId,
-    ask: Ask,
-    deadline_ms: u64,
-    rounds: u32,
-}
-
-/// A recall round: who was called upon, and at which log position they said they had obeyed.
-#[derive(Clone, Debug)]
-struct RecallRound {
-    asker: NodeId,
-    answers: BTreeMap<NodeId, Option<u64>>,
-}
-
-/// The asks of one account and unit, oldest first.
-#[derive(Debug, Default)]
-pub(crate) struct AskQueue {
-    asks: VecDeque<WaitingAsk>,
-    round: Option<RecallRound>,
-}
-
-/// A recall without a deadline.
-#[derive(Clone, Copy, Debug)]
-struct DebtRecall {
-    out: Fen,
-    answered: Option<u64>,
-    done: bool,
-}
-
-/// Recalls because less than nothing is free.
-#[derive(Debug, Default)]
-pub(crate) struct Debts {
-    recalls: BTreeMap<(AccountId, Unit, NodeId), DebtRecall>,
-    check: BTreeSet<(AccountId, Unit)>,
-}
-
-impl Debts {
-    /// A new look is needed at whether an account's shares are within its limit.
-    pub fn check_allowance(&mut self, account: AccountId) {
-        self.check.insert((account, Unit::Allowance));
-    }
-}
-
 /// A pass over all accounts, bounded per step.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
@@ -157,6 +104,11 @@ pub(crate) struct Sweep {
 }
 
 impl Sweep {
+    /// True while accounts are left to look at.
+    pub const fn is_under_way(&self) -> bool {
+        self.next.is_some()
+    }
+
     /// Starts over; with `refresh`, hints are brought up to date as well.
     pub fn start(&mut self, refresh: bool) {
         self.next = Some(1);
@@ -170,8 +122,6 @@ impl Round<'_> {
         let pending = self.state.pending.get(&node);
         pending.and_then(|pending| pending.sums.get(&(account, wallet))).copied().unwrap_or_default()
     }
-
-    // Closing.
 
     /// C7, and the common part of C8: all rows of the node's open epoch come home, and the next epoch is open.
     pub(crate) fn close_epoch(&mut self, id: NodeId, head: u64) -> Result<(), StoreError> {
@@ -247,10 +197,8 @@ impl Round<'_> {
         Ok(())
     }
 
-    // Granting.
-
     /// C2.
-    fn grant(
+    pub(crate) fn grant(
         &mut self,
         id: NodeId,
         account: AccountId,
@@ -284,7 +232,12 @@ impl Round<'_> {
         Ok(())
     }
 
-    fn share_grant(&mut self, id: NodeId, account: AccountId, amount: Fen) -> Result<(), StoreError> {
+    pub(crate) fn share_grant(
+        &mut self,
+        id: NodeId,
+        account: AccountId,
+        amount: Fen,
+    ) -> Result<(), StoreError> {
         let (epoch, time, from_day) = (self.epoch(id), self.state.time, self.state.day);
         let shares = money::shares(self.db, account)?;
         let mut share = shares.get(&(id, epoch)).copied().unwrap_or_default();
@@ -363,10 +316,6 @@ impl Round<'_> {
         Ok(())
     }
 
-    fn asked(&self, account: AccountId, unit: Unit) -> bool {
-        self.state.asks.get(&(account, unit)).is_some_and(|queue| !queue.asks.is_empty())
-    }
-
     fn distribute(
         &mut self,
         account: AccountId,
@@ -384,7 +333,7 @@ impl Round<'_> {
             claims += holding.wallet.claims;
             let free = holding.wallet.free;
             if free.is_negative() {
-                self.state.debts.check.insert((account, Unit::Wallet(wallet)));
+                self.state.debts.check_wallet(account, wallet);
             }
             if !free.is_positive() || self.asked(account, Unit::Wallet(wallet)) {
                 continue;
@@ -444,7 +393,7 @@ impl Round<'_> {
 
     /// Allowance that is with nobody: the limit less what was granted and not released, and what was out in an epoch that
     /// was closed today.
-    fn allowance_free(&self, shares: &BTreeMap<(NodeId, Epoch), ShareState>, limit: Fen) -> Fen {
+    pub(crate) fn allowance_free(&self, shares: &BTreeMap<(NodeId, Epoch), ShareState>, limit: Fen) -> Fen {
         let today = self.state.day;
         let counts = |share: &&ShareState| share.closed_day.is_none_or(|day| day >= today);
         limit - shares.values().filter(counts).map(|share| share.out).sum()
@@ -534,278 +483,5 @@ impl Round<'_> {
             self.append(self.state.to_node(*id), Actor::centre(), entry)?;
         }
         Ok(())
-    }
-
-    // Asks and recalls.
-
-    /// A node asks. Its newest ask of a row replaces the one before.
-    pub(crate) fn ask(&mut self, link: LinkId, node: NodeId, ask: Ask) {
-        let deadline_ms = self.now.mono_ms.saturating_add(ask.ms_left);
-        let waiting = WaitingAsk { node, link, ask, deadline_ms, rounds: 0 };
-        let queue = self.state.asks.entry((ask.account, ask.unit)).or_default();
-        match queue.asks.iter_mut().find(|other| other.node == node) {
-            Some(older) if older.ask.want == ask.want => {
-                *older = WaitingAsk { rounds: older.rounds, ..waiting };
-            }
-            Some(older) => {
-                *older = waiting;
-                if queue.round.as_ref().is_some_and(|round| round.asker == node) {
-                    queue.round = None;
-                }
-            }
-            None => queue.asks.push_back(waiting),
-        }
-    }
-
-    /// A node has obeyed a recall; it counts once its log is ingested up to there.
-    pub(crate) fn recalled(&mut self, node: NodeId, recalled: Recalled) {
-        let key = (recalled.account, recalled.unit);
-        if let Some(round) = self.state.asks.get_mut(&key).and_then(|queue| queue.round.as_mut())
-            && let Some(answer) = round.answers.get_mut(&node)
-        {
-            *answer = Some(recalled.at);
-        }
-        if let Some(recall) = self.state.debts.recalls.get_mut(&(key.0, key.1, node)) {
-            recall.answered = Some(recalled.at);
-        }
-    }
-
-    /// A node's session is over: what it was asked for is no longer under way.
-    pub(crate) fn forget_recalls(&mut self, node: NodeId) {
-        self.state.debts.recalls.retain(|(_, _, called), _| *called != node);
-    }
-
-    /// C4 and C5.
-    pub(crate) fn serve_asks(&mut self) -> Result<(), StoreError> {
-        let keys: Vec<(AccountId, Unit)> = self.state.asks.keys().copied().collect();
-        for key in keys {
-            self.drop_asks(key);
-            while self.serve_one(key)? {}
-            if !self.asked(key.0, key.1) {
-                self.state.asks.remove(&key);
-                self.state.dirty.insert(key.0);
-            }
-        }
-        Ok(())
-    }
-
-    /// Drops asks of another epoch, without a session, of a node that is closing, or too late.
-    fn drop_asks(&mut self, key: (AccountId, Unit)) {
-        let State { asks, links, nodes, .. } = &mut *self.state;
-        let now_ms = self.now.mono_ms;
-        let Some(queue) = asks.get_mut(&key) else { return };
-        queue.asks.retain(|waiting| {
-            waiting.deadline_ms > now_ms
-                && links.get(&waiting.link).is_some_and(crate::session::Link::is_accepted)
-                && nodes
-                    .get(&waiting.node)
-                    .is_some_and(|node| node.is_open() && node.epoch == waiting.ask.epoch)
-        });
-        if let Some(round) = &queue.round
-            && !queue.asks.iter().any(|waiting| waiting.node == round.asker)
-        {
-            queue.round = None;
-        }
-    }
-
-    /// What of a unit is free, and what is out with each node in its open epoch.
-    fn view(
-        &mut self,
-        account: AccountId,
-        unit: Unit,
-    ) -> Result<(Fen, BTreeMap<NodeId, (Fen, Fen)>), StoreError> {
-        let open: BTreeMap<NodeId, Epoch> =
-            self.state.nodes.iter().map(|(id, node)| (*id, node.epoch)).collect();
-        let is_open = |key: &(NodeId, Epoch)| open.get(&key.0) == Some(&key.1);
-        Ok(match unit {
-            Unit::Wallet(wallet) => {
-                let holding = self.holding(account, wallet)?;
-                let rows = holding.rows.iter().filter(|(key, _)| is_open(key));
-                (holding.wallet.free, rows.map(|(key, row)| (key.0, (row.granted, row.out))).collect())
-            }
-            Unit::Allowance => {
-                let shares = money::shares(self.db, account)?;
-                let limit = accounts::grant_terms(self.db, account)?.map(|terms| terms.1).unwrap_or_default();
-                let free = self.allowance_free(&shares, limit);
-                let rows = shares.iter().filter(|(key, _)| is_open(key));
-                (free, rows.map(|(key, share)| (key.0, (share.granted, share.out))).collect())
-            }
-        })
-    }
-
-    fn grant_unit(
-        &mut self,
-        id: NodeId,
-        account: AccountId,
-        unit: Unit,
-        amount: Fen,
-    ) -> Result<(), StoreError> {
-        match unit {
-            Unit::Wallet(wallet) => self.grant(id, account, wallet, amount),
-            Unit::Allowance => self.share_grant(id, account, amount),
-        }
-    }
-
-    fn ingested_position(&self, node: NodeId) -> u64 {
-        self.state.log(self.state.own_log(node)).cursor.position
-    }
-
-    fn anchored_link(&self, node: NodeId) -> Option<LinkId> {
-        let mut links = self.state.links.iter();
-        links.find(|(_, link)| link.node == node && link.is_anchored()).map(|(id, _)| *id)
-    }
-
-    /// Serves the first ask that can be; true where something came of it and the next look may find more.
-    fn serve_one(&mut self, key: (AccountId, Unit)) -> Result<bool, StoreError> {
-        let (account, unit) = key;
-        let Some(queue) = self.state.asks.get(&key) else { return Ok(false) };
-        let anchored = |waiting: &WaitingAsk| {
-            self.state.links.get(&waiting.link).is_some_and(crate::session::Link::is_anchored)
-        };
-        let Some(index) = queue.asks.iter().position(anchored) else { return Ok(false) };
-        let waiting = queue.asks[index];
-        let round = queue.round.clone().filter(|round| round.asker == waiting.node);
-        if !accounts::exists(self.db, account)? {
-            self.finish_ask(key, index);
-            return Ok(true);
-        }
-        let (free, rows) = self.view(account, unit)?;
-        let granted = rows.get(&waiting.node).map(|row| row.0).unwrap_or_default();
-        let need = waiting.ask.want - granted;
-        if !need.is_positive() {
-            // Answered already: a grant is on its way.
-            self.finish_ask(key, index);
-            return Ok(true);
-        }
-        if free >= need {
-            self.grant_unit(waiting.node, account, unit, need)?;
-            self.finish_ask(key, index);
-            return Ok(true);
-        }
-        let Some(round) = round else {
-            return self.start_round(key, index, need - free, &rows);
-        };
-        let mut unanswered = false;
-        let mut answered = BTreeSet::new();
-        for (node, at) in &round.answers {
-            if self.anchored_link(*node).is_none() {
-                continue;
-            }
-            if at.is_some_and(|at| at <= self.ingested_position(*node)) {
-                answered.insert(*node);
-            } else {
-                unanswered = true;
-            }
-        }
-        if unanswered {
-            return Ok(false);
-        }
-        let others = || rows.iter().filter(|(node, _)| **node != waiting.node);
-        let again = matches!(unit, Unit::Wallet(_))
-            && others().any(|(node, row)| row.1.is_positive() && self.anchored_link(*node).is_some());
-        if again && waiting.rounds < ROUNDS_MAX {
-            return self.start_round(key, index, need - free, &rows);
-        }
-        if waiting.ask.at > self.ingested_position(waiting.node) {
-            // What the asker itself gave back may still be under way.
-            return Ok(false);
-        }
-        // Allowance that a node was granted may be used up: there its answer says all.
-        let settled = |node: &NodeId| matches!(unit, Unit::Allowance) && answered.contains(node);
-        let r#final = others().all(|(node, row)| !row.1.is_positive() || settled(node));
-        let no = No { account, unit, want: waiting.ask.want, r#final, free: free.or_zero() };
-        self.outputs.push(Output::Send(waiting.link, Frame::No(no)));
-        self.finish_ask(key, index);
-        Ok(true)
-    }
-
-    fn finish_ask(&mut self, key: (AccountId, Unit), index: usize) {
-        if let Some(queue) = self.state.asks.get_mut(&key)
-            && let Some(done) = queue.asks.remove(index)
-            && queue.round.as_ref().is_some_and(|round| round.asker == done.node)
-        {
-            queue.round = None;
-        }
-    }
-
-    /// Calls upon every connected node with a row, in parallel, also where nothing is out as far as is known: a reversal
-    /// may not be up yet.
-    fn start_round(
-        &mut self,
-        key: (AccountId, Unit),
-        index: usize,
-        amount: Fen,
-        rows: &BTreeMap<NodeId, (Fen, Fen)>,
-    ) -> Result<bool, StoreError> {
-        let Some(asker) =
-            self.state.asks.get(&key).and_then(|queue| queue.asks.get(index)).map(|ask| ask.node)
-        else {
-            return Ok(false);
-        };
-        let mut answers = BTreeMap::new();
-        for node in rows.keys().filter(|node| **node != asker) {
-            if let Some(link) = self.anchored_link(*node) {
-                self.send_recall(link, *node, key, amount);
-                answers.insert(*node, None);
-            }
-        }
-        if let Some(queue) = self.state.asks.get_mut(&key) {
-            queue.round = Some(RecallRound { asker, answers });
-            if let Some(waiting) = queue.asks.get_mut(index) {
-                waiting.rounds += 1;
-            }
-        }
-        Ok(true)
-    }
-
-    fn send_recall(&mut self, link: LinkId, node: NodeId, (account, unit): (AccountId, Unit), amount: Fen) {
-        let after = self.state.log(self.state.to_node(node)).cursor.position;
-        let recall =
-            Recall { account, unit, epoch: self.epoch(node), amount, after, from_day: self.state.day };
-        self.outputs.push(Output::Send(link, Frame::Recall(recall)));
-    }
-
-    /// C6, and the same for a limit that was lowered: what is out is called back, without a deadline.
-    pub(crate) fn recall_debts(&mut self) -> Result<(), StoreError> {
-        let mut answered = Vec::new();
-        let own: BTreeMap<NodeId, u64> =
-            self.state.nodes.keys().map(|node| (*node, self.ingested_position(*node))).collect();
-        for (key, recall) in &mut self.state.debts.recalls {
-            if !recall.done && recall.answered.is_some_and(|at| own.get(&key.2).is_some_and(|end| at <= *end))
-            {
-                recall.done = true;
-                answered.push((key.0, key.1));
-            }
-        }
-        let mut check = std::mem::take(&mut self.state.debts.check);
-        check.extend(answered);
-        check.extend(self.owing());
-        for (account, unit) in check {
-            let (free, rows) = self.view(account, unit)?;
-            if !free.is_negative() {
-                self.state.debts.recalls.retain(|key, _| (key.0, key.1) != (account, unit));
-                continue;
-            }
-            for (node, (_, out)) in rows {
-                let key = (account, unit, node);
-                let known = self.state.debts.recalls.get(&key);
-                // One that answered without giving anything has nothing: asking again changes nothing.
-                if !out.is_positive() || known.is_some_and(|recall| !recall.done || recall.out == out) {
-                    continue;
-                }
-                if let Some(link) = self.anchored_link(node) {
-                    self.send_recall(link, node, (account, unit), -free);
-                    self.state.debts.recalls.insert(key, DebtRecall { out, answered: None, done: false });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// When the next ask is too late, or at once where handing out goes on.
-    pub(crate) fn plan_timer(&mut self) {
-        let asks = self.state.asks.values().flat_map(|queue| &queue.asks).map(|waiting| waiting.deadline_ms);
-        let going_on = !self.state.dirty.is_empty() || self.state.sweep.next.is_some();
-        self.state.next_timer = asks.chain(going_on.then_some(self.now.mono_ms)).min();
     }
 }

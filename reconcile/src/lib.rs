@@ -1,11 +1,12 @@
 //! The centre: collects what the nodes did, posts it, resolves what went wrong, and hands out the rights to spend.
 //!
 //! In reading order: [`io`] (what goes in and comes out), [`core`] (the state machine: one transaction per batch, then the
-//! ack), [`ingest`], [`ledger`], [`escrow`] (rights), [`habit`] (who gets how much), [`overspend`] (cases), [`accounts`]
-//! (settings), [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`] (the CA), [`enrol`],
+//! ack), [`ingest`], [`ledger`], [`escrow`] and [`asks`] (rights), [`habit`] (who gets how much), [`overspend`] and [`cases`],
+//! [`accounts`] (what operators and channels ask for), [`session`], [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`] (the CA), [`enrol`],
 //! [`listener`] (QUIC), [`control`] (local socket), [`import`], [`driver`] (the core's thread), [`run`] and [`cli`].
 
 pub mod accounts;
+pub mod asks;
 pub mod cases;
 pub mod core;
 pub mod escrow;

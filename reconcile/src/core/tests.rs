@@ -1,0 +1,743 @@
+//! The core with nodes that are nothing but a log, a signing key and an ear.
+
+use std::collections::BTreeMap;
+
+use ed25519_dalek::SigningKey;
+use feiqian_protocol::campus::{Building, CampusConfig, Merchant, Mode, Policy, Terminal};
+use feiqian_protocol::chain::{Cursor, LogWriter, SignedHead};
+use feiqian_protocol::enrol::Role;
+use feiqian_protocol::entry::{
+    Actor, ActorKind, Body, Debit, Entry, Proof, Reversal, Setting, StandInGrant, TakenIn, TapRef,
+};
+use feiqian_protocol::frame::{
+    Ack, Ask, CentreHello, Entries, Frame, LogCursor, Mark, NodeHello, PROTOCOL_VERSION, Recall, Recalled,
+};
+use feiqian_protocol::ids::{
+    AccountId, CampusId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,
+};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Hlc, Timestamp};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+use super::ReconcileCore;
+use crate::export::{Format, Table, export};
+use crate::io::{Command, Identity, Input, LinkId, Now, Output, Reply, Ticket};
+use crate::verify::verify;
+
+const INSTITUTION: InstitutionId = InstitutionId(7);
+const START: Timestamp = Timestamp(1_667_779_200_000);
+
+/// A node as far as the centre can tell.
+struct FakeNode {
+    id: NodeId,
+    incarnation: u32,
+    key: SigningKey,
+    writer: LogWriter,
+    records: Vec<Vec<u8>>,
+    heads: Vec<SignedHead>,
+    to_node: Cursor,
+    shards: BTreeMap<LogId, Cursor>,
+    granted: BTreeMap<AccountId, Fen>,
+    stand_in: BTreeMap<AccountId, Fen>,
+    link: Option<LinkId>,
+    heard: Vec<Frame>,
+    closed: Option<String>,
+    anchor: Timestamp,
+    obeys: bool,
+}
+
+impl FakeNode {
+    fn log(&self) -> LogId {
+        LogId::node(INSTITUTION, self.id)
+    }
+
+    fn write(&mut self, wall: Timestamp, proof: Proof, body: impl Into<Body>) -> u64 {
+        let actor = Actor { kind: ActorKind::Terminal, id: key("pos-1"), proof };
+        let appended = self.writer.append(wall, CampusId(1), actor, body.into());
+        self.records.push(appended.record);
+        let head = self.writer.sign_head(self.to_node.position, self.anchor, &self.key).unwrap();
+        self.heads.push(head);
+        appended.cursor.position
+    }
+
+    fn entries_after(&self, after: u64) -> Frame {
+        Frame::Entries(Entries {
+            log: self.log(),
+            first: after + 1,
+            records: self.records[after as usize..].iter().cloned().map(Into::into).collect(),
+            heads: self.heads[after as usize..].to_vec(),
+        })
+    }
+
+    fn hello(&self) -> Frame {
+        Frame::NodeHello(NodeHello {
+            version: PROTOCOL_VERSION,
+            institution: INSTITUTION,
+            node: self.id,
+            incarnation: self.incarnation,
+            log: self.writer.cursor(),
+            to_node: self.to_node,
+            shards: self
+                .shards
+                .iter()
+                .map(|(log, cursor)| LogCursor { log: *log, cursor: *cursor })
+                .collect(),
+            countersigned: None,
+        })
+    }
+
+    /// Follows the centre's streams; returns the acknowledgement.
+    fn follow(&mut self, entries: &Entries) -> Ack {
+        let start = Cursor::START;
+        let mut cursor = if entries.log.as_to_node().is_some() {
+            self.to_node
+        } else {
+            self.shards.get(&entries.log).copied().unwrap_or(start)
+        };
+        assert_eq!(entries.first, cursor.position + 1, "{}", entries.log);
+        for record in &entries.records {
+            cursor = cursor.after(entries.log, record);
+            match Entry::from_record(record).unwrap().body {
+                Body::Anchor(anchor) => self.anchor = self.anchor.max(anchor.time),
+                Body::Grant(grant) => {
+                    self.granted.insert(grant.account, grant.total);
+                    self.anchor = self.anchor.max(grant.time);
+                }
+                Body::StandInGrant(StandInGrant(grant)) => {
+                    self.stand_in.insert(grant.account, grant.total);
+                    self.anchor = self.anchor.max(grant.time);
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(entries.heads.last().unwrap().head.cursor, cursor);
+        if entries.log.as_to_node().is_some() {
+            self.to_node = cursor;
+        } else {
+            self.shards.insert(entries.log, cursor);
+        }
+        Ack { log: entries.log, position: cursor.position, countersignature: None }
+    }
+
+    fn centre_hello(&self) -> &CentreHello {
+        let hello = self.heard.iter().rev().find_map(|frame| match frame {
+            Frame::CentreHello(hello) => Some(hello),
+            _ => None,
+        });
+        hello.expect("the centre said Hello")
+    }
+
+    fn acked(&self) -> u64 {
+        let acks = self.heard.iter().filter_map(|frame| match frame {
+            Frame::Ack(ack) if ack.log.writer == self.id => Some(ack.position),
+            _ => None,
+        });
+        acks.max().unwrap_or(0)
+    }
+}
+
+struct Bench {
+    core: ReconcileCore,
+    centre_key: SigningKey,
+    now: Now,
+    nodes: Vec<FakeNode>,
+    links: u64,
+}
+
+fn key(text: &str) -> Key {
+    Key::new(text).unwrap()
+}
+
+fn card(text: &str) -> CardNumber {
+    CardNumber::new(text).unwrap()
+}
+
+fn campus(mode: Mode) -> CampusConfig {
+    let terminal = Terminal { id: "pos-1".parse().unwrap(), merchant: Some(1), groups: Vec::new() };
+    CampusConfig {
+        institution: INSTITUTION,
+        campus: CampusId(1),
+        calendar: BusinessCalendar::CHINA,
+        single_limit_fen: Fen::new(2_000),
+        daily_limit_fen: Fen::new(5_000),
+        policy: Policy { mode, ..Policy::default() },
+        merchants: vec![Merchant { id: 1, name: "canteen".to_owned(), tariff: BTreeMap::new() }],
+        buildings: vec![Building { node: NodeName::new("n1").unwrap(), terminals: vec![terminal] }],
+    }
+}
+
+impl Bench {
+    fn new(mode: Mode) -> Self {
+        let centre_key = SigningKey::from_bytes(&[9; 32]);
+        let identity = Identity { institution: INSTITUTION, log_key: centre_key.clone() };
+        let core = ReconcileCore::open(Connection::open_in_memory().unwrap(), identity).unwrap();
+        let now = Now { mono_ms: 0, wall: START, real: START };
+        let mut bench = Self { core, centre_key, now, nodes: Vec::new(), links: 0 };
+        let config = serde_json::to_value(campus(mode)).unwrap();
+        bench.command(Command::PublishCampus { config }).unwrap();
+        bench
+    }
+
+    /// Steps until nothing is due; nodes hear what is said to them and acknowledge what they follow.
+    fn step(&mut self, inputs: Vec<Input>) -> Vec<Reply> {
+        let mut replies = Vec::new();
+        let mut next = inputs;
+        loop {
+            let mut outputs = Vec::new();
+            self.core.step(self.now, std::mem::take(&mut next), &mut outputs).unwrap();
+            for output in outputs {
+                match output {
+                    Output::Reply(_, reply) => replies.push(reply),
+                    Output::CloseLink(link, why) => {
+                        if let Some(node) = self.nodes.iter_mut().find(|node| node.link == Some(link)) {
+                            node.closed = Some(why);
+                            node.link = None;
+                        }
+                    }
+                    Output::Send(link, frame) => {
+                        let Some(node) = self.nodes.iter_mut().find(|node| node.link == Some(link)) else {
+                            continue;
+                        };
+                        match &frame {
+                            Frame::Entries(entries) if entries.log.writer == NodeId::CENTRE => {
+                                next.push(Input::Frame(link, Frame::Ack(node.follow(entries))));
+                            }
+                            Frame::Recall(Recall { account, unit, .. }) if node.obeys => {
+                                let at = node.writer.cursor().position;
+                                let recalled = Recalled { account: *account, unit: *unit, at };
+                                next.push(Input::Frame(link, Frame::Recalled(recalled)));
+                            }
+                            _ => {}
+                        }
+                        node.heard.push(frame);
+                    }
+                }
+            }
+            if next.is_empty() {
+                if self.core.next_timer().is_none_or(|due| due > self.now.mono_ms) {
+                    return replies;
+                }
+                next.push(Input::Timer);
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) -> Reply {
+        self.step(vec![Input::Command(Ticket(1), command)]).remove(0)
+    }
+
+    fn advance(&mut self, ms: i64) {
+        self.now.mono_ms += ms as u64;
+        self.now.wall = self.now.wall.plus_ms(ms);
+        self.now.real = self.now.real.plus_ms(ms);
+    }
+
+    fn enrol(&mut self, name: &str, role: Role) -> usize {
+        let seed = self.nodes.len() as u8 + 1;
+        let signing = SigningKey::from_bytes(&[seed; 32]);
+        let lookup = format!("{seed:02x}").repeat(32);
+        let name = NodeName::new(name).unwrap();
+        let secret = "00".repeat(16);
+        self.command(Command::CreateEnrolment { name, role, lookup: lookup.clone(), secret }).unwrap();
+        let log_key = feiqian_protocol::chain::hex(signing.verifying_key().as_bytes());
+        let enrolled = self.command(Command::Enrol { lookup, log_key }).unwrap();
+        let id = NodeId(enrolled["node"].as_u64().unwrap() as u16);
+        let log = LogId::node(INSTITUTION, id);
+        self.nodes.push(FakeNode {
+            id,
+            incarnation: enrolled["incarnation"].as_u64().unwrap() as u32,
+            key: signing,
+            writer: LogWriter::new(log, Cursor::START, Hlc::default()),
+            records: Vec::new(),
+            heads: Vec::new(),
+            to_node: Cursor::START,
+            shards: BTreeMap::new(),
+            granted: BTreeMap::new(),
+            stand_in: BTreeMap::new(),
+            link: None,
+            heard: Vec::new(),
+            closed: None,
+            anchor: Timestamp(0),
+            obeys: true,
+        });
+        self.nodes.len() - 1
+    }
+
+    fn connect(&mut self, index: usize) {
+        self.links += 1;
+        let link = LinkId(self.links);
+        let node = &mut self.nodes[index];
+        node.link = Some(link);
+        node.closed = None;
+        let (id, incarnation, hello) = (node.id, node.incarnation, node.hello());
+        self.step(vec![Input::LinkUp { link, node: id, incarnation }, Input::Frame(link, hello)]);
+    }
+
+    fn cut(&mut self, index: usize) {
+        if let Some(link) = self.nodes[index].link.take() {
+            self.step(vec![Input::LinkDown(link)]);
+        }
+    }
+
+    fn frame(&mut self, index: usize, frame: Frame) {
+        let link = self.nodes[index].link.expect("connected");
+        self.step(vec![Input::Frame(link, frame)]);
+    }
+
+    /// Sends what the centre has not acknowledged.
+    fn upload(&mut self, index: usize) {
+        let node = &self.nodes[index];
+        let frame = node.entries_after(node.acked());
+        self.frame(index, frame);
+    }
+
+    fn import(&mut self, cards: &[(&str, i64)]) -> Reply {
+        let accounts: Vec<Value> = cards
+            .iter()
+            .map(|(card, fen)| json!({ "card": card, "patron_class": "student", "opening_fen": fen }))
+            .collect();
+        self.command(
+            serde_json::from_value(json!({ "command": "import_accounts", "accounts": accounts })).unwrap(),
+        )
+    }
+
+    fn topup(&mut self, card_text: &str, fen: i64, text: &str) -> Reply {
+        self.command(Command::Topup {
+            card: card(card_text),
+            amount_fen: Fen::new(fen),
+            wallet: Wallet::Cash,
+            channel: key("counter"),
+            key: key(text),
+        })
+    }
+
+    fn debit(&mut self, index: usize, account: u64, from_right: i64, stand_in: i64) -> u64 {
+        let wall = self.now.wall;
+        let node = &mut self.nodes[index];
+        let debit = Debit {
+            tap: TapRef { epoch: 1, sequence: key(&format!("s{}", node.records.len())) },
+            account: AccountId(account),
+            wallet: Wallet::Cash,
+            epoch: Epoch::FIRST,
+            from_right: Fen::new(from_right),
+            stand_in: Fen::new(stand_in),
+            allowance: Fen::ZERO,
+            day: BusinessDay(1),
+            merchant: 1,
+            card: card(&format!("c{account}")),
+            measured: None,
+        };
+        node.write(wall, Proof::Card, debit)
+    }
+
+    fn number(&self, sql: &str) -> i64 {
+        self.core.connection().query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    fn text(&self, sql: &str) -> String {
+        self.core.connection().query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    fn check(&self) {
+        let report = verify(self.core.connection(), INSTITUTION, &self.centre_key.verifying_key()).unwrap();
+        assert!(report.ok, "{:?}", report.problems);
+        assert_eq!(report.digest_tables, report.digest_folded);
+    }
+
+    fn exported(&self, table: Table, format: Format) -> String {
+        let mut output = Vec::new();
+        export(self.core.connection(), INSTITUTION, table, format, &mut output).unwrap();
+        String::from_utf8(output).unwrap()
+    }
+}
+
+/// Nodes in session, then accounts `c1`, `c2`, … with these openings.
+fn campus_of(mode: Mode, nodes: usize, openings: &[i64]) -> Bench {
+    let mut bench = Bench::new(mode);
+    for index in 0..nodes {
+        let node = bench.enrol(&format!("n{}", index + 1), Role::Pos);
+        bench.connect(node);
+    }
+    let cards: Vec<String> = (1..=openings.len()).map(|number| format!("c{number}")).collect();
+    let cards: Vec<(&str, i64)> = cards.iter().map(String::as_str).zip(openings.iter().copied()).collect();
+    bench.import(&cards).unwrap();
+    bench
+}
+
+#[test]
+fn an_import_is_all_or_nothing_and_everything_is_handed_out() {
+    let mut bench = campus_of(Mode::Hybrid, 2, &[10_000, 0]);
+    let refused = bench.import(&[("c3", 100), ("c1", 100)]).unwrap_err();
+    assert_eq!(refused.code, "card_in_use");
+    assert!(refused.message.contains("row 2"), "{}", refused.message);
+    assert_eq!(bench.number("SELECT COUNT(*) FROM accounts"), 2);
+    let granted: Fen = bench.nodes.iter().filter_map(|node| node.granted.get(&AccountId(1))).copied().sum();
+    assert_eq!(granted, Fen::new(10_000), "nothing is kept at the centre");
+    assert!(bench.nodes.iter().all(|node| node.stand_in[&AccountId(1)] == Fen::new(1_000)));
+    assert!(
+        bench.nodes.iter().all(|node| !node.stand_in.contains_key(&AccountId(2))),
+        "never above the balance"
+    );
+    assert_eq!(bench.number("SELECT SUM(out) FROM shares WHERE account = 2"), 5_000);
+    assert_eq!(
+        bench.exported(Table::Balances, Format::Csv),
+        "card,wallet,posted_fen\nc1,cash,10000\nc2,cash,0\n"
+    );
+    bench.check();
+}
+
+#[test]
+fn a_credit_key_counts_once_and_for_one_content() {
+    let mut bench = campus_of(Mode::Strict, 1, &[0]);
+    let first = bench.topup("c1", 500, "k1").unwrap();
+    assert_eq!(bench.topup("c1", 500, "k1").unwrap(), first);
+    assert_eq!(bench.topup("c1", 501, "k1").unwrap_err().code, "key_reused");
+    assert_eq!(bench.topup("c9", 500, "k2").unwrap_err().code, "unknown_card");
+    assert_eq!(bench.topup("c1", 0, "k3").unwrap_err().code, "amount");
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 500);
+    bench.check();
+}
+
+#[test]
+fn a_shortfall_is_a_case_until_credits_recover_it() {
+    let mut bench = campus_of(Mode::Hybrid, 2, &[4_000]);
+    let right = bench.nodes[0].granted[&AccountId(1)].get();
+    bench.cut(1);
+    let other = bench.nodes[1].granted.get(&AccountId(1)).map_or(0, |fen| fen.get());
+    assert_eq!(right + other, 4_000);
+    assert!(other > 0);
+    bench.debit(0, 1, right, 300);
+    bench.upload(0);
+    assert_eq!(bench.number("SELECT COUNT(*) FROM cases"), 0, "the other half is still there");
+    bench.advance(1_000);
+    bench.debit(1, 1, other, 0);
+    bench.connect(1);
+    bench.upload(1);
+    let cases = "SELECT opened || ' ' || recovered || ' ' || bearer || ' ' || reason FROM cases";
+    assert_eq!(bench.text(cases), "300 0 0 0", "in suspense, for its stand-in");
+    assert_eq!(bench.number("SELECT funds FROM wallets"), -300);
+    assert!(bench.exported(Table::Balances, Format::Csv).contains("c1,cash,-300"));
+    bench.check();
+    // Both nodes are heard past the debit: it is the holder's.
+    bench.advance(5_000);
+    for index in 0..2 {
+        let position = bench.nodes[index].writer.cursor().position;
+        let clock = Hlc::at(bench.now.wall);
+        bench.frame(index, Frame::Mark(Mark { position, clock }));
+    }
+    assert_eq!(bench.text(cases), "300 0 1 0");
+    bench.topup("c1", 200, "k1").unwrap();
+    assert_eq!(bench.text(cases), "300 200 1 0");
+    bench.topup("c1", 200, "k2").unwrap();
+    assert_eq!(bench.text(cases), "300 300 1 0");
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 100);
+    let shard = "SELECT position FROM logs WHERE log = (SELECT log FROM postings WHERE ledger = 'migration')";
+    let before = bench.number(shard);
+    let again = bench.nodes[0].entries_after(0);
+    bench.frame(0, again);
+    assert_eq!(bench.number(shard), before, "resolving again posts nothing");
+    assert_eq!(
+        bench.exported(Table::Cases, Format::Csv),
+        "case,card,reason,bearer,opened_fen,recovered_fen,refunded_fen\nn1:1,c1,stand_in,holder,300,300,0\n"
+    );
+    bench.check();
+}
+
+#[test]
+fn after_a_loss_report_the_holder_does_not_pay() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000]);
+    let operator = key("op");
+    let before = bench.debit(0, 1, 400, 0);
+    bench.upload(0);
+    let late = bench.debit(0, 1, 700, 0);
+    bench.command(Command::ReportLoss { card: card("c1"), operator: operator.clone() }).unwrap();
+    assert!(bench.nodes[0].heard.iter().any(|frame| matches!(frame, Frame::LossNotice(_))));
+    let twice = bench.command(Command::ReportLoss { card: card("c1"), operator: operator.clone() });
+    assert_eq!(twice.unwrap_err().code, "already_lost");
+    bench.upload(0);
+    assert_eq!((before, late), (1, 2));
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 4_600, "only what came before the report");
+    let cases = bench.exported(Table::Cases, Format::Csv);
+    assert!(cases.ends_with("\nn1:2,c1,loss,risk_fund,700,0,700\n"), "{cases}");
+    bench.check();
+    // The terminal takes part of it back: so does the fund.
+    let reversal = Reversal {
+        tap: TapRef { epoch: 1, sequence: key("r") },
+        debit: late,
+        account: AccountId(1),
+        wallet: Wallet::Cash,
+        epoch: Epoch::FIRST,
+        right_back: Fen::new(200),
+        right_home: Fen::ZERO,
+        stand_in_home: Fen::ZERO,
+        allowance_back: Fen::ZERO,
+        day: BusinessDay(1),
+    };
+    let wall = bench.now.wall;
+    bench.nodes[0].write(wall, Proof::None, reversal);
+    bench.upload(0);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 4_600);
+    assert_eq!(bench.number("SELECT refunded FROM cases"), 500);
+    bench.check();
+    bench.advance(1_000);
+    bench.command(Command::LiftLoss { card: card("c1"), operator: operator.clone() }).unwrap();
+    assert_eq!(bench.command(Command::LiftLoss { card: card("c1"), operator }).unwrap_err().code, "not_lost");
+    bench.advance(1_000);
+    bench.debit(0, 1, 100, 0);
+    bench.upload(0);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 4_500);
+    bench.check();
+}
+
+#[test]
+fn an_unknown_critical_kind_stops_its_log_and_no_other() {
+    let mut bench = campus_of(Mode::Strict, 2, &[4_000]);
+    let wall = bench.now.wall;
+    let unknown = Body::Unknown { kind: 999, critical: true, body: vec![0x80] };
+    bench.nodes[0].write(wall, Proof::None, unknown);
+    bench.debit(0, 1, 100, 0);
+    bench.upload(0);
+    assert_eq!(bench.nodes[0].acked(), 2, "it is durable, and says so");
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 4_000);
+    bench.debit(1, 1, 100, 0);
+    bench.upload(1);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 3_900);
+    let status = bench.command(Command::Status).unwrap();
+    assert_eq!(status["nodes"][0]["state"], "open, quarantined at 1");
+    bench.check();
+}
+
+#[test]
+fn what_was_approved_is_paid_though_it_makes_no_sense() {
+    let mut bench = campus_of(Mode::Strict, 1, &[500]);
+    bench.debit(0, 99, 300, 0);
+    bench.debit(0, 1, 900, 0);
+    bench.upload(0);
+    assert_eq!(bench.number("SELECT -balance FROM ledger WHERE ledger = 'suspense'"), 300);
+    assert_eq!(bench.number("SELECT balance FROM ledger WHERE ledger = 'merchant:1'"), 1_200);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), -400);
+    let cases = bench.exported(Table::Cases, Format::Jsonl);
+    assert!(cases.contains(r#""reason":"node_fault""#) && cases.contains(r#""opened_fen":400"#), "{cases}");
+    assert_eq!(bench.command(Command::Status).unwrap()["suspense_fen"], 300);
+    bench.check();
+}
+
+#[test]
+fn a_door_spends_nothing_and_a_desk_takes_cash_in() {
+    let mut bench = campus_of(Mode::Strict, 1, &[500]);
+    let door = bench.enrol("door", Role::Door);
+    let desk = bench.enrol("desk", Role::Desk);
+    bench.connect(door);
+    bench.connect(desk);
+    bench.debit(door, 1, 100, 0);
+    bench.upload(door);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 500);
+    let wall = bench.now.wall;
+    let taken_in = TakenIn {
+        tap: TapRef { epoch: 1, sequence: key("t") },
+        account: AccountId(1),
+        wallet: Wallet::Cash,
+        epoch: Epoch::FIRST,
+        amount: Fen::new(2_000),
+    };
+    bench.nodes[desk].write(wall, Proof::None, taken_in);
+    bench.upload(desk);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 2_500);
+    assert!(!bench.nodes[door].granted.contains_key(&AccountId(1)));
+    bench.check();
+}
+
+#[test]
+fn an_ask_is_granted_from_what_is_free_or_answered_with_a_final_no() {
+    let mut bench = campus_of(Mode::Strict, 2, &[1_000]);
+    let held = bench.nodes[0].granted.get(&AccountId(1)).copied().unwrap_or_default();
+    let ask = |want: i64| {
+        let want = Fen::new(want);
+        let unit = Unit::Wallet(Wallet::Cash);
+        Frame::Ask(Ask { account: AccountId(1), unit, epoch: Epoch::FIRST, want, at: 0, ms_left: 300 })
+    };
+    // The other node has spent all it had, and says so before it answers the recall.
+    let other = bench.nodes[1].granted.get(&AccountId(1)).map_or(0, |fen| fen.get());
+    bench.debit(1, 1, other, 0);
+    bench.upload(1);
+    bench.frame(0, ask(held.get() + 1));
+    let no = bench.nodes[0].heard.iter().find_map(|frame| match frame {
+        Frame::No(no) => Some(*no),
+        _ => None,
+    });
+    assert!(no.is_some_and(|no| no.r#final), "{no:?}");
+    bench.topup("c1", 700, "k1").unwrap();
+    bench.check();
+    assert_eq!(bench.command(Command::Status).unwrap()["asks"], 0);
+}
+
+#[test]
+fn an_ask_waits_no_longer_than_its_deadline() {
+    let mut bench = campus_of(Mode::Strict, 2, &[4_000]);
+    bench.nodes[1].obeys = false;
+    let unit = Unit::Wallet(Wallet::Cash);
+    let want = Fen::new(4_000);
+    bench.frame(
+        0,
+        Frame::Ask(Ask { account: AccountId(1), unit, epoch: Epoch::FIRST, want, at: 0, ms_left: 300 }),
+    );
+    assert_eq!(bench.core.next_timer(), Some(300));
+    bench.advance(300);
+    bench.step(vec![Input::Timer]);
+    assert_eq!(bench.command(Command::Status).unwrap()["asks"], 0);
+    assert!(!bench.nodes[0].heard.iter().any(|frame| matches!(frame, Frame::No(_))));
+}
+
+#[test]
+fn a_faulty_frame_closes_its_link_and_nothing_else() {
+    let mut bench = campus_of(Mode::Strict, 2, &[1_000]);
+    bench.debit(0, 1, 10, 0);
+    let Frame::Entries(mut altered) = bench.nodes[0].entries_after(0) else { unreachable!() };
+    altered.heads[0].signature[5] ^= 1;
+    let gap = Frame::Entries(Entries { first: 7, ..altered.clone() });
+    for frame in [
+        Frame::Entries(altered),
+        gap,
+        Frame::Ack(Ack {
+            log: LogId::to_node(INSTITUTION, bench.nodes[0].id),
+            position: 1_000_000,
+            countersignature: None,
+        }),
+    ] {
+        bench.frame(0, frame);
+        assert!(bench.nodes[0].closed.is_some());
+        assert!(bench.nodes[1].closed.is_none());
+        bench.connect(0);
+    }
+    bench.upload(0);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 990);
+    bench.check();
+}
+
+#[test]
+fn an_enrolment_anew_is_a_new_number_and_closes_the_old_one() {
+    let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
+    assert_eq!(bench.number("SELECT SUM(out) FROM rights"), 1_000);
+    let anew = bench.enrol("n1", Role::Pos);
+    assert_eq!((bench.nodes[anew].id, bench.nodes[anew].incarnation), (NodeId(2), 2));
+    assert_eq!(bench.number("SELECT SUM(out) FROM rights"), 0);
+    bench.connect(anew);
+    assert_eq!(bench.nodes[anew].granted[&AccountId(1)], Fen::new(1_000));
+    // The old one still spends what it held, and uploads it.
+    bench.debit(0, 1, 400, 0);
+    bench.connect(0);
+    assert!(bench.nodes[0].centre_hello().refused.is_some());
+    bench.upload(0);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 600);
+    bench.debit(anew, 1, 1_000, 0);
+    bench.upload(anew);
+    let cases = bench.exported(Table::Cases, Format::Csv);
+    assert!(cases.contains("n1:1,c1,after_close,"), "{cases}");
+    assert!(cases.contains(",400,0,0"), "{cases}");
+    bench.check();
+}
+
+#[test]
+fn a_code_is_short_lived_single_and_bears_few_tries() {
+    let mut bench = Bench::new(Mode::Strict);
+    let lookup = "ab".repeat(32);
+    let create = Command::CreateEnrolment {
+        name: NodeName::new("n1").unwrap(),
+        role: Role::Pos,
+        lookup: lookup.clone(),
+        secret: "01".repeat(16),
+    };
+    bench.command(create).unwrap();
+    let look = |bench: &mut Bench| bench.command(Command::LookUpEnrolment { lookup: lookup.clone() });
+    for _ in 0..feiqian_protocol::limits::ENROL_TRIES_MAX {
+        assert_eq!(look(&mut bench).unwrap()["secret"], "01".repeat(16));
+    }
+    assert_eq!(look(&mut bench).unwrap_err().code, "enrolment_used");
+    bench.advance(16 * 60 * 1_000);
+    assert_eq!(look(&mut bench).unwrap_err().code, "enrolment_expired");
+    let unknown = Command::LookUpEnrolment { lookup: "cd".repeat(32) };
+    assert_eq!(bench.command(unknown).unwrap_err().code, "enrolment_unknown");
+}
+
+#[test]
+fn a_kiosk_may_report_a_loss_but_not_lift_it() {
+    use feiqian_protocol::account::{Document, Intent, actor_id};
+    let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
+    let kiosk = bench.enrol("kiosk", Role::Kiosk);
+    bench.connect(kiosk);
+    let saved: Vec<u8> =
+        bench.core.connection().query_row("SELECT document FROM accounts", [], |row| row.get(0)).unwrap();
+    let actor = actor_id(INSTITUTION, bench.nodes[kiosk].id, 1, 1, AccountId(1));
+    let mut document = Document::load(&saved, actor).unwrap();
+    let wall = bench.now.wall;
+    let mut write = |bench: &mut Bench, intent: Intent, says: Intent| {
+        let change = document.carry_out(&intent, wall).unwrap();
+        let setting =
+            Setting { account: AccountId(1), document_epoch: 1, intent: says, change: change.into() };
+        bench.nodes[kiosk].write(wall, Proof::Login, setting);
+        bench.upload(kiosk);
+    };
+    let report = Intent::ReportLoss { card: card("c1"), loss: key("k-1") };
+    write(&mut bench, report.clone(), report.clone());
+    assert_eq!(bench.number("SELECT COUNT(*) FROM losses WHERE lifted IS NULL"), 1);
+    let lift = Intent::LiftLoss { card: card("c1"), losses: vec![key("k-1")] };
+    write(&mut bench, lift.clone(), lift.clone());
+    write(&mut bench, Intent::Close, Intent::Freeze { key: key("f") });
+    assert_eq!(bench.number("SELECT COUNT(*) FROM losses WHERE lifted IS NULL"), 1);
+    assert_eq!(
+        bench.number("SELECT COUNT(*) FROM faults"),
+        2,
+        "a lift, and a change that does more than it says"
+    );
+    bench.check();
+}
+
+#[test]
+fn a_core_that_is_opened_again_goes_on_where_it_was() {
+    let mut bench = campus_of(Mode::Hybrid, 2, &[3_000, 4_000]);
+    bench.debit(0, 1, 100, 0);
+    bench.upload(0);
+    let identity = Identity { institution: INSTITUTION, log_key: bench.centre_key.clone() };
+    let file = tempfile::tempdir().unwrap();
+    let path = file.path().join("centre.db");
+    bench.core.connection().execute("VACUUM INTO ?1", [path.to_str().unwrap()]).unwrap();
+    bench.core = ReconcileCore::open(Connection::open(&path).unwrap(), identity).unwrap();
+    bench.now.mono_ms = 0;
+    for index in 0..2 {
+        bench.connect(index);
+        assert!(bench.nodes[index].centre_hello().refused.is_none());
+    }
+    bench.debit(0, 1, 100, 0);
+    bench.upload(0);
+    assert_eq!(bench.number("SELECT funds FROM wallets WHERE account = 1"), 2_800);
+    bench.check();
+}
+
+#[test]
+fn one_flipped_fen_shows() {
+    let bench = campus_of(Mode::Strict, 1, &[3_000]);
+    bench.check();
+    bench.core.connection().execute("UPDATE wallets SET funds = funds + 1, free = free + 1", []).unwrap();
+    let report = verify(bench.core.connection(), INSTITUTION, &bench.centre_key.verifying_key()).unwrap();
+    assert!(!report.ok);
+    assert_ne!(report.digest_tables, report.digest_folded);
+}
+
+/// A college: 7,500 accounts over eight buildings are opened and handed out while the centre goes on serving.
+#[test]
+fn a_college_is_imported_in_short_steps() {
+    let mut bench = Bench::new(Mode::Hybrid);
+    for index in 0..8 {
+        let node = bench.enrol(&format!("n{}", index + 1), Role::Pos);
+        bench.connect(node);
+    }
+    let accounts: Vec<String> = (1..=7_500).map(|number| format!("c{number}")).collect();
+    let accounts: Vec<(&str, i64)> = accounts.iter().map(|card| (card.as_str(), 6_000)).collect();
+    let started = std::time::Instant::now();
+    bench.import(&accounts).unwrap();
+    eprintln!("imported and handed out in {:?}", started.elapsed());
+    assert_eq!(bench.number("SELECT SUM(free) FROM wallets"), 0);
+    assert_eq!(bench.number("SELECT SUM(out) FROM shares"), 7_500 * 5_000);
+    bench.check();
+}
