@@ -144,7 +144,7 @@ async fn play(options: &Options, layout: &Layout, workload: &Workload, plan: &Pl
         nodes: nodes.collect(),
     };
     layout.write_run(&run)?;
-    let findings = check::check(layout).await?;
+    let findings = check::check(layout, layout.root()).await?;
     progress.finish();
     let wrong = funds::wrong_declines(&workload.accounts, &workload.topups, &receipts, |building, at| {
         plan.unreachable_since(workload.building(building)?, at)

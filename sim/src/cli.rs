@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use feiqian_protocol::campus::Mode;
 
+use crate::bench;
 use crate::campus::layout::Layout;
 use crate::campus::plan::{Kill, Loss, Outage};
 use crate::campus::{self, Options, Usage, check, process};
@@ -27,6 +28,8 @@ enum Command {
     Campus(CampusArguments),
     /// Checks a kept campus again: every copy, every receipt, every fen.
     Verify(VerifyArguments),
+    /// Measures taps, catch-up, the way down and a node's start, each beside its baseline on the same disk.
+    Bench(BenchArguments),
 }
 
 #[derive(Debug, Args)]
@@ -81,6 +84,19 @@ struct VerifyArguments {
     /// Prints JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct BenchArguments {
+    /// Writes the figures here.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measures only these figures, by their names in the JSON.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(bench::NAMES))]
+    only: Vec<String>,
+    /// On a small scale, to see that everything works: the figures mean little.
+    #[arg(long)]
+    quick: bool,
 }
 
 /// Runs the command line: 0 where every promise was kept, 1 where not, 2 for wrong usage, 130 when interrupted.
@@ -167,9 +183,16 @@ async fn execute(command: Command) -> Result<bool> {
             print!("{}", report.table());
             Ok(report.good())
         }
+        Command::Bench(BenchArguments { json, only, quick }) => {
+            let figures = bench::run(&bench::Options { json, only, quick }).await?;
+            print!("{}", figures.table());
+            Ok(true)
+        }
         Command::Verify(arguments) => {
             let layout = Layout::open(&arguments.directory).map_err(|error| Usage(format!("{error:#}")))?;
-            let findings = check::check(&layout).await?;
+            // The kept directory stays as it is.
+            let exports = tempfile::tempdir()?;
+            let findings = check::check(&layout, exports.path()).await?;
             if arguments.json {
                 println!("{}", serde_json::to_string_pretty(&findings)?);
             } else {
@@ -208,7 +231,7 @@ mod tests {
         let program = ["feiqian-sim", "campus"];
         match Arguments::try_parse_from(program.iter().chain(arguments))?.command {
             Command::Campus(arguments) => Ok(options(arguments)),
-            Command::Verify(_) => unreachable!("campus was asked for"),
+            Command::Bench(_) | Command::Verify(_) => unreachable!("campus was asked for"),
         }
     }
 

@@ -91,11 +91,11 @@ struct Verified {
     problems: Vec<String>,
 }
 
-/// Checks a directory in which no process runs, and leaves the exports in it.
+/// Checks a directory in which no process runs; what the centre exports goes to `exports`.
 ///
 /// # Errors
 /// Where something needed cannot be read. What is read and wrong is in the findings.
-pub async fn check(layout: &Layout) -> Result<Findings> {
+pub async fn check(layout: &Layout, exports: &Path) -> Result<Findings> {
     let run = layout.read_run()?;
     let mut findings = Findings::default();
     let centre = layout.centre();
@@ -110,20 +110,20 @@ pub async fn check(layout: &Layout) -> Result<Findings> {
         ("entries", "entries.jsonl", "jsonl"),
     ] {
         let data = centre.to_string_lossy();
-        let output = layout.file(file);
+        let output = exports.join(file);
         let output = output.to_string_lossy();
         let arguments = ["export", export, "--data", &data, "--format", format, "--output", &output];
         process::run_to_end(RECONCILE, &arguments).await?;
     }
     let receipts = receipt::read(layout.root())?;
-    let entries = std::fs::read_to_string(layout.file("entries.jsonl"))?;
+    let entries = std::fs::read_to_string(exports.join("entries.jsonl"))?;
     compare_postings(&receipts, &posted(&entries)?, &mut findings);
-    let cases = read_cases(layout.root())?;
+    let cases = read_cases(exports)?;
     sum_cases(&cases, &mut findings);
     let mut money_in = layout.read_accounts()?;
     money_in.extend(layout.read_topups()?);
     let money_in = money_in.into_iter().map(|(card, fen)| (card, fen.get()));
-    compare_balances(&receipts, money_in, &cases, &read_balances(layout.root())?, &mut findings);
+    compare_balances(&receipts, money_in, &cases, &read_balances(exports)?, &mut findings);
     Ok(findings)
 }
 

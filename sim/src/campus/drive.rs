@@ -33,6 +33,8 @@ use super::workload::{Ask, Tap, Workload};
 const DRAIN_MAX: Duration = Duration::from_secs(120);
 /// Longest real time until the last cases have their bearer; it is no failure when they have not.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
+/// A kill comes within this time after the taps of its moment were sent.
+const KILL_WITHIN_US: u64 = 8_000;
 /// One of so many answered taps is asked again, as by a terminal whose answer got lost.
 const ASK_AGAIN_EVERY: usize = 100;
 
@@ -79,7 +81,9 @@ impl<'a> Driver<'a> {
     /// # Errors
     /// Where something fails that no plan asked for.
     pub async fn step(&mut self, now: Timestamp, step: &Step) -> Result<()> {
-        self.campus.set_clock(now).await?;
+        let set = self.campus.set_clock(now).await;
+        self.campus.check_alive()?;
+        set?;
         if step.edge {
             self.change_links(now).await?;
         }
@@ -176,7 +180,7 @@ impl<'a> Driver<'a> {
         let mut running = self.fire(step.taps.clone().collect());
         for victim in &step.kills {
             // Somewhere among the taps of this moment: between a terminal's question and its answer, mostly.
-            sleep(Duration::from_micros(50 + self.random.below(4_000))).await;
+            sleep(Duration::from_micros(50 + self.random.below(KILL_WITHIN_US))).await;
             let process = match victim {
                 Victim::Centre => &mut self.campus.centre,
                 Victim::Node(node) => &mut self.campus.nodes[*node].process,
@@ -279,8 +283,10 @@ impl<'a> Driver<'a> {
         let begun = Instant::now();
         let mut pause = Duration::from_micros(300);
         loop {
-            let Some(undrained) = self.undrained().await? else { return Ok(()) };
+            let undrained = self.undrained().await;
+            // A process that ended explains an answer that did not come.
             self.campus.check_alive()?;
+            let Some(undrained) = undrained? else { return Ok(()) };
             if begun.elapsed() > DRAIN_MAX {
                 bail!("not drained after {} s: {undrained}", DRAIN_MAX.as_secs());
             }
@@ -309,15 +315,17 @@ impl<'a> Driver<'a> {
         }
         let mut views = Vec::new();
         for node in &mut self.campus.nodes {
-            views.push(node.process.control.receive::<NodeView>().await?);
+            // Every answer is fetched, also after one that failed, so that none is taken for a later one.
+            views.push(node.process.control.receive::<NodeView>().await);
         }
-        for ((node, view), expected) in self.campus.nodes.iter().zip(&views).zip(&expected) {
+        for ((node, view), expected) in self.campus.nodes.iter().zip(views).zip(&expected) {
+            let view = view?;
             if let Some(reason) = &view.refused {
                 bail!("node {} was refused by the centre: {reason}", node.name);
             }
             let at_centre = before.as_ref().and_then(|status| find(status, &node.name));
             let shards = before.as_ref().map(|status| status.shards.as_slice()).unwrap_or_default();
-            if let Some(undrained) = node_undrained(view, at_centre, shards, *expected) {
+            if let Some(undrained) = node_undrained(&view, at_centre, shards, *expected) {
                 return Ok(Some(format!("node {}: {undrained}", node.name)));
             }
         }

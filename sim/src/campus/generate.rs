@@ -26,7 +26,7 @@ use super::workload::{Account, Ask, Site, Tap, Topup, Workload};
 pub const FIRST_DAY: BusinessDay = BusinessDay(20_402);
 
 /// Times are whole multiples of this, so that one step of the driver carries several taps.
-const STEP_S: i64 = 20;
+const STEP_S: i64 = 30;
 
 /// Canteens: name, share of canteen purchases in percent, tills.
 const CANTEENS: [(&str, f64, usize); 5] = [
