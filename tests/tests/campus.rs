@@ -90,7 +90,7 @@ fn a_day_with_an_outage_balances_and_a_flipped_fen_is_seen() {
     // One fen, in one balance of one node, behind the software's back.
     let database = find_below(&kept, "node.db").expect("a node's database");
     let connection = rusqlite::Connection::open(database).expect("opens");
-    let flip = "UPDATE balance SET posted = posted + 1 WHERE account = (SELECT min(account) FROM balance)";
+    let flip = "UPDATE wallets SET posted = posted + 1 WHERE account = (SELECT min(account) FROM wallets)";
     assert!(connection.execute(flip, []).expect("updates") >= 1);
     drop(connection);
     let after = verify();
