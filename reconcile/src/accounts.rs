@@ -491,8 +491,9 @@ impl Round<'_> {
         Ok(Ok(json!({ "node": id, "epoch": epoch })))
     }
 
-    fn status(&mut self) -> Result<Reply, StoreError> {
-        self.flush()?;
+    pub(crate) fn status(&self) -> Result<Reply, StoreError> {
+        let accounts = accounts::count(self.db)?;
+        let waiting = self.state.dirty.len() as u64 + self.state.sweep.left(accounts);
         let mut nodes = Vec::new();
         for (id, node) in self.state.nodes.iter().filter(|(_, node)| node.state != NodeState::Retired) {
             let link = self.state.links.values().find(|link| link.node == *id && link.is_accepted());
@@ -512,7 +513,7 @@ impl Round<'_> {
                 ingested: own.cursor.position,
                 to_node: self.state.log(self.state.to_node(*id)).cursor.position,
                 to_node_acked: node.to_node_acked,
-                backlog: link.map_or(0, |link| link.backlog()),
+                backlog: link.map_or(0, |link| link.backlog() + waiting + self.state.debts.under_way(*id)),
                 out_fen: node.out.get(),
                 stand_in_out_fen: node.si_out.get(),
             });
@@ -521,7 +522,7 @@ impl Round<'_> {
         let status = Status {
             nodes,
             shards: self.shard_positions(),
-            accounts: accounts::count(self.db)?,
+            accounts,
             campus_version: self.state.campus_version,
             asks: self.state.asks.len(),
             open_cases,

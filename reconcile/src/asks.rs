@@ -60,6 +60,12 @@ pub(crate) struct Debts {
 }
 
 impl Debts {
+    /// Recalls that a node has not answered.
+    pub fn under_way(&self, node: NodeId) -> u64 {
+        let open = self.recalls.iter().filter(|(key, recall)| key.2 == node && !recall.done);
+        open.count() as u64
+    }
+
     /// A new look is needed at whether less than nothing is free in a wallet.
     pub fn check_wallet(&mut self, account: AccountId, wallet: Wallet) {
         self.check.insert((account, Unit::Wallet(wallet)));
@@ -122,9 +128,15 @@ impl Round<'_> {
         }
     }
 
-    /// A node's session is over: what it was asked for is no longer under way.
+    /// A node's session or epoch is over: nothing that it was called upon for will be answered. A round that waits for it
+    /// starts again with who is there.
     pub(crate) fn forget_recalls(&mut self, node: NodeId) {
         self.state.debts.recalls.retain(|(_, _, called), _| *called != node);
+        for queue in self.state.asks.values_mut() {
+            if queue.round.as_ref().is_some_and(|round| round.answers.get(&node) == Some(&None)) {
+                queue.round = None;
+            }
+        }
     }
 
     /// C4 and C5.

@@ -21,7 +21,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::asks::{AskQueue, Debts};
 use crate::escrow::{PendingGrants, Sweep};
 use crate::habit::CampusMeans;
-use crate::io::{Identity, Input, LinkId, Now, Output};
+use crate::io::{Command, Identity, Input, LinkId, Now, Output, Ticket};
 use crate::session::Link;
 pub use crate::store::StoreError;
 use crate::store::logs::{self, BranchState, LogState};
@@ -221,6 +221,7 @@ pub(crate) struct Round<'a> {
     pub touched_nodes: BTreeSet<NodeId>,
     pub touched_logs: BTreeSet<LogId>,
     unsigned: BTreeSet<LogId>,
+    statuses: Vec<Ticket>,
     /// Entries that this step wrote, to bound it.
     pub written: usize,
 }
@@ -244,6 +245,7 @@ impl<'a> Round<'a> {
             touched_nodes: BTreeSet::new(),
             touched_logs: BTreeSet::new(),
             unsigned: BTreeSet::new(),
+            statuses: Vec::new(),
             written: 0,
         };
         round.open_day()?;
@@ -269,6 +271,8 @@ impl<'a> Round<'a> {
             Input::LinkUp { link, node, incarnation } => self.link_up(link, node, incarnation),
             Input::LinkDown(link) => self.link_down(link),
             Input::Frame(link, frame) => self.handle_frame(link, frame)?,
+            // A status speaks of everything that this step does, so it is taken last.
+            Input::Command(ticket, Command::Status) => self.statuses.push(ticket),
             Input::Command(ticket, command) => {
                 let reply = self.handle_command(command)?;
                 self.outputs.push(Output::Reply(ticket, reply));
@@ -303,6 +307,10 @@ impl<'a> Round<'a> {
         self.send_acks();
         self.send_entries()?;
         self.plan_timer();
+        for ticket in std::mem::take(&mut self.statuses) {
+            let reply = self.status()?;
+            self.outputs.push(Output::Reply(ticket, reply));
+        }
         Ok(self.outputs)
     }
 

@@ -109,6 +109,11 @@ impl Sweep {
         self.next.is_some()
     }
 
+    /// How many of `accounts` are left to look at.
+    pub fn left(&self, accounts: u64) -> u64 {
+        self.next.map_or(0, |next| (accounts + 1).saturating_sub(next))
+    }
+
     /// Starts over; with `refresh`, hints are brought up to date as well.
     pub fn start(&mut self, refresh: bool) {
         self.next = Some(1);
@@ -153,6 +158,7 @@ impl Round<'_> {
             }
             self.touched_nodes.insert(id);
         }
+        self.forget_recalls(id);
         // The node begins its next epoch with nothing.
         self.state.sweep.start(false);
         Ok(())

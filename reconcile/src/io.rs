@@ -205,7 +205,8 @@ pub struct NodeStatus {
     pub to_node: u64,
     /// See `to_node`.
     pub to_node_acked: u64,
-    /// Entries of account streams that it has not acknowledged; 0 where not connected.
+    /// What is still to come of this session: entries that it has not acknowledged, recalls that it has not answered,
+    /// accounts that something may yet be handed out of. 0 where not connected.
     pub backlog: u64,
     /// Right that the centre must assume is there, in fen.
     pub out_fen: i64,
