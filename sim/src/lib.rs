@@ -1,1 +1,12 @@
-//! x
+//! A campus of real processes on one machine, and the means to show that Feiqian keeps its promises.
+//!
+//! It deliberately has no model of a node or of the centre: what runs is what the two binaries run.
+//!
+//! In reading order: [`cli`], [`campus`] (the driver of separate processes, from a replay or a generated day to the report).
+
+pub mod bench;
+pub mod campus;
+pub mod cli;
+pub mod link;
+pub mod seed;
+pub mod vfs;
