@@ -22,7 +22,7 @@ const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 const BULK_QUEUE_MAX: usize = 64;
 
 /// Entries that one step takes, give or take a frame: a step must stay short, because asks wait for it.
-const ENTRIES_PER_STEP_MAX: usize = 4_096;
+pub const ENTRIES_PER_STEP_MAX: usize = 4_096;
 
 /// A core as the driver sees it.
 pub trait Core {

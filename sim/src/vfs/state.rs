@@ -50,6 +50,17 @@ impl Image {
     pub fn bytes(&self) -> u64 {
         self.0.values().map(|content| content.len() as u64).sum()
     }
+
+    /// Writes one of the files to a real disk; nothing where there is none of this name.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn write_file(&self, name: &str, path: &std::path::Path) -> std::io::Result<()> {
+        match self.0.get(name) {
+            Some(content) => std::fs::write(path, content),
+            None => Ok(()),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -1,0 +1,166 @@
+//! The baseline of a tap: the rows that a node writes for it, by prepared statements over the same pragmas, in a copy of the
+//! node's own database. No decision, no signature, no hash, nothing read.
+
+use std::path::Path;
+
+use anyhow::Result;
+use rusqlite::config::DbConfig;
+use rusqlite::types::Value;
+use rusqlite::{Connection, Statement};
+
+/// The pragmas of the node's store.
+const NODE_PRAGMAS: &str = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-32768; PRAGMA wal_autocheckpoint=2000;";
+
+/// Opens a copy of a node's database.
+///
+/// # Errors
+/// What SQLite says.
+pub fn open(path: &Path) -> Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.execute_batch(NODE_PRAGMAS)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(connection)
+}
+
+/// A row of each table that a tap writes, taken from the node's last tap.
+struct Sample {
+    log: i64,
+    position: i64,
+    record: Value,
+    head: Vec<Value>,
+    wallet: Vec<Value>,
+    debit: Vec<Value>,
+    share: Value,
+    tap: Vec<Value>,
+    clock: i64,
+}
+
+fn row(connection: &Connection, sql: &str) -> Result<Vec<Value>> {
+    let mut statement = connection.prepare(sql)?;
+    let columns = statement.column_count();
+    Ok(statement.query_row([], |row| (0..columns).map(|column| row.get(column)).collect())?)
+}
+
+/// The statements of bare taps.
+pub struct BareTaps<'a> {
+    connection: &'a Connection,
+    sample: Sample,
+    accounts: i64,
+    begin: Statement<'a>,
+    entry: Statement<'a>,
+    wallet: Statement<'a>,
+    debit: Statement<'a>,
+    unposted: Statement<'a>,
+    share: Statement<'a>,
+    tap: Statement<'a>,
+    head: Statement<'a>,
+    state: Statement<'a>,
+    commit: Statement<'a>,
+}
+
+impl<'a> BareTaps<'a> {
+    /// Prepares them. There must have been a tap.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn new(connection: &'a Connection, accounts: u64) -> Result<Self> {
+        let last = row(connection, "SELECT position FROM debits ORDER BY position DESC LIMIT 1")?;
+        let position = integer(&last[0]);
+        let tap = row(connection, &format!("SELECT * FROM taps WHERE position = {position}"))?;
+        let account = integer(&tap[6]);
+        let head = row(connection, &format!("SELECT * FROM heads WHERE position = {position} LIMIT 1"))?;
+        let log = integer(&head[0]);
+        let entry = format!("SELECT record FROM entries WHERE log = {log} AND position = {position}");
+        let end = row(connection, &format!("SELECT max(position) FROM entries WHERE log = {log}"))?;
+        let sample = Sample {
+            log,
+            position: integer(&end[0]),
+            record: row(connection, &entry)?.remove(0),
+            wallet: row(connection, &format!("SELECT * FROM wallets WHERE account = {account} LIMIT 1"))?,
+            debit: row(connection, &format!("SELECT * FROM debits WHERE position = {position}"))?,
+            share: row(connection, &format!("SELECT share FROM shares WHERE account = {account}"))?.remove(0),
+            clock: integer(&tap[11]),
+            head,
+            tap,
+        };
+        Ok(Self {
+            connection,
+            sample,
+            accounts: accounts as i64,
+            begin: connection.prepare("BEGIN IMMEDIATE")?,
+            entry: connection.prepare("INSERT INTO entries VALUES (?1, ?2, ?3)")?,
+            wallet: connection.prepare(
+                "INSERT INTO wallets VALUES (?1, ?2, NULL, ?3, ?4, ?5, ?6, ?7, ?8)
+                 ON CONFLICT DO UPDATE SET own = ?3, granted = ?4, unspent = ?5, released = ?6,
+                 stand_in_granted = ?7, stand_in_left = ?8",
+            )?,
+            debit: connection.prepare("INSERT INTO debits VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?,
+            unposted: connection.prepare("INSERT INTO unposted VALUES (?1, ?2, ?3, ?4, ?5)")?,
+            share: connection
+                .prepare("INSERT INTO shares VALUES (?1, ?2) ON CONFLICT DO UPDATE SET share = ?2")?,
+            tap: connection
+                .prepare("INSERT INTO taps VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)")?,
+            head: connection.prepare("INSERT INTO heads VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?,
+            state: connection.prepare("UPDATE state SET elapsed_ms = ?1, clock = ?2, last_day = last_day")?,
+            commit: connection.prepare("COMMIT")?,
+        })
+    }
+
+    /// One transaction with so many taps.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn commit(&mut self, taps: usize) -> Result<()> {
+        self.begin.execute([])?;
+        for _ in 0..taps {
+            self.tap()?;
+        }
+        let Sample { log, position, head, clock, .. } = &self.sample;
+        self.head.execute((log, position, &head[2], &head[3], &head[4], &head[5]))?;
+        self.state.execute((position, clock))?;
+        self.commit.execute([])?;
+        debug_assert!(self.connection.is_autocommit());
+        Ok(())
+    }
+
+    fn tap(&mut self) -> Result<()> {
+        let Sample { log, position, record, wallet, debit, share, tap, clock, .. } = &mut self.sample;
+        *position += 1;
+        *clock += 1;
+        // Far from the taps before, as people are who come one after the other.
+        let account = 1 + *position * 7_919 % self.accounts;
+        self.entry.execute((&*log, &*position, &*record))?;
+        self.wallet.execute((
+            account, &wallet[1], &wallet[3], &wallet[4], &wallet[5], &wallet[6], &wallet[7], &wallet[8],
+        ))?;
+        self.debit.execute((
+            &*position, account, &debit[2], &debit[3], &debit[4], &debit[5], &debit[6], &debit[7], &debit[8],
+        ))?;
+        self.unposted.execute((account % 16, &*position, account, &debit[2], -integer(&debit[5])))?;
+        self.share.execute((account, &*share))?;
+        self.tap.execute((
+            &tap[0],
+            &tap[1],
+            format!("b{position}"),
+            &tap[3],
+            &tap[4],
+            &tap[5],
+            account,
+            &tap[7],
+            &tap[8],
+            &tap[9],
+            &tap[10],
+            &*clock,
+            &*position,
+            &tap[13],
+        ))?;
+        Ok(())
+    }
+}
+
+fn integer(value: &Value) -> i64 {
+    match value {
+        Value::Integer(number) => *number,
+        _ => 0,
+    }
+}

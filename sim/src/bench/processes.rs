@@ -1,0 +1,466 @@
+//! What a real centre and real nodes do, as processes of their own over HTTPS and QUIC on loopback.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use axum::Router;
+use axum::routing::post;
+use feiqian_protocol::campus::Mode;
+use feiqian_protocol::enrol::Role;
+use feiqian_protocol::ids::{CardNumber, NodeName, TerminalId};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::Timestamp;
+use feiqian_reconcile::driver::real_now;
+use serde_json::{Value, json};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until};
+
+use super::Wanted;
+use super::bare::{self, BareTaps};
+use super::client::{Building, Till, approved};
+use super::figures::{Downlink, Figures, Open, Rate, TapOne, micros, millis, seconds};
+use super::measure::{Scale, median, median_rate, percentile, rate};
+use crate::campus::layout::Layout;
+use crate::campus::process::{Process, RECONCILE, run_to_end};
+use crate::campus::setup::{Campus, set_up};
+use crate::campus::workload::{Account, Site, Workload};
+
+/// Terminals that ask at the same time.
+const TILLS: usize = 64;
+/// Taps a second of the open loop.
+const OPEN_PER_SECOND: u64 = 100;
+/// Balance of every account, in fen.
+const OPENING_FEN: u64 = 1_000_000;
+/// Longest wait for a state that must come.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Credits and loss reports that are timed: on an idle link, and at most beside a backlog.
+const DOWNLINK_SAMPLES: usize = 200;
+
+/// Measures what needs processes.
+///
+/// # Errors
+/// Where a process does not do what it should.
+pub async fn measure(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> Result<()> {
+    let names = [
+        "tap_one",
+        "tap_open_100",
+        "http_64",
+        "downlink",
+        "downlink_busy",
+        "node_rss_kb",
+        "first_sync_s",
+        "cold_start_ms",
+    ];
+    if !names.iter().any(|name| wanted.has(name)) {
+        return Ok(());
+    }
+    let mut town = Town::new(scale).await?;
+    if wanted.has("downlink") {
+        let samples = if scale.entries < 100_000 { 20 } else { DOWNLINK_SAMPLES };
+        figures.downlink = Some(town.downlink(samples, false).await?);
+    }
+    if wanted.has("cold_start_ms") || wanted.has("tap_one") {
+        figures.cold_start_ms = Some(town.cold_start().await?);
+    }
+    if wanted.has("first_sync_s") {
+        figures.first_sync_s = Some(seconds(town.first_sync().await?));
+    }
+    town.cut().await?;
+    if wanted.has("tap_one") {
+        figures.tap_one = Some(town.tap_one().await?);
+    }
+    if wanted.has("tap_open_100") {
+        figures.tap_open_100 = Some(town.tap_open().await?);
+    }
+    if wanted.has("http_64") {
+        figures.http_64 = Some(town.http_64().await?);
+    }
+    if wanted.has("node_rss_kb") || wanted.has("downlink_busy") {
+        town.fill().await?;
+        figures.node_rss_kb = Some(town.peak_kb());
+    }
+    if wanted.has("downlink_busy") {
+        town.campus.nodes[0].relay.set_cut(false);
+        figures.downlink_busy = Some(town.downlink(DOWNLINK_SAMPLES, true).await?);
+    }
+    town.campus.stop().await
+}
+
+/// A centre, a canteen with everybody's rights, and a shop that is new.
+struct Town {
+    scale: Scale,
+    root: tempfile::TempDir,
+    campus: Campus,
+    canteen: Building,
+    address: SocketAddr,
+    tapped: u64,
+    now: Timestamp,
+}
+
+fn card(number: u64) -> String {
+    format!("c{number:05}")
+}
+
+impl Town {
+    async fn new(scale: &Scale) -> Result<Self> {
+        let root = tempfile::Builder::new().prefix("feiqian-bench-").tempdir()?;
+        let layout = Layout::create(&root.path().join("run"), &["canteen", "shop"])?;
+        let site = |name: &str| -> Result<Site> {
+            let terminals = (0..=TILLS).map(|till| TerminalId::new(format!("{name}-{till}")));
+            Ok(Site {
+                name: NodeName::new(name)?,
+                role: Role::Pos,
+                terminals: terminals.collect::<Result<_, _>>()?,
+            })
+        };
+        let workload = Workload {
+            buildings: vec![site("canteen")?, site("shop")?],
+            tariff: Default::default(),
+            // Somebody without money, so that there is something to import while both nodes run.
+            accounts: vec![Account {
+                card: CardNumber::new("visitor")?,
+                patron_class: "student".to_owned(),
+                opening: Fen::ZERO,
+                single_limit: None,
+                daily_limit: None,
+            }],
+            topups: Vec::new(),
+            taps: Vec::new(),
+        };
+        let now = real_now();
+        let mut campus = set_up(&layout, &workload, Mode::Hybrid, now).await?;
+        campus.nodes[1].process.stop().await?;
+        let accounts = layout.file("people.csv");
+        let mut table = String::from("card,patron_class,opening_fen,single_limit_fen,daily_limit_fen\n");
+        for number in 1..=scale.accounts {
+            table += &format!("{},student,{OPENING_FEN},500000,10000000\n", card(number));
+        }
+        std::fs::write(&accounts, table)?;
+        let data = layout.centre();
+        let import = ["import", "accounts", &accounts.to_string_lossy(), "--data", &data.to_string_lossy()];
+        run_to_end(RECONCILE, &import).await?;
+        let data = layout.node("canteen");
+        let address = listen_address(&data)?;
+        let canteen = Building::open(&data)?;
+        let mut town = Self { scale: *scale, root, campus, canteen, address, tapped: 0, now };
+        town.await_rights().await?;
+        Ok(town)
+    }
+
+    fn node(&mut self) -> &mut Process {
+        &mut self.campus.nodes[0].process
+    }
+
+    /// Until the canteen holds the right to everybody's money, and the centre has nothing more to say.
+    async fn await_rights(&mut self) -> Result<()> {
+        let expected = OPENING_FEN * self.scale.accounts;
+        self.until("the rights of all accounts", move |node, centre| {
+            let drained = centre["nodes"][0]["backlog"] == 0
+                && centre["nodes"][0]["to_node"] == centre["nodes"][0]["to_node_acked"];
+            node["unspent_fen"] == expected && drained
+        })
+        .await
+    }
+
+    async fn until(&mut self, what: &str, is_there: impl Fn(&Value, &Value) -> bool) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let status = json!({"command": "status"});
+            let node: Value = self.node().control.call(&status).await?;
+            let centre: Value = self.campus.centre.control.call(&status).await?;
+            if is_there(&node, &centre) {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                bail!("waited too long for {what}: {node} {centre}");
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Cuts the canteen off, so that nothing but taps happens there.
+    async fn cut(&mut self) -> Result<()> {
+        self.campus.nodes[0].relay.set_cut(true);
+        self.until("the end of the link", |node, _| node["link"] == "down").await
+    }
+
+    async fn till(&self, number: usize) -> Result<Till> {
+        self.canteen.till(&format!("canteen-{number}"), self.address).await
+    }
+
+    /// The next tap of somebody: card and sequence.
+    fn next_tap(&mut self) -> (u64, String) {
+        self.tapped += 1;
+        (self.tapped, card(1 + self.tapped * 7_919 % self.scale.accounts))
+    }
+
+    async fn tap(&mut self, till: &mut Till) -> Result<Duration> {
+        let (sequence, card) = self.next_tap();
+        let request = till.tap(sequence, &card)?;
+        let (took, answer) = till.send(request).await?;
+        ensure!(approved(&answer), "declined: {}", String::from_utf8_lossy(&answer));
+        Ok(took)
+    }
+
+    /// A node that was killed, until it answers its first tap. Leaves a copy of its database for the baseline.
+    async fn cold_start(&mut self) -> Result<u64> {
+        let mut took = Vec::new();
+        for _ in 0..self.scale.runs {
+            let mut till = self.till(0).await?;
+            self.tap(&mut till).await?;
+            self.node().kill().await?;
+            self.copy_database()?;
+            let begun = Instant::now();
+            let now = self.now;
+            self.node().start(now).await?;
+            let mut till = self.till(0).await?;
+            self.tap(&mut till).await?;
+            took.push(begun.elapsed());
+        }
+        Ok(u64::try_from(median(&mut took).as_millis())?)
+    }
+
+    fn copy(&self) -> PathBuf {
+        self.root.path().join("bare.db")
+    }
+
+    fn copy_database(&self) -> Result<()> {
+        let data = self.root.path().join("run/nodes/canteen");
+        let copy = self.copy();
+        std::fs::copy(data.join("node.db"), &copy)?;
+        std::fs::copy(data.join("node.db-wal"), copy.with_extension("db-wal"))?;
+        let _ = std::fs::remove_file(copy.with_extension("db-shm"));
+        Ok(())
+    }
+
+    /// A node that has never seen an account, from its start until it holds all of them.
+    async fn first_sync(&mut self) -> Result<Duration> {
+        let (accounts, now) = (self.scale.accounts, self.now);
+        let begun = Instant::now();
+        let shop = &mut self.campus.nodes[1].process;
+        shop.start(now).await?;
+        loop {
+            let status: Value = shop.control.call(&json!({"command": "status"})).await?;
+            if status["accounts"] == accounts + 1 {
+                break;
+            }
+            ensure!(begun.elapsed() < PATIENCE, "the first sync does not end: {status}");
+            sleep(Duration::from_millis(20)).await;
+        }
+        let took = begun.elapsed();
+        shop.stop().await?;
+        Ok(took)
+    }
+
+    async fn tap_one(&mut self) -> Result<TapOne> {
+        let connection = bare::open(&self.copy())?;
+        let mut bare = BareTaps::new(&connection, self.scale.accounts)?;
+        let mut till = self.till(0).await?;
+        let (mut measured, mut baseline) = (Vec::new(), Vec::new());
+        for _ in 0..self.scale.runs {
+            let mut taps = Vec::new();
+            for _ in 0..self.scale.taps {
+                taps.push(self.tap(&mut till).await?);
+            }
+            measured.push(median(&mut taps));
+            let mut commits = Vec::new();
+            for _ in 0..self.scale.taps {
+                let begun = Instant::now();
+                bare.commit(1)?;
+                commits.push(begun.elapsed());
+            }
+            baseline.push(median(&mut commits));
+        }
+        Ok(TapOne::new(median(&mut measured), median(&mut baseline)))
+    }
+
+    /// Taps at fixed moments, each timed from the moment when it was due.
+    async fn tap_open(&mut self) -> Result<Open> {
+        let (mut p50, mut p99) = (Vec::new(), Vec::new());
+        let each = Duration::from_secs(1) / u32::try_from(OPEN_PER_SECOND)?;
+        let count = self.scale.load.as_millis() as u64 * OPEN_PER_SECOND / 1_000;
+        for _ in 0..self.scale.runs {
+            let mut free = Vec::new();
+            for number in 0..TILLS {
+                free.push(self.till(number).await?);
+            }
+            let begun = tokio::time::Instant::now() + each;
+            let mut running = JoinSet::new();
+            let mut took = Vec::new();
+            for index in 0..count {
+                while let Some(done) = running.try_join_next() {
+                    let (till, elapsed) = done??;
+                    free.push(till);
+                    took.push(elapsed);
+                }
+                let (sequence, card) = self.next_tap();
+                let mut till = free.pop().context("all terminals wait for answers")?;
+                let request = till.tap(sequence, &card)?;
+                let due = begun + each * u32::try_from(index)?;
+                sleep_until(due).await;
+                running.spawn(async move {
+                    till.send(request).await?;
+                    anyhow::Ok((till, due.elapsed()))
+                });
+            }
+            while let Some(done) = running.join_next().await {
+                took.push(done??.1);
+            }
+            p50.push(median(&mut took));
+            p99.push(percentile(&mut took, 99));
+        }
+        Ok(Open { p50_us: micros(median(&mut p50)), p99_us: micros(median(&mut p99)) })
+    }
+
+    /// So many terminals, each with one tap at a time, for a while (or until there were so many taps).
+    async fn load(&mut self, address: SocketAddr, time: Duration, taps_max: u64) -> Result<u64> {
+        let mut tills = Vec::new();
+        for number in 0..TILLS {
+            tills.push(self.canteen.till(&format!("canteen-{number}"), address).await?);
+        }
+        let begun = Instant::now();
+        let mut running = JoinSet::new();
+        let (first, accounts) = (self.tapped, self.scale.accounts);
+        for (number, mut till) in (1..).zip(tills) {
+            running.spawn(async move {
+                let mut done = 0;
+                while begun.elapsed() < time && done * (TILLS as u64) < taps_max {
+                    let sequence = first + done * TILLS as u64 + number;
+                    let request = till.tap(sequence, &card(1 + sequence * 7_919 % accounts))?;
+                    let (_, answer) = till.send(request).await?;
+                    ensure!(approved(&answer) || answer.len() < 3, "{}", String::from_utf8_lossy(&answer));
+                    done += 1;
+                }
+                anyhow::Ok(done)
+            });
+        }
+        let (mut sum, mut most) = (0, 0);
+        while let Some(done) = running.join_next().await {
+            let done = done??;
+            sum += done;
+            most = most.max(done);
+        }
+        let took = begun.elapsed();
+        self.tapped += (most + 1) * TILLS as u64;
+        Ok(rate(sum, took))
+    }
+
+    async fn http_64(&mut self) -> Result<Rate> {
+        let empty = Empty::start(&self.canteen).await?;
+        let (mut measured, mut baseline) = (Vec::new(), Vec::new());
+        for _ in 0..self.scale.runs {
+            measured.push(self.load(self.address, self.scale.load, u64::MAX / 128).await?);
+            baseline.push(self.load(empty.address, self.scale.load, u64::MAX / 128).await?);
+        }
+        empty.stop();
+        Ok(Rate::new(median_rate(&mut measured), median_rate(&mut baseline)))
+    }
+
+    /// The largest resident size of the canteen since it was started last.
+    fn peak_kb(&mut self) -> u64 {
+        let node = self.node();
+        node.rss_kb_max = 0;
+        node.sample();
+        node.rss_kb_max
+    }
+
+    /// A backlog of taps that the centre does not have.
+    async fn fill(&mut self) -> Result<()> {
+        self.load(self.address, PATIENCE, self.scale.entries).await?;
+        Ok(())
+    }
+
+    /// Credits and loss reports at the centre, each until the canteen says so over HTTPS.
+    async fn downlink(&mut self, samples: usize, busy: bool) -> Result<Downlink> {
+        let mut till = self.till(TILLS).await?;
+        if busy {
+            self.until("the link", |node, _| node["link"] == "up").await?;
+        }
+        let mut took = Vec::new();
+        for index in 0..samples {
+            let (command, card) = self.change(index, busy);
+            let body = json!({"card": card}).to_string();
+            let (_, before) = till.send(till.request("/v1/balance", body.clone())?).await?;
+            let begun = Instant::now();
+            self.campus.centre.control.send(&command).await?;
+            loop {
+                let (_, after) = till.send(till.request("/v1/balance", body.clone())?).await?;
+                if after != before {
+                    break;
+                }
+                ensure!(begun.elapsed() < PATIENCE, "the canteen does not hear of {command}");
+            }
+            took.push(begun.elapsed());
+            self.campus.centre.control.receive::<Value>().await?;
+            if busy && self.is_drained().await? {
+                break;
+            }
+        }
+        ensure!(!busy || took.len() > 2, "the backlog was gone before anything was measured");
+        Ok(Downlink { p50_ms: millis(median(&mut took)), p99_ms: millis(percentile(&mut took, 99)) })
+    }
+
+    /// Every other time a credit, otherwise a loss report.
+    fn change(&self, index: usize, busy: bool) -> (Value, String) {
+        let card = card(self.scale.accounts - index as u64 - if busy { DOWNLINK_SAMPLES as u64 } else { 0 });
+        let command = if index.is_multiple_of(2) {
+            json!({"command": "topup", "card": card, "amount_fen": 100, "channel": "bench", "key": card})
+        } else {
+            json!({"command": "report_loss", "card": card, "operator": "bench"})
+        };
+        (command, card)
+    }
+
+    async fn is_drained(&mut self) -> Result<bool> {
+        let status: Value = self.node().control.call(&json!({"command": "status"})).await?;
+        Ok(status["acked"] == status["position"])
+    }
+}
+
+/// Where a node of a run listens for terminals.
+fn listen_address(data: &Path) -> Result<SocketAddr> {
+    #[derive(serde::Deserialize)]
+    struct Listen {
+        terminal_listen: SocketAddr,
+    }
+    let text = std::fs::read_to_string(data.join("run.toml"))?;
+    Ok(toml::from_str::<Listen>(&text)?.terminal_listen)
+}
+
+/// The baseline of a terminal's request: a handler that does nothing, behind the same TLS and the same server, on a thread
+/// of its own as a node's is.
+struct Empty {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Empty {
+    async fn start(building: &Building) -> Result<Self> {
+        let tls = feiqian_node::tls::terminal_config(&building.files)?;
+        let (stop, stopping) = watch::channel(false);
+        let (ready, is_ready) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("empty".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+                let Ok(listener) = feiqian_node::http::server::bind(local).await else { return };
+                let Ok(address) = listener.local_addr() else { return };
+                // Whoever started it waits for it.
+                let _ = ready.send(address);
+                let router = Router::new().route("/v1/taps", post(|| async { "{}" }));
+                feiqian_node::http::server::run(listener, tls, router, Duration::ZERO, stopping).await;
+            });
+        })?;
+        Ok(Self { address: is_ready.await.context("the empty handler does not start")?, stop, thread })
+    }
+
+    fn stop(self) {
+        self.stop.send_replace(true);
+        // It has nothing to say at its end.
+        let _ = self.thread.join();
+    }
+}
