@@ -1,6 +1,6 @@
 //! Measures what is promised, each figure beside its baseline: measured, baseline, measured, baseline, in one run on one disk.
 //!
-//! [`processes`] (a real centre and real nodes, over HTTPS and QUIC), [`cores`] (both cores in this process), [`bare`] and
+//! [`processes`] (a real centre and real nodes, over HTTPS and QUIC), [`reconnect`] (many of them), [`cores`] (both cores in this process), [`bare`] and
 //! [`ingest`] (the same rows by prepared statements, and nothing else), [`client`] (terminals), [`measure`] and [`figures`].
 #![allow(clippy::float_arithmetic, reason = "figures for people; nothing is decided by them")]
 
@@ -11,6 +11,7 @@ pub mod figures;
 pub mod ingest;
 pub mod measure;
 pub mod processes;
+pub mod reconnect;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -76,6 +77,7 @@ pub async fn run(options: &Options) -> Result<Figures> {
     let mut figures = Figures { accounts: scale.accounts, ..Figures::default() };
     cores::measure(&scale, &wanted, &mut figures)?;
     processes::measure(&scale, &wanted, &mut figures).await?;
+    reconnect::measure(&scale, &wanted, &mut figures).await?;
     if let Some(path) = &options.json {
         let json = serde_json::to_string(&figures)? + "\n";
         std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;

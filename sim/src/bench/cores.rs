@@ -11,7 +11,7 @@ use feiqian_node::io as node_io;
 use feiqian_protocol::campus::{Building, CampusConfig, Merchant, Policy, Terminal};
 use feiqian_protocol::chain::hex;
 use feiqian_protocol::enrol::Role;
-use feiqian_protocol::frame::Frame;
+use feiqian_protocol::frame::{Ack, Entries, Frame};
 use feiqian_protocol::ids::{CampusId, CardNumber, InstitutionId, Key, NodeId, NodeName, TerminalId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, Pin, TapKey, TapKind, TapRequest};
@@ -341,7 +341,7 @@ impl Pair {
         centre.link_up(self.node_identity.node)?;
         let hello = self.hello()?;
         centre.frames(vec![hello])?;
-        let mut batches = VecDeque::new();
+        let mut batches = Vec::new();
         let mut batch = Vec::new();
         let mut count = 0;
         for frame in frames {
@@ -350,13 +350,15 @@ impl Pair {
             }
             batch.push(frame.clone());
             if count >= ENTRIES_PER_STEP {
-                batches.push_back(std::mem::take(&mut batch));
+                batches.push(std::mem::take(&mut batch));
                 count = 0;
             }
         }
-        batches.push_back(batch);
+        batches.push(batch);
         let begun = Instant::now();
-        for batch in batches {
+        for mut batch in batches {
+            // The node is in session: it acknowledges what the centre posts and grants meanwhile.
+            batch.extend(centre.down.drain(..).filter_map(|frame| acknowledgement(&frame)));
             centre.frames(batch)?;
         }
         let took = begun.elapsed();
@@ -377,6 +379,13 @@ impl Pair {
         node.step(vec![node_io::Input::LinkUp(node_io::LinkId(LINK))])?;
         node.up.pop_front().context("a node says nothing")
     }
+}
+
+/// What a node says to entries once it has applied them.
+fn acknowledgement(frame: &Frame) -> Option<Frame> {
+    let Frame::Entries(Entries { log, first, records, .. }) = frame else { return None };
+    let position = first + records.len() as u64 - 1;
+    Some(Frame::Ack(Ack { log: *log, position, countersignature: None }))
 }
 
 fn person(number: u64) -> Result<centre_io::ImportedAccount> {

@@ -15,6 +15,9 @@ use super::measure::timed;
 /// Entries of one transaction.
 const ENTRIES_PER_COMMIT: usize = 1_000;
 
+/// The pragmas of the centre's store.
+const CENTRE_PRAGMAS: &str = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-131072; PRAGMA wal_autocheckpoint=4000;";
+
 type Row = Vec<Value>;
 
 /// What is written for one entry of the backlog.
@@ -143,7 +146,7 @@ impl Writer<'_> {
 /// What SQLite says.
 pub fn write(rows: &Rows, path: &Path) -> Result<Duration> {
     let connection = Connection::open(path)?;
-    connection.execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")?;
+    connection.execute_batch(CENTRE_PRAGMAS)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     let mut writer = Writer { connection: &connection, statements: BTreeMap::new() };
     let commits = rows.entries.len().div_ceil(ENTRIES_PER_COMMIT);
