@@ -14,7 +14,7 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessCalendar, Timestamp};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
 
 use crate::config::{Config, ConfigError, EXIT_CONFIG, HostPort};
 use crate::control::{self, Command as ControlCommand};
@@ -181,11 +181,9 @@ fn execute(command: Command) -> Result<ExitCode, anyhow::Error> {
 
 /// Logs to standard error. Where somebody else set a log up in this process already, that one stays.
 fn start_log(json: bool) {
-    let filter = EnvFilter::builder()
-        .with_default_directive(tracing::Level::INFO.into())
-        .with_env_var(LOG_VARIABLE)
-        .from_env_lossy();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let level = std::env::var(LOG_VARIABLE).ok().and_then(|level| level.parse().ok());
+    let level = level.unwrap_or(LevelFilter::INFO);
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
     let _ = if json { log.json().try_init() } else { log.with_ansi(io::stderr().is_terminal()).try_init() };
 }
 

@@ -312,11 +312,10 @@ fn broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn start_log(json: bool) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("FEIQIAN_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let level = std::env::var("FEIQIAN_LOG").ok().and_then(|level| level.parse().ok());
+    let level = level.unwrap_or(tracing::level_filters::LevelFilter::INFO);
     let colours = std::io::stderr().is_terminal();
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_max_level(level).with_ansi(colours).with_writer(std::io::stderr);
     // Somebody who runs us inside their own process may have a log of their own already.
     let _ = if json { log.json().try_init() } else { log.try_init() };
 }
