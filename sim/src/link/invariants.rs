@@ -4,6 +4,7 @@
 //! that a log may have two continuations; the tests of copies check their own bounds).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use feiqian_protocol::balance::Projection;
@@ -29,7 +30,7 @@ pub struct NodePicture {
     /// Its site.
     pub site: usize,
     /// Its log.
-    pub log: Vec<Entry>,
+    pub log: Arc<Vec<Entry>>,
     /// How much of that the centre has ingested.
     pub ingested: usize,
     /// Its open epoch.
@@ -50,7 +51,7 @@ pub struct Picture {
     /// The centre's rows of rights.
     pub rights: BTreeMap<RowKey, CentreRow>,
     /// The centre's account streams.
-    pub shards: Vec<Entry>,
+    pub shards: Vec<Arc<Vec<Entry>>>,
     /// What was out at the declared heads of epochs that the centre closed by itself.
     pub closed_by_force: Fen,
 }
@@ -81,7 +82,7 @@ impl World {
         for site in 0..self.sites() {
             let node = self.site(site).identity.node;
             let tables = self.node_tables(site)?;
-            let log = tables.entries(node_log(node))?.to_vec();
+            let log = tables.entries(node_log(node))?;
             let applied = tables.entries(to_node_log(node))?.len();
             let (epoch, rows) = (tables.epoch()?, tables.rows()?);
             let centre = self.centre_tables()?;
@@ -90,10 +91,8 @@ impl World {
             nodes.push(NodePicture { node, site, log, ingested, epoch, rows, not_applied });
         }
         let centre = self.centre_tables()?;
-        let mut shards = Vec::new();
-        for shard in 0..SHARDS {
-            shards.extend_from_slice(centre.entries(LogId::shard(INSTITUTION, shard))?);
-        }
+        let shards = (0..SHARDS).map(|shard| centre.entries(LogId::shard(INSTITUTION, shard)));
+        let shards = shards.collect::<Result<_>>()?;
         let closed_by_force = centre.closed_by_force()?;
         Ok(Picture { nodes, wallets: centre.wallets()?, rights: centre.rights()?, shards, closed_by_force })
     }
@@ -205,7 +204,7 @@ impl World {
             ensure!(node.not_applied.is_empty(), "node {} has grants that are not applied", node.node);
         }
         let mut projection = Projection::new(INSTITUTION);
-        for entry in &picture.shards {
+        for entry in picture.shards.iter().flat_map(|shard| shard.iter()) {
             projection.apply(&entry.body)?;
         }
         let expected = projection.digest()?;
@@ -257,7 +256,7 @@ pub fn receipts(picture: &Picture, model: &Model) -> Result<()> {
     for node in &picture.nodes {
         let mut debited: BTreeMap<(&str, u32, &str), Fen> = BTreeMap::new();
         let mut returned: BTreeMap<(&str, u32, &str), Fen> = BTreeMap::new();
-        for entry in &node.log {
+        for entry in node.log.iter() {
             let sums = match &entry.body {
                 Body::Debit(debit) => Some((&mut debited, &debit.tap, debit.amount())),
                 Body::Reversal(reversal) => Some((&mut returned, &reversal.tap, reversal.amount())),
@@ -300,7 +299,7 @@ pub fn receipts(picture: &Picture, model: &Model) -> Result<()> {
 fn credits(picture: &Picture, model: &Model) -> Result<()> {
     let mut migrated = Fen::ZERO;
     let mut keys = BTreeMap::new();
-    for entry in &picture.shards {
+    for entry in picture.shards.iter().flat_map(|shard| shard.iter()) {
         if let Body::Credit(credit) = &entry.body {
             if credit.channel.as_str() == "counter" {
                 ensure!(
@@ -350,14 +349,14 @@ pub fn partition(picture: &Picture) -> Result<()> {
 pub fn funds_from_entries(picture: &Picture) -> BTreeMap<(AccountId, Wallet), Fen> {
     let mut funds = BTreeMap::new();
     let mut add = |account, wallet, fen: Fen| *funds.entry((account, wallet)).or_insert(Fen::ZERO) += fen;
-    for entry in &picture.shards {
+    for entry in picture.shards.iter().flat_map(|shard| shard.iter()) {
         match &entry.body {
             Body::Credit(credit) => add(credit.account, credit.wallet, credit.amount),
             Body::Refund(refund) => add(refund.account, refund.wallet, refund.amount),
             _ => {}
         }
     }
-    for entry in picture.nodes.iter().flat_map(|node| &node.log) {
+    for entry in picture.nodes.iter().flat_map(|node| node.log.iter()) {
         if let Some((account, wallet, fen)) = effect(&entry.body) {
             add(account, wallet, fen);
         }
@@ -509,7 +508,7 @@ pub fn overspend(picture: &Picture, cap: Fen) -> Result<()> {
 /// Where it is.
 pub fn allowance(picture: &Picture, daily: Fen) -> Result<()> {
     let mut used: BTreeMap<(AccountId, BusinessDay), Fen> = BTreeMap::new();
-    for entry in picture.nodes.iter().flat_map(|node| &node.log) {
+    for entry in picture.nodes.iter().flat_map(|node| node.log.iter()) {
         match &entry.body {
             Body::Debit(debit) => *used.entry((debit.account, debit.day)).or_default() += debit.allowance,
             Body::Reversal(back) => *used.entry((back.account, back.day)).or_default() -= back.allowance_back,

@@ -1,6 +1,7 @@
 //! What both sides hold, read from their databases by a second connection.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::Result;
 use feiqian_protocol::entry::{Body, Entry};
@@ -16,7 +17,7 @@ struct Logs {
     connection: Connection,
     /// The files vanish with their disk.
     _disk: Disk,
-    decoded: BTreeMap<LogId, Vec<Entry>>,
+    decoded: BTreeMap<LogId, Arc<Vec<Entry>>>,
 }
 
 impl Logs {
@@ -25,16 +26,16 @@ impl Logs {
     }
 
     /// All entries of a log; the one at position n has index n - 1.
-    fn entries(&mut self, log: LogId) -> Result<&[Entry]> {
-        let decoded = self.decoded.entry(log).or_default();
+    fn entries(&mut self, log: LogId) -> Result<Arc<Vec<Entry>>> {
+        let shared = self.decoded.entry(log).or_default();
         let mut statement = self.connection.prepare_cached(
             "SELECT record FROM entries WHERE log = ?1 AND position > ?2 ORDER BY position",
         )?;
-        let mut rows = statement.query((log.key(), decoded.len() as i64))?;
+        let mut rows = statement.query((log.key(), shared.len() as i64))?;
         while let Some(row) = rows.next()? {
-            decoded.push(Entry::from_record(row.get_ref(0)?.as_blob()?)?);
+            Arc::make_mut(shared).push(Entry::from_record(row.get_ref(0)?.as_blob()?)?);
         }
-        Ok(decoded)
+        Ok(Arc::clone(shared))
     }
 }
 
@@ -103,7 +104,7 @@ impl CentreTables {
     ///
     /// # Errors
     /// Where they cannot be read.
-    pub fn entries(&mut self, log: LogId) -> Result<&[Entry]> {
+    pub fn entries(&mut self, log: LogId) -> Result<Arc<Vec<Entry>>> {
         self.0.entries(log)
     }
 
@@ -253,7 +254,7 @@ impl NodeTables {
     ///
     /// # Errors
     /// Where they cannot be read.
-    pub fn entries(&mut self, log: LogId) -> Result<&[Entry]> {
+    pub fn entries(&mut self, log: LogId) -> Result<Arc<Vec<Entry>>> {
         self.0.entries(log)
     }
 

@@ -77,7 +77,7 @@ fn resolving_again_posts_nothing_and_a_credit_recovers() -> Result<()> {
     let mut world = overspent([2, 0, 1], true)?;
     let money = world.money("c1")?;
     let before = world.centre_tables()?.cases()?;
-    let entries = world.picture()?.shards.len();
+    let entries = world.picture()?.shards.iter().map(|shard| shard.len()).sum::<usize>();
     world.run(60_000)?;
     world.crash_centre()?;
     world.start_centre()?;
@@ -86,7 +86,10 @@ fn resolving_again_posts_nothing_and_a_credit_recovers() -> Result<()> {
     }
     world.run(60_000)?;
     ensure!(world.centre_tables()?.cases()? == before);
-    ensure!(world.picture()?.shards.len() == entries, "nothing new was posted");
+    ensure!(
+        world.picture()?.shards.iter().map(|shard| shard.len()).sum::<usize>() == entries,
+        "nothing new was posted"
+    );
     world.top_up("c1", 500 - money.get(), "k1")?;
     world.run(5_000)?;
     world.check_healed()?;

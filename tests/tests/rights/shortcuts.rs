@@ -425,7 +425,7 @@ fn nobody_stands_in_after_a_final_no() -> Result<()> {
     approved(&mut world, 0, "c1", 1_000)?;
     insufficient(&mut world, 1, "c1", 1)?;
     let picture = world.picture()?;
-    let stand_in: Fen = picture.nodes.iter().flat_map(|node| &node.log).filter_map(stand_in_of).sum();
+    let stand_in: Fen = picture.nodes.iter().flat_map(|node| node.log.iter()).filter_map(stand_in_of).sum();
     ensure!(stand_in == Fen::ZERO);
     Ok(())
 }
