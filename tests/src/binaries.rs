@@ -41,8 +41,7 @@ pub fn run<A: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = A>) 
 /// With all that it printed, where it fails.
 pub fn run_ok<A: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = A>) -> String {
     let output = run(name, arguments);
-    let (stdout, stderr) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{name} ended with {}:\n{stdout}\n{stderr}", output.status);
     stdout.into_owned()
 }

@@ -11,7 +11,8 @@ pub type Row = BTreeMap<String, String>;
 /// # Panics
 /// Where it is not there or malformed.
 pub fn rows(file: &Path) -> Vec<Row> {
-    let mut reader = csv::Reader::from_path(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let mut reader =
+        csv::Reader::from_path(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let rows: Result<Vec<Row>, _> = reader.deserialize().collect();
     rows.unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }

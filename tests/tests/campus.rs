@@ -32,7 +32,8 @@ fn assert_sound(report: &Value, kept: &Path) {
     assert_eq!(count(report, "/conservation/difference_fen"), 0);
     assert_eq!((count(report, "/lost"), count(report, "/duplicated")), (0, 0), "{report}");
     assert_eq!(count(report, "/pending"), 0);
-    let declined: i64 = report["declined"].as_object().expect("a map").values().filter_map(Value::as_i64).sum();
+    let declined: i64 =
+        report["declined"].as_object().expect("a map").values().filter_map(Value::as_i64).sum();
     assert_eq!(count(report, "/taps"), count(report, "/approved") + declined);
     let nodes = report["nodes"].as_array().expect("a list");
     assert!(nodes.iter().all(|node| node["digest"] == report["digest"]), "{report}");
@@ -40,7 +41,8 @@ fn assert_sound(report: &Value, kept: &Path) {
     // The same from the files alone, with nothing of the simulator's arithmetic.
     assert_eq!(Kept::new(kept).difference(&funds_in(kept)), 0);
     let cases = Kept::new(kept).cases();
-    let opened: i64 = cases.iter().filter(|case| case["reason"] != "loss").map(|case| number(case, "opened_fen")).sum();
+    let opened: i64 =
+        cases.iter().filter(|case| case["reason"] != "loss").map(|case| number(case, "opened_fen")).sum();
     assert_eq!(opened, count(report, "/overspend/fen"));
     let missing: i64 = Kept::new(kept).balances().values().map(|balance| -balance.min(&0)).sum();
     let open: i64 = cases
@@ -83,7 +85,8 @@ fn a_day_with_an_outage_balances_and_a_flipped_fen_is_seen() {
     assert!(nodes.any(|node| count(node, "/offline_s") > 0), "{report}");
 
     let verify = || run("feiqian-sim", ["verify", kept.to_str().expect("UTF-8 path"), "--json"]);
-    let verdict = |output: &std::process::Output| -> Value { serde_json::from_slice(&output.stdout).expect("JSON") };
+    let verdict =
+        |output: &std::process::Output| -> Value { serde_json::from_slice(&output.stdout).expect("JSON") };
     let before = verify();
     assert_eq!((before.status.code(), &verdict(&before)["converged"]), (Some(0), &Value::Bool(true)));
 
@@ -121,7 +124,9 @@ fn three_days_with_two_outages_each() {
     let directory = tempfile::tempdir().expect("a directory");
     let outages: Vec<String> = ["2025-11-10", "2025-11-11", "2025-11-12"]
         .iter()
-        .flat_map(|day| [format!("canteen-east@{day}T11:15-{day}T12:45"), format!("all@{day}T17:00-{day}T18:00")])
+        .flat_map(|day| {
+            [format!("canteen-east@{day}T11:15-{day}T12:45"), format!("all@{day}T17:00-{day}T18:00")]
+        })
         .collect();
     let mut arguments = vec!["--people", "400", "--days", "3", "--seed", "5"];
     for outage in &outages {
@@ -160,10 +165,13 @@ fn a_card_reported_lost_during_an_outage_stops_elsewhere_at_once_and_is_refunded
     let directory = tempfile::tempdir().expect("a directory");
     campus(directory.path(), &common);
     let receipts = Kept::new(directory.path().join("kept")).receipts();
-    let paid_later = |card: &str| receipts.iter().any(|row| is_paid(row) && row["card"] == card && clock(row) > "13:05");
+    let paid_later =
+        |card: &str| receipts.iter().any(|row| is_paid(row) && row["card"] == card && clock(row) > "13:05");
     let victim = receipts
         .iter()
-        .filter(|row| is_paid(row) && row["building"] == "canteen-north" && ("11:30".."13:00").contains(&clock(row)))
+        .filter(|row| {
+            is_paid(row) && row["building"] == "canteen-north" && ("11:30".."13:00").contains(&clock(row))
+        })
         .map(|row| row["card"].clone())
         .find(|card| paid_later(card))
         .expect("such a person");
@@ -174,7 +182,8 @@ fn a_card_reported_lost_during_an_outage_stops_elsewhere_at_once_and_is_refunded
     let report = campus(directory.path(), &[common.as_slice(), &["--loss", &loss]].concat());
     assert_sound(&report, &kept);
     let mut paid_while_cut = 0;
-    for row in Kept::new(&kept).receipts().iter().filter(|row| row["card"] == victim && clock(row) >= "11:10") {
+    for row in Kept::new(&kept).receipts().iter().filter(|row| row["card"] == victim && clock(row) >= "11:10")
+    {
         if row["building"] == "canteen-north" && clock(row) < "13:00" {
             paid_while_cut += if is_paid(row) { number(row, "amount_fen") } else { 0 };
         } else {
@@ -182,7 +191,8 @@ fn a_card_reported_lost_during_an_outage_stops_elsewhere_at_once_and_is_refunded
         }
     }
     assert!(paid_while_cut > 0, "the cut canteen could not know");
-    let losses: Vec<Row> = Kept::new(&kept).cases().into_iter().filter(|case| case["reason"] == "loss").collect();
+    let losses: Vec<Row> =
+        Kept::new(&kept).cases().into_iter().filter(|case| case["reason"] == "loss").collect();
     assert!(losses.iter().all(|case| case["card"] == victim && case["bearer"] == "risk_fund"), "{losses:?}");
     assert_eq!(losses.iter().map(|case| number(case, "refunded_fen")).sum::<i64>(), paid_while_cut);
 }
@@ -193,7 +203,8 @@ fn without_an_outage_real_taps_are_decided_as_a_sequential_reading_decides_them(
     let directory = tempfile::tempdir().expect("a directory");
     let report = campus(directory.path(), &["--replay", replay.to_str().expect("UTF-8 path")]);
     assert_sound(&report, &directory.path().join("kept"));
-    let counts = ["/taps", "/approved", "/declined/insufficient", "/declined/pin_required", "/false_declines"];
+    let counts =
+        ["/taps", "/approved", "/declined/insufficient", "/declined/pin_required", "/false_declines"];
     assert_eq!(counts.map(|pointer| count(&report, pointer)), [14_097, 13_548, 528, 21, 0], "{report}");
     assert_eq!(count(&report, "/amount_approved_fen"), 18_254_014, "{report}");
 }

@@ -26,7 +26,8 @@ fn commands() -> String {
 }
 
 fn is_here(program: &str) -> bool {
-    Command::new(program).arg("--version").output().is_ok() || Command::new(program).arg("version").output().is_ok()
+    Command::new(program).arg("--version").output().is_ok()
+        || Command::new(program).arg("version").output().is_ok()
 }
 
 #[test]
@@ -42,10 +43,13 @@ fn the_page_leads_from_a_blank_controller_to_the_first_tap() {
     let binaries = binary("feiqian-node");
     let binaries = binaries.parent().expect("a directory");
     let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap_or_default());
-    let centre_port = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
-    let terminal_port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+    let centre_port =
+        UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+    let terminal_port =
+        TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
     // Whatever fails, no service stays behind.
-    let script = format!("set -eu -o pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{}", commands());
+    let script =
+        format!("set -eu -o pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{}", commands());
     let output = Command::new("timeout")
         .args(["120", "bash", "-c", &script])
         .env("PATH", path)
@@ -59,8 +63,11 @@ fn the_page_leads_from_a_blank_controller_to_the_first_tap() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stdout}\n{stderr}");
 
-    let answers: Vec<serde_json::Value> =
-        stdout.lines().filter(|line| line.starts_with('{')).filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let answers: Vec<serde_json::Value> = stdout
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
     let taps: Vec<_> = answers.iter().filter(|answer| answer.get("outcome").is_some()).collect();
     assert_eq!(taps.len(), 3, "{stdout}\n{stderr}");
     assert!(taps.iter().all(|answer| answer["outcome"] == "approved"), "{stdout}");
@@ -80,8 +87,9 @@ fn the_units_are_valid() {
     }
     let directory = tempfile::tempdir().expect("a directory");
     for service in ["feiqian-node", "feiqian-reconcile"] {
-        let unit = std::fs::read_to_string(format!("{}/../deploy/{service}.service", env!("CARGO_MANIFEST_DIR")))
-            .expect("the unit is there");
+        let unit =
+            std::fs::read_to_string(format!("{}/../deploy/{service}.service", env!("CARGO_MANIFEST_DIR")))
+                .expect("the unit is there");
         // The installed binaries' place does not exist here; everything else is checked as it stands.
         let binary = binary(service);
         let unit = unit.replace(&format!("/usr/bin/{service}"), binary.to_str().expect("UTF-8 path"));
