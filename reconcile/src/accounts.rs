@@ -491,6 +491,18 @@ impl Round<'_> {
         Ok(Ok(json!({ "node": id, "epoch": epoch })))
     }
 
+    /// What a building, in all its enrolments, may have spent that will not be covered: what was out when it was closed
+    /// without its word, as long as that has not come.
+    fn exposed(&self, name: &NodeName) -> Result<Fen, StoreError> {
+        let closed =
+            self.state.nodes.iter().filter(|(_, node)| node.name == *name && node.epoch > Epoch::FIRST);
+        let mut exposed = Fen::ZERO;
+        for (id, _) in closed {
+            exposed += nodes::exposed(self.db, *id, self.state.own_log(*id))?;
+        }
+        Ok(exposed)
+    }
+
     pub(crate) fn status(&self) -> Result<Reply, StoreError> {
         let accounts = accounts::count(self.db)?;
         let waiting = self.state.dirty.len() as u64 + self.state.sweep.left(accounts);
@@ -502,6 +514,9 @@ impl Round<'_> {
                 _ => node.state.name().to_owned(),
             };
             let own = self.state.log(self.state.own_log(*id));
+            let exposed = self.exposed(&node.name)?;
+            let state =
+                if exposed.is_positive() { format!("{state}, {exposed} yuan exposed") } else { state };
             let state = match own.quarantined {
                 Some(position) => format!("{state}, quarantined at {position}"),
                 None => state,

@@ -2,7 +2,8 @@
 
 use ed25519_dalek::VerifyingKey;
 use feiqian_protocol::enrol::Role;
-use feiqian_protocol::ids::{Epoch, NodeId, NodeName};
+use feiqian_protocol::entry::{Body, EpochEnd};
+use feiqian_protocol::ids::{Epoch, LogId, NodeId, NodeName};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -169,6 +170,17 @@ pub(crate) fn insert_closing(
         si_out.get()
     ])?;
     Ok(())
+}
+
+/// What was out at closings of a node of which its word that the epoch has ended is not in `log`, its own log.
+pub(crate) fn exposed(db: &Connection, node: NodeId, log: LogId) -> Result<Fen, StoreError> {
+    let kind = Body::from(EpochEnd { epoch: Epoch::FIRST }).kind();
+    // An orderly closing is at the very position of that word, any other one before it.
+    let mut statement = db.prepare_cached(
+        "SELECT coalesce(sum(out + si_out), 0) FROM closings WHERE node = ?1 AND NOT EXISTS (
+         SELECT 1 FROM entries WHERE log = ?2 AND position >= declared_head AND kind = ?3)",
+    )?;
+    Ok(Fen::new(statement.query_row(params![node.0, log.key(), kind], |row| row.get(0))?))
 }
 
 /// A one-time code.
