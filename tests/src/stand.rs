@@ -355,6 +355,37 @@ impl Till {
         Ok(told)
     }
 
+    /// Sells for so many fen; tries again for a while, since right that is elsewhere may be on its way.
+    ///
+    /// # Errors
+    /// With the last answer, where it is not approved.
+    pub fn sell(&self, name: &str, card: &str, fen: i64) -> Result<()> {
+        let begun = Instant::now();
+        for sequence in 1.. {
+            let told = self.tap(&format!("{name}-{sequence}"), card, fen)?;
+            if told.approved_fen() == fen {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < PATIENCE, "{name}: {told:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Brings right to this building: sells, and takes it back.
+    ///
+    /// # Errors
+    /// Where one of them is not approved.
+    pub fn hold(&self, name: &str, card: &str, fen: i64) -> Result<()> {
+        let told = self.tap(name, card, fen)?;
+        ensure!(told.approved_fen() == fen, "{told:?}");
+        let original = json!({"epoch": 1, "sequence": name});
+        let body = json!({"epoch": 1, "sequence": format!("{name}-back"), "original": original});
+        let told = self.ask("/v1/reversals", body.to_string().as_bytes())?;
+        ensure!(told.approved_fen() == fen, "{told:?}");
+        Ok(())
+    }
+
     /// A purchase with whatever stands for its amount.
     ///
     /// # Errors
@@ -487,11 +518,15 @@ impl Stand {
     /// # Errors
     /// Whatever does not come up.
     pub fn start(plan: Plan) -> Result<Self> {
-        let mut stand = Self::centre_alone(plan)?;
+        let directory = tempfile::tempdir()?;
+        let centre = directory.path().join("centre");
+        let mut stand = Self::new(directory, &centre, plan)?;
         for building in stand.plan.buildings.clone() {
             let data = stand.path(building);
             stand.add_node(building, "pos", &data)?;
         }
+        // Last, so that every building gets its part of the day's allowance at once.
+        stand.import()?;
         stand.settle()?;
         Ok(stand)
     }
@@ -511,6 +546,12 @@ impl Stand {
     /// # Errors
     /// Whatever does not come up.
     pub fn centre_in(directory: TempDir, data: &Path, plan: Plan) -> Result<Self> {
+        let stand = Self::new(directory, data, plan)?;
+        stand.import()?;
+        Ok(stand)
+    }
+
+    fn new(directory: TempDir, data: &Path, plan: Plan) -> Result<Self> {
         let mut centre = Service::new(CENTRE, data);
         centre.config = directory.path().join("centre.toml");
         centre.log = directory.path().join("centre.log");
@@ -547,7 +588,10 @@ impl Stand {
         self.centre.run_ok(["init".as_ref(), "--campus".as_ref(), campus.as_os_str()]);
         self.centre.clock_ms = self.plan.clock_ms;
         self.write_centre_config()?;
-        self.centre.start()?;
+        self.centre.start()
+    }
+
+    fn import(&self) -> Result<()> {
         let accounts = self.path("accounts.csv");
         let mut text = "card,patron_class,opening_fen\n".to_owned();
         for (card, fen) in &self.plan.accounts {
