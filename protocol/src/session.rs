@@ -103,7 +103,8 @@ impl Sender {
 }
 
 /// Builds a frame of whole commits out of records and heads read from a store. Both start after `after`, in order;
-/// what does not fit is left for the next frame. `None` where no whole commit is there.
+/// what does not fit is left for the next frame. `None` where no whole commit is there. Of heads that differ in nothing but
+/// their place only the last is sent: to the receiver their commits are one.
 pub fn pack(
     log: LogId,
     after: u64,
@@ -131,6 +132,11 @@ pub fn pack(
         position += commit.len() as u64;
         bytes += commit_bytes;
         packed.records.extend(commit.into_iter().map(Into::into));
+        // A later head that says the same proves the commits before it as well: a backlog of single taps would otherwise be
+        // more signatures than entries.
+        packed.heads.pop_if(|before| {
+            (before.head.applied, before.head.anchor) == (head.head.applied, head.head.anchor)
+        });
         packed.heads.push(head);
     }
     (!packed.heads.is_empty()).then_some(packed)
@@ -272,11 +278,15 @@ mod tests {
 
     #[test]
     fn a_frame_holds_whole_commits_only() {
-        let head = |position| SignedHead {
-            head: Head { log: LOG, cursor: cursor(position, 1), applied: 0, anchor: Timestamp(0) },
+        let head_of = |position, applied| SignedHead {
+            head: Head { log: LOG, cursor: cursor(position, 1), applied, anchor: Timestamp(0) },
             signature: [0; 64],
         };
+        let head = |position| head_of(position, position);
         let records = |n: usize| (0..n).map(|_| vec![0_u8; 10]);
+        let alike = [head_of(6, 1), head_of(7, 1), head_of(9, 2)];
+        let frame = pack(LOG, 4, records(5), alike).unwrap();
+        assert_eq!((frame.records.len(), frame.heads), (5, alike[1..].to_vec()));
         let frame = pack(LOG, 4, records(5), [head(6), head(9)]).unwrap();
         assert_eq!((frame.first, frame.records.len(), frame.heads.len()), (5, 5, 2));
         let frame = pack(LOG, 4, records(4), [head(6), head(9)]).unwrap();
