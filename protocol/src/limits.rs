@@ -18,8 +18,9 @@ pub const NAME_BYTES_MAX: usize = 64;
 /// Largest entry record. A setting change of a large document is the largest thing that is logged.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;
 
-/// Entries in one frame: one commit of a busy node fits many times over, and a frame stays a short unit of work.
-pub const ENTRIES_PER_FRAME_MAX: usize = 1_024;
+/// Entries in one frame: one commit of a busy node fits, and a frame stays a unit of work of some milliseconds, for which
+/// everything else at its receiver waits.
+pub const ENTRIES_PER_FRAME_MAX: usize = 256;
 
 /// Payload of records that a sender puts into one frame before it starts the next one.
 pub const FRAME_RECORDS_BYTES_TARGET: usize = 128 * 1024;

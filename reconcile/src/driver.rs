@@ -21,8 +21,15 @@ const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Frames of entries that may wait for the core, over all links. Few: what waits longer waits at its sender.
 const BULK_QUEUE_MAX: usize = 64;
 
-/// Entries that one step takes, give or take a frame: a step must stay short, because asks wait for it.
+/// Entries that one step takes, give or take a frame, where nothing else is going on.
 pub const ENTRIES_PER_STEP_MAX: usize = 4_096;
+
+/// Entries that one step takes where there was something else not long ago: asks, credits and losses wait for the step that
+/// is under way, so it must be short while there are any.
+const ENTRIES_PER_BUSY_STEP_MAX: usize = 256;
+
+/// How long something else counts as not long ago.
+const BUSY_FOR: Duration = Duration::from_secs(1);
 
 /// A core as the driver sees it.
 pub trait Core {
@@ -237,7 +244,15 @@ pub fn drive<C: Core, E>(
             let _ = ready.send(());
         }
         let opened = Instant::now();
-        let mut run = Run { core, opened, driven, tickets, waiting: BTreeMap::new(), links: BTreeMap::new() };
+        let mut run = Run {
+            core,
+            opened,
+            driven,
+            tickets,
+            waiting: BTreeMap::new(),
+            links: BTreeMap::new(),
+            urgent: None,
+        };
         match run.run(runtime, &mut events) {
             Ok(()) => return Ok(()),
             Err(error) => {
@@ -287,6 +302,8 @@ struct Run<C> {
     waiting: BTreeMap<Ticket, oneshot::Sender<Reply>>,
     /// The links that this core knows of; `None` for one that is closing, of which nothing is taken any more.
     links: BTreeMap<LinkId, Option<Outgoing>>,
+    /// When there was something that must not wait for a long step.
+    urgent: Option<Instant>,
 }
 
 impl<C: Core> Run<C> {
@@ -323,7 +340,9 @@ impl<C: Core> Run<C> {
                 next = events.events.try_recv().ok();
             }
             let room = INPUTS_PER_STEP_MAX.saturating_sub(inputs.len()).max(1);
-            self.admit_bulk(events, &mut inputs, room, ENTRIES_PER_STEP_MAX);
+            let busy = self.urgent.is_some_and(|since| since.elapsed() < BUSY_FOR);
+            let entries = if busy { ENTRIES_PER_BUSY_STEP_MAX } else { ENTRIES_PER_STEP_MAX };
+            self.admit_bulk(events, &mut inputs, room, entries);
             if self.core.next_timer().is_some_and(|due| due <= self.mono_ms()) {
                 inputs.push(Input::Timer);
             }
@@ -398,6 +417,9 @@ impl<C: Core> Run<C> {
     fn admit(&mut self, event: Event) -> Option<Input> {
         match event {
             Event::Command(command, reply) => {
+                if !matches!(command, Command::Status) {
+                    self.urgent = Some(Instant::now());
+                }
                 self.tickets += 1;
                 self.waiting.insert(Ticket(self.tickets), reply);
                 Some(Input::Command(Ticket(self.tickets), command))
@@ -406,7 +428,12 @@ impl<C: Core> Run<C> {
                 self.links.insert(link, Some(outgoing));
                 Some(Input::LinkUp { link, node, incarnation })
             }
-            Event::Frame(link, frame) => self.takes_from(link).then_some(Input::Frame(link, frame)),
+            Event::Frame(link, frame) => {
+                if matches!(frame, Frame::Ask(_) | Frame::Recalled(_)) {
+                    self.urgent = Some(Instant::now());
+                }
+                self.takes_from(link).then_some(Input::Frame(link, frame))
+            }
             Event::LinkDown(link) => self.links.remove(&link).map(|_| Input::LinkDown(link)),
             Event::Clock(..) | Event::Stop => None,
         }
@@ -574,6 +601,7 @@ mod tests {
             tickets: 0,
             waiting: BTreeMap::new(),
             links: BTreeMap::from([(LinkId(1), Some(outgoing))]),
+            urgent: None,
         };
         let log = feiqian_protocol::ids::LogId::node(feiqian_protocol::ids::InstitutionId(1), NodeId(1));
         let entries = |records| {
