@@ -193,6 +193,11 @@ pub(crate) struct Holding {
 }
 
 impl Holding {
+    /// True where the wallet is in the database: its account was opened.
+    pub const fn is_stored(&self) -> bool {
+        self.stored_wallet.is_some()
+    }
+
     /// I1: what the account has is with the centre, with nodes, or left in closed rows.
     fn is_partitioned(&self) -> bool {
         let held: Fen = self.rows.values().map(|row| row.out + row.residue).sum();
@@ -208,6 +213,8 @@ pub(crate) struct Round<'a> {
     pub outputs: Vec<Output>,
     holdings: BTreeMap<(AccountId, Wallet), Holding>,
     pub ledger: BTreeMap<String, Fen>,
+    /// Purchases and fen of this step's debits, by node and day.
+    pub turnover: BTreeMap<(NodeId, BusinessDay), (i64, i64)>,
     /// Effects on balances of the node entries of this step, to be posted.
     pub deltas: BTreeMap<(AccountId, Wallet), Fen>,
     /// Node logs ingested in this step.
@@ -237,6 +244,7 @@ impl<'a> Round<'a> {
             outputs: Vec::new(),
             holdings: BTreeMap::new(),
             ledger: BTreeMap::new(),
+            turnover: BTreeMap::new(),
             deltas: BTreeMap::new(),
             ingested: BTreeSet::new(),
             refunds: Vec::new(),
@@ -283,6 +291,9 @@ impl<'a> Round<'a> {
     }
 
     fn finish(mut self) -> Result<Vec<Output>, StoreError> {
+        for ((node, day), (purchases, fen)) in std::mem::take(&mut self.turnover) {
+            money::add_turnover(self.db, node, day, purchases, fen)?;
+        }
         self.write_posted()?;
         self.write_refunds()?;
         self.resolve_cases()?;

@@ -303,7 +303,8 @@ impl Round<'_> {
             return self.fault(log, position, "a debit of an impossible amount");
         }
         let (account, wallet, amount) = (debit.account, debit.wallet, debit.amount());
-        if !accounts::exists(self.db, account)? {
+        // Whoever has a wallet has an account.
+        if !self.holding(account, wallet)?.is_stored() && !accounts::exists(self.db, account)? {
             self.fault(log, position, "a debit of an unknown account")?;
             return self.suspend_debit(place, debit);
         }
@@ -373,8 +374,9 @@ impl Round<'_> {
         let minute = place.order_key.ms_since(self.state.calendar().start(day)) / 60_000;
         let habit =
             HabitDay { purchases: 1, fen: amount.get(), meals: 1 << crate::habit::meal_period(minute) };
-        money::add_habit(self.db, account, place.node, day, &habit)?;
-        money::add_turnover(self.db, place.node, day, 1, amount.get())
+        let turnover = self.turnover.entry((place.node, day)).or_default();
+        *turnover = (turnover.0 + 1, turnover.1 + amount.get());
+        money::add_habit(self.db, account, place.node, day, &habit)
     }
 
     /// The debit that a reversal names: on a branch it may be one from before the fork.
