@@ -76,11 +76,17 @@ pub async fn run(options: &Options) -> Result<Figures> {
     let wanted = Wanted::new(&options.only);
     let mut figures = Figures { accounts: scale.accounts, ..Figures::default() };
     cores::measure(&scale, &wanted, &mut figures)?;
+    write(options, &figures)?;
     processes::measure(&scale, &wanted, &mut figures).await?;
+    write(options, &figures)?;
     reconnect::measure(&scale, &wanted, &mut figures).await?;
-    if let Some(path) = &options.json {
-        let json = serde_json::to_string(&figures)? + "\n";
-        std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    write(options, &figures)?;
     Ok(figures)
+}
+
+/// Writes what is there so far, so that a long run that ends early has not been for nothing.
+fn write(options: &Options, figures: &Figures) -> Result<()> {
+    let Some(path) = &options.json else { return Ok(()) };
+    let json = serde_json::to_string(figures)? + "\n";
+    std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -407,8 +407,7 @@ fn core_64(scale: &Scale, pair: &Pair, root: &Path) -> Result<Rate> {
     let mut number = 1;
     node.taps(number, 1, pair.accounts)?;
     let copy = root.join("bare.db");
-    std::fs::copy(&path, &copy)?;
-    std::fs::copy(path.with_extension("db-wal"), copy.with_extension("db-wal"))?;
+    bare::copy(&path, &copy)?;
     let connection = bare::open(&copy)?;
     let mut bare = BareTaps::new(&connection, pair.accounts)?;
     let (mut measured, mut baseline) = (Vec::new(), Vec::new());

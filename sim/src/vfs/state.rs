@@ -51,13 +51,16 @@ impl Image {
         self.0.values().map(|content| content.len() as u64).sum()
     }
 
-    /// Writes one of the files to a real disk; nothing where there is none of this name.
+    /// Writes one of the files to a real disk, and waits until it is there; nothing where there is none of this name.
     ///
     /// # Errors
     /// Where it cannot be written.
     pub fn write_file(&self, name: &str, path: &std::path::Path) -> std::io::Result<()> {
         match self.0.get(name) {
-            Some(content) => std::fs::write(path, content),
+            Some(content) => {
+                std::fs::write(path, content)?;
+                std::fs::File::open(path)?.sync_all()
+            }
             None => Ok(()),
         }
     }
