@@ -304,15 +304,13 @@ fn a_read_only_data_directory_is_named() -> Result<()> {
 
 /// Taps until one is not approved; returns what was approved, and the answer that was not.
 fn tap_until_declined(till: &Till, name: &str) -> Result<(i64, feiqian_tests::stand::Told, String)> {
-    let mut approved = 0;
-    for round in 0..20_000 {
-        let sequence = format!("{name}-{round}");
+    for approved in 0..20_000 {
+        let sequence = format!("{name}-{approved}");
         let told = till.purchase(&sequence, CARD, &json!({"amount_fen": 1}))?;
         ensure!(told.authentic, "{told:?}");
         if told.outcome() != "approved" {
             return Ok((approved, told, sequence));
         }
-        approved += 1;
     }
     anyhow::bail!("a full disk takes every tap")
 }
