@@ -115,6 +115,28 @@ fn wrong_clocks_open_no_days_at_will() -> Result<()> {
     Ok(())
 }
 
+/// A cut-off building whose clock runs wild uses its share on the day and on the next, and that is all.
+#[test]
+fn a_clock_that_runs_wild_opens_one_day() -> Result<()> {
+    let mut world = World::new(limited(2))?;
+    // The first to come is given the money, so that nothing but the allowance is short.
+    world.connect(1)?;
+    world.run(2_000)?;
+    ensure!(world.right_at(1, "c1")? > Fen::new(10_000));
+    world.hold(1, "c1", 300)?;
+    world.cut(1, Notice::Both)?;
+    let mut used = Fen::ZERO;
+    for days in [0, 1, 2, 30, 365, 3_650, -365, 4, 0] {
+        world.site_mut(1).skew_ms = days * DAY_MS as i64;
+        for _ in 0..6 {
+            used += world.tap_and_wait(1, "c1", 50)?.approved().unwrap_or_default();
+        }
+        world.check()?;
+    }
+    ensure!(used.is_positive() && used <= Fen::new(2 * 500), "{used} on two days");
+    Ok(())
+}
+
 #[test]
 fn a_reversal_gives_the_allowance_of_its_day_back() -> Result<()> {
     let mut world = connected(limited(2))?;
