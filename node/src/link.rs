@@ -38,6 +38,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(1_000);
 /// The round trip that a new connection reckons with before it has measured one: a campus, not a continent.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
+/// How long a centre that has ended its streams may take to say why.
+const REASON_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Addresses of one name that are tried, and the pause before the next one is tried beside a slow one.
 const ADDRESSES_MAX: usize = 8;
 const NEXT_ADDRESS_PAUSE: Duration = Duration::from_millis(250);
@@ -86,6 +89,9 @@ pub enum LinkError {
     /// A stream broke.
     #[error("stream")]
     Stream(#[from] io::Error),
+    /// The centre has ended a stream, which it does before it closes a connection.
+    #[error("the stream of {0:?} ended")]
+    Ended(Lane),
     /// What came is no frame.
     #[error("frame")]
     Frame(#[from] FrameError),
@@ -319,6 +325,11 @@ async fn serve(
             },
             Some(ended) = tasks.join_next() => match ended {
                 Ok(Ok(())) => {}
+                Ok(Err(LinkError::Ended(lane))) => {
+                    // Why, it says next.
+                    let reason = tokio::time::timeout(REASON_TIMEOUT, connection.closed()).await;
+                    break Some(reason.map_or(LinkError::Ended(lane), LinkError::from));
+                }
                 Ok(Err(error)) => break Some(error),
                 Err(_) => break Some(LinkError::Violation("a lane's task ended".to_owned())),
             },
@@ -402,7 +413,7 @@ async fn read_lane<R: AsyncRead + Unpin>(
             return Ok(());
         }
     }
-    Err(LinkError::Violation(format!("the stream of {lane:?} ended")))
+    Err(LinkError::Ended(lane))
 }
 
 /// Reads one frame; `None` where the stream ends before one begins.
