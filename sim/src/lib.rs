@@ -2,7 +2,8 @@
 //!
 //! It deliberately has no model of a node or of the centre: what runs is what the two binaries run.
 //!
-//! In reading order: [`cli`], [`campus`] (the driver of separate processes, from a replay or a generated day to the report).
+//! In reading order: [`cli`], [`campus`] (the driver of separate processes, from a replay or a generated day to the report);
+//! [`seed`], [`vfs`] (a disk that loses what was not synced), [`link`] (both cores on crash disks and a virtual link).
 
 pub mod bench;
 pub mod campus;
