@@ -352,14 +352,17 @@ pub fn verify(
                 position: cursor.position,
                 source,
             })?;
-            if entry.clock < clock {
-                return Err(ChainError::ClockFell { log, position: cursor.position });
-            }
-            clock = entry.clock;
             entries.push(VerifiedEntry { position: cursor.position, hash: cursor.hash, record, entry });
         }
         if cursor.hash != head.cursor.hash {
             return Err(ChainError::Fork { log, position });
+        }
+        // After the hash: records that were altered or swapped are a fork, whatever their clocks say.
+        for verified in &entries {
+            if verified.entry.clock < clock {
+                return Err(ChainError::ClockFell { log, position: verified.position });
+            }
+            clock = verified.entry.clock;
         }
         if previous.is_some_and(|before| head.applied < before.applied || head.anchor < before.anchor) {
             return Err(ChainError::ClockFell { log, position });
@@ -413,6 +416,16 @@ mod tests {
 
         let error = verify(LOG, &one, 3, records[2..].to_vec(), &heads[1..], &key.verifying_key());
         assert!(matches!(error, Err(ChainError::OutOfOrder { expected: 2, got: 3, .. })));
+    }
+
+    #[test]
+    fn swapped_records_are_a_fork_whatever_their_clocks_say() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let records = vec![record(1), record(2)];
+        let end = Cursor::START.after(LOG, &records[0]).after(LOG, &records[1]);
+        let swapped = records.into_iter().rev().collect();
+        let error = verify(LOG, &Cursor::START, 1, swapped, &[head(end, &key)], &key.verifying_key());
+        assert!(matches!(error, Err(ChainError::Fork { position: 2, .. })));
     }
 
     #[test]
