@@ -239,16 +239,16 @@ fn a_clock_of_1970_or_2038_decides_and_is_kept_out_of_the_books() -> Result<()> 
         stand.nodes.push(node);
     }
     stand.settle()?;
-    for node in 0..3 {
+    for (node, building) in BUILDINGS.iter().enumerate() {
         let till = stand.till(node)?;
-        till.sell("online", CARD, 100).with_context(|| BUILDINGS[node])?;
-        till.hold("hold", CARD, 1_000).with_context(|| BUILDINGS[node])?;
+        till.sell("online", CARD, 100).with_context(|| *building)?;
+        till.hold("hold", CARD, 1_000).with_context(|| *building)?;
     }
     stand.settle()?;
     stand.centre.stop()?;
-    for node in 0..3 {
+    for (node, building) in BUILDINGS.iter().enumerate() {
         let told = stand.till(node)?.tap("offline", CARD, 100)?;
-        ensure!(told.approved_fen() == 100, "{}: {told:?}", BUILDINGS[node]);
+        ensure!(told.approved_fen() == 100, "{building}: {told:?}");
     }
     stand.centre.start()?;
     for node in 0..3 {
