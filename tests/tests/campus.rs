@@ -149,7 +149,7 @@ fn fifty_kills_in_ten_thousand_taps_lose_and_double_nothing() {
             format!("{}@{}T{hour:02}:{minute:02}:{kill:02}", victims[kill % 4], DAYS[kill / 4 % 2])
         })
         .collect();
-    let mut arguments = vec!["--people", "2500", "--days", "2", "--seed", "11"];
+    let mut arguments = vec!["--people", "2600", "--days", "2", "--seed", "11"];
     for kill in &kills {
         arguments.extend(["--kill", kill]);
     }
