@@ -330,6 +330,7 @@ fn a_full_disk_declines_and_room_brings_the_building_back() -> Result<()> {
         let filler = mount.fill()?;
         let (fen, told, sequence) = tap_until_declined(&till, &format!("full-{round}"))?;
         approved += fen;
+        // Either: where the disk fills up at COMMIT the whole step fails, and the answer names no reason.
         let declined =
             told.status == 200 && told.outcome() == "declined" && told.reason() == "out_of_service";
         let unavailable = told.status == 503 && told.code() == "unavailable";
