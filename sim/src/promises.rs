@@ -1,0 +1,170 @@
+//! The promises by name, and the rare paths that a sweep must reach.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! named {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name { $($(#[$doc])* $variant,)* }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The stable name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+named! {
+    /// What Feiqian promises.
+    Promise {
+        /// An approved tap is in its node's log, whatever crashed, and comes to the centre.
+        Survives = "survives",
+        /// A tap is decided and posted once; a repeat gets the first answer.
+        ExactlyOnce = "exactly_once",
+        /// Equal prefixes, equal projections; after a heal everybody has everything.
+        Convergence = "convergence",
+        /// Every fen is somewhere, once.
+        Conservation = "conservation",
+        /// Nothing is spent from rights that was not granted, and no more than there is.
+        NoOverspend = "no_overspend",
+        /// Stand-in, shortfall and open claims of an account stay under its cap.
+        StandInCap = "stand_in_cap",
+        /// No more of a day's no-PIN allowance is used than there is.
+        Allowance = "allowance",
+        /// Every overspent fen has one case, with a bearer.
+        Cases = "cases",
+        /// After a loss report the holder does not pay.
+        AfterLoss = "after_loss",
+        /// Copies, forks, forged and replayed frames change nothing unseen.
+        History = "history",
+        /// A building alone decides every tap, at once.
+        Alone = "alone",
+        /// After a quiet heal nothing waits any more; whoever has money can spend it.
+        Liveness = "liveness",
+        /// Nothing panics, spins, or stops for a reason of its own.
+        Sound = "sound",
+    }
+}
+
+named! {
+    /// Rare paths: one that `sweep all` never reaches is not simulated at all.
+    Coverage {
+        /// A tap was approved beyond the right.
+        StandInUsed = "stand_in_used",
+        /// A node gave right back.
+        RightReleased = "right_released",
+        /// A node gave allowance back.
+        AllowanceReleased = "allowance_released",
+        /// A waiting tap was decided by what the centre granted.
+        GrantedOnAsk = "granted_on_ask",
+        /// The centre said that there is no more, finally.
+        NoFinal = "no_final",
+        /// The centre said that the rest is out of reach.
+        NoForNow = "no_for_now",
+        /// A waiting tap was decided at the deadline.
+        AskTimedOut = "ask_timed_out",
+        /// Entries were refused into a branch, posted to suspense.
+        QuarantineEntered = "quarantine_entered",
+        /// A case was opened.
+        CaseOpened = "case_opened",
+        /// A case was borne by its holder.
+        CaseClaimed = "case_claimed",
+        /// A case was borne by the risk fund.
+        CaseAtRiskFund = "case_at_risk_fund",
+        /// A credit recovered a case.
+        CaseRecovered = "case_recovered",
+        /// A tap after a loss report was refunded.
+        LossRefunded = "loss_refunded",
+        /// A loss report was lifted.
+        LossLifted = "loss_lifted",
+        /// A loss notice came before entries that were written before it.
+        UrgentOvertook = "urgent_overtook",
+        /// A retry was answered from the log.
+        RetryFromLog = "retry_from_log",
+        /// A retry after a restart was answered from the log.
+        RetryAfterRestart = "retry_after_restart",
+        /// A key that was used for something else was refused.
+        KeyReused = "key_reused",
+        /// A tap that came after its reversal was declined.
+        TombstoneHit = "tombstone_hit",
+        /// A reversal in another epoch than its debit's.
+        ReversalHome = "reversal_home",
+        /// A reversal of a part.
+        ReversalPart = "reversal_part",
+        /// An epoch was closed in order.
+        ClosedInOrder = "closed_in_order",
+        /// An epoch was closed by force.
+        ClosedByForce = "closed_by_force",
+        /// An entry of a closed epoch was ingested.
+        LateEntry = "late_entry",
+        /// A session was refused: the centre's stream is behind.
+        RefusedStaleGrants = "refused_stale_grants",
+        /// A session was refused: the log is short.
+        RefusedShortLog = "refused_short_log",
+        /// A session was refused: the log is another one.
+        RefusedForkedLog = "refused_forked_log",
+        /// A session was refused: an older enrolment.
+        RefusedIncarnation = "refused_incarnation",
+        /// A session was refused: the centre is an old copy.
+        RefusedCentreBehind = "refused_centre_behind",
+        /// A restored node got its tail back.
+        TailReturned = "tail_returned",
+        /// A building was enrolled anew and served.
+        EnrolledAnew = "enrolled_anew",
+        /// A step failed and the core was opened again.
+        CoreReopened = "core_reopened",
+        /// The disk was full, and taps were declined for it.
+        DiskFullDeclined = "disk_full_declined",
+        /// A power cut in the middle of a commit.
+        CutMidCommit = "cut_mid_commit",
+        /// A connection replaced an older one that an end still believed in.
+        LinkReplaced = "link_replaced",
+        /// A frame of an older connection was dropped.
+        StaleFrame = "stale_frame",
+        /// A frame came twice.
+        DuplicateFrame = "duplicate_frame",
+        /// A forged frame was refused.
+        ForgedRefused = "forged_refused",
+        /// A session ended with entries under way and went on from the cursors.
+        Resumed = "resumed",
+        /// A step took several taps.
+        GroupCommit = "group_commit",
+        /// A business day began.
+        DayChanged = "day_changed",
+        /// A decline: out of service.
+        DeclinedOutOfService = "declined_out_of_service",
+        /// A decline: already reversed.
+        DeclinedReversed = "declined_reversed",
+        /// A decline: unknown card.
+        DeclinedUnknownCard = "declined_unknown_card",
+        /// A decline: lost.
+        DeclinedLost = "declined_lost",
+        /// A decline: no price.
+        DeclinedNoTariff = "declined_no_tariff",
+        /// A decline: wrong PIN.
+        DeclinedWrongPin = "declined_wrong_pin",
+        /// A decline: PIN required.
+        DeclinedPinRequired = "declined_pin_required",
+        /// A decline: not enough money.
+        DeclinedInsufficient = "declined_insufficient",
+        /// A decline: the view is too old.
+        DeclinedViewTooOld = "declined_view_too_old",
+        /// A decline: not permitted here.
+        DeclinedNotPermitted = "declined_not_permitted",
+    }
+}
+
+impl Coverage {
+    /// The coverage of a decline reason, where one is counted.
+    pub fn of_reason(reason: feiqian_protocol::tap::DeclineReason) -> Option<Self> {
+        let name = format!("declined_{}", reason.name());
+        Self::ALL.iter().find(|coverage| coverage.name() == name).copied()
+    }
+}
