@@ -1,15 +1,17 @@
-//! The core's own OS thread.
+//! The core's loop, in production on an OS thread of its own.
 //!
-//! Everything that happens to the node waits in one bounded queue. The thread takes what waits, up to
+//! Everything that happens to the node waits in one bounded queue. The loop takes what waits, up to
 //! [`INPUTS_PER_STEP_MAX`], gives it to [`NodeCore::step`], and releases the outputs once that has committed. A step that
 //! fails drops the core: who waits is told that the node is unavailable, the link is closed, and the core is opened again
 //! from disk, after a pause that grows.
+//!
+//! The loop is a future that goes by the time of its runtime, and opens its database and reads the wall clock through what
+//! it is given. So a simulation runs many of them on one thread under a time of its own.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::CardNumber;
@@ -18,6 +20,7 @@ use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalReques
 use feiqian_protocol::time::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::core::NodeCore;
 use crate::io::{Identity, Input, LinkId, Now, Output, Settings, Status, TapError, Ticket};
@@ -135,16 +138,75 @@ impl CoreQueue {
     }
 }
 
-/// What the thread needs.
+/// Opens the node's database, again after every step that failed.
+pub type OpenDatabase = Box<dyn FnMut() -> rusqlite::Result<rusqlite::Connection> + Send>;
+
+/// Where the wall clock comes from.
+#[derive(Clone)]
+pub enum WallClock {
+    /// From messages; the core is opened when the first one has come.
+    Driven,
+    /// From whoever owns the host's clock.
+    Hosted(Arc<dyn Fn() -> Timestamp + Send + Sync>),
+    /// From the operating system.
+    System,
+}
+
+/// What the loop needs.
 pub struct Options {
-    /// The database.
-    pub database: PathBuf,
+    /// Opens the database.
+    pub database: OpenDatabase,
     /// Who this node is.
     pub identity: Identity,
     /// The core's settings.
     pub settings: Settings,
-    /// True where the wall clock comes as messages.
-    pub driven_clock: bool,
+    /// The wall clock.
+    pub clock: WallClock,
+}
+
+/// The core's loop, before it runs.
+pub struct CoreLoop {
+    queue: CoreQueue,
+    driver: Driver,
+    report_open: oneshot::Sender<Result<(), StoreError>>,
+    opened: oneshot::Receiver<Result<(), StoreError>>,
+}
+
+impl CoreLoop {
+    /// Prepares it; nothing is opened yet.
+    pub fn new(options: Options) -> Self {
+        let (sender, messages) = mpsc::channel(INPUT_QUEUE_MAX);
+        let (report_open, opened) = oneshot::channel();
+        let driver = Driver {
+            clock: Clock::new(&options.clock),
+            options,
+            messages,
+            taken: VecDeque::new(),
+            open: Arc::default(),
+            link: None,
+            waiting: BTreeMap::new(),
+            tickets: 0,
+        };
+        Self { queue: CoreQueue(sender), driver, report_open, opened }
+    }
+
+    /// The way to the core.
+    pub fn queue(&self) -> CoreQueue {
+        self.queue.clone()
+    }
+
+    /// True while the core is open.
+    pub fn open_flag(&self) -> Arc<AtomicBool> {
+        self.driver.open.clone()
+    }
+
+    /// Runs until told to stop, on the thread that polls it: a step occupies that thread while it lasts. Dropped, it is a
+    /// process that was killed: whatever the database has not committed is gone.
+    pub async fn run(self) {
+        // The queue ends with its users, of which this is none.
+        drop(self.queue);
+        self.driver.run(self.report_open).await;
+    }
 }
 
 /// The running thread.
@@ -162,26 +224,14 @@ impl CoreThread {
     /// # Errors
     /// Where the system gives no thread.
     pub fn start(options: Options, runtime: Handle) -> std::io::Result<Self> {
-        let (sender, messages) = mpsc::channel(INPUT_QUEUE_MAX);
-        let (report_open, opened) = oneshot::channel();
+        let CoreLoop { queue, driver, report_open, opened } = CoreLoop::new(options);
         let (report_end, ended) = oneshot::channel();
-        let open = Arc::new(AtomicBool::new(false));
-        let driver = Driver {
-            clock: WallClock::new(options.driven_clock),
-            options,
-            runtime,
-            messages,
-            taken: VecDeque::new(),
-            open: open.clone(),
-            link: None,
-            waiting: BTreeMap::new(),
-            tickets: 0,
-        };
+        let open = driver.open.clone();
         let thread = std::thread::Builder::new().name("core".to_owned()).spawn(move || {
-            driver.run(report_open);
+            runtime.block_on(driver.run(report_open));
             drop(report_end);
         })?;
-        Ok(Self { queue: CoreQueue(sender), open, opened: Some(opened), ended, thread: Some(thread) })
+        Ok(Self { queue, open, opened: Some(opened), ended, thread: Some(thread) })
     }
 
     /// The way to the core.
@@ -221,20 +271,26 @@ impl CoreThread {
     }
 }
 
-/// Where the wall clock comes from.
-enum WallClock {
-    System,
+/// The wall clock as it runs.
+enum Clock {
     Driven(Option<Timestamp>),
+    Hosted(Arc<dyn Fn() -> Timestamp + Send + Sync>),
+    System,
 }
 
-impl WallClock {
-    fn new(driven: bool) -> Self {
-        if driven { Self::Driven(None) } else { Self::System }
+impl Clock {
+    fn new(from: &WallClock) -> Self {
+        match from {
+            WallClock::Driven => Self::Driven(None),
+            WallClock::Hosted(read) => Self::Hosted(read.clone()),
+            WallClock::System => Self::System,
+        }
     }
 
     fn read(&self) -> Timestamp {
         match self {
             Self::Driven(now) => now.unwrap_or_default(),
+            Self::Hosted(read) => read(),
             Self::System => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
@@ -270,22 +326,21 @@ struct Stopped;
 
 struct Driver {
     options: Options,
-    runtime: Handle,
     messages: mpsc::Receiver<Message>,
     /// Taken from the queue and not yet looked at.
     taken: VecDeque<Message>,
     open: Arc<AtomicBool>,
-    clock: WallClock,
+    clock: Clock,
     link: Option<(LinkId, LinkHandle)>,
     waiting: BTreeMap<Ticket, oneshot::Sender<Answer>>,
     tickets: u64,
 }
 
 impl Driver {
-    fn run(mut self, report_open: oneshot::Sender<Result<(), StoreError>>) {
+    async fn run(mut self, report_open: oneshot::Sender<Result<(), StoreError>>) {
         let mut report_open = Some(report_open);
         let mut pause = REOPEN_PAUSE_MIN;
-        if self.await_clock().is_err() {
+        if self.await_clock().await.is_err() {
             return;
         }
         loop {
@@ -297,7 +352,7 @@ impl Driver {
                         let _ = report.send(Ok(()));
                     }
                     let opened = Instant::now();
-                    let result = self.drive(core);
+                    let result = self.drive(core).await;
                     self.open.store(false, Ordering::Relaxed);
                     let Err(error) = result else { return };
                     tracing::error!(error = %Chain(&error), "a step failed; the core is opened again from disk");
@@ -313,23 +368,23 @@ impl Driver {
                     None => tracing::error!(error = %Chain(&error), "the core cannot be opened"),
                 },
             }
-            if self.refuse_for(pause).is_err() {
+            if self.refuse_for(pause).await.is_err() {
                 return;
             }
             pause = (pause * 2).min(REOPEN_PAUSE_MAX);
         }
     }
 
-    fn open_core(&self) -> Result<NodeCore, StoreError> {
-        let connection = rusqlite::Connection::open(&self.options.database)?;
+    fn open_core(&mut self) -> Result<NodeCore, StoreError> {
+        let connection = (self.options.database)()?;
         NodeCore::open(connection, self.options.identity.clone(), self.options.settings)
     }
 
     /// With a driven clock, waits for the first time; the message stays first in line, so that it is acknowledged by the
     /// open core.
-    fn await_clock(&mut self) -> Result<(), Stopped> {
-        while matches!(self.clock, WallClock::Driven(None)) {
-            match self.next(None)? {
+    async fn await_clock(&mut self) -> Result<(), Stopped> {
+        while matches!(self.clock, Clock::Driven(None)) {
+            match self.next(None).await? {
                 Some(Message::Clock(to, reply)) => {
                     self.clock.set(to);
                     self.taken.push_front(Message::Clock(to, reply));
@@ -342,13 +397,13 @@ impl Driver {
     }
 
     /// Gives the core what comes, until told to stop.
-    fn drive(&mut self, mut core: NodeCore) -> Result<(), StoreError> {
+    async fn drive(&mut self, mut core: NodeCore) -> Result<(), StoreError> {
         let opened = Opened { at: Instant::now(), wall: self.clock.read() };
         let mut inputs = Vec::new();
         loop {
             let due = core.next_timer();
             let wait = due.map(|due| Duration::from_millis(due.saturating_sub(self.now(&opened).mono_ms)));
-            if self.taken.is_empty() && matches!(self.take(wait), Taken::Closed) {
+            if self.taken.is_empty() && matches!(self.take(wait).await, Taken::Closed) {
                 return Ok(());
             }
             while inputs.len() < INPUTS_PER_STEP_MAX
@@ -457,7 +512,7 @@ impl Driver {
     }
 
     /// Refuses everything for a while, the core being closed.
-    fn refuse_for(&mut self, pause: Duration) -> Result<(), Stopped> {
+    async fn refuse_for(&mut self, pause: Duration) -> Result<(), Stopped> {
         self.waiting.clear();
         if let Some((_, handle)) = self.link.take() {
             handle.close("the node's core is opened again");
@@ -465,7 +520,7 @@ impl Driver {
         let until = Instant::now() + pause;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            match self.next(Some(left))? {
+            match self.next(Some(left)).await? {
                 Some(message) => self.refuse(message)?,
                 None if left.is_zero() => return Ok(()),
                 None => {}
@@ -487,20 +542,20 @@ impl Driver {
     }
 
     /// The next message, or `None` after waiting for this long.
-    fn next(&mut self, wait: Option<Duration>) -> Result<Option<Message>, Stopped> {
-        if self.taken.is_empty() && matches!(self.take(wait), Taken::Closed) {
+    async fn next(&mut self, wait: Option<Duration>) -> Result<Option<Message>, Stopped> {
+        if self.taken.is_empty() && matches!(self.take(wait).await, Taken::Closed) {
             return Err(Stopped);
         }
         Ok(self.taken.pop_front())
     }
 
     /// Waits for messages and takes those that are there.
-    fn take(&mut self, wait: Option<Duration>) -> Taken {
+    async fn take(&mut self, wait: Option<Duration>) -> Taken {
         let mut batch = Vec::new();
         let receive = self.messages.recv_many(&mut batch, INPUTS_PER_STEP_MAX);
         let count = match wait {
-            None => Some(self.runtime.block_on(receive)),
-            Some(wait) => self.runtime.block_on(async { tokio::time::timeout(wait, receive).await.ok() }),
+            None => Some(receive.await),
+            Some(wait) => tokio::time::timeout(wait, receive).await.ok(),
         };
         self.taken.extend(batch);
         match count {
@@ -518,8 +573,8 @@ impl Driver {
         let mono_ms = u64::try_from(opened.at.elapsed().as_millis()).unwrap_or(u64::MAX);
         let wall = self.clock.read();
         let elapsed_ms = match self.clock {
-            WallClock::System => mono_ms,
-            WallClock::Driven(_) => u64::try_from(wall.ms_since(opened.wall)).unwrap_or(0),
+            Clock::Hosted(_) | Clock::System => mono_ms,
+            Clock::Driven(_) => u64::try_from(wall.ms_since(opened.wall)).unwrap_or(0),
         };
         Now { mono_ms, wall, elapsed_ms }
     }
@@ -546,6 +601,7 @@ mod tests {
     use feiqian_protocol::ids::{CampusId, InstitutionId, Key, NodeId, NodeName, TerminalId};
     use feiqian_protocol::tap::{Pin, TapKey, TapKind};
     use rusqlite::Connection;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -564,7 +620,9 @@ mod tests {
             log_key,
         };
         let settings = Settings { ask_deadline_ms: 300 };
-        let options = Options { database, identity, settings, driven_clock };
+        let clock = if driven_clock { WallClock::Driven } else { WallClock::System };
+        let database = Box::new(move || Connection::open(&database));
+        let options = Options { database, identity, settings, clock };
         CoreThread::start(options, Handle::current()).unwrap()
     }
 

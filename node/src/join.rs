@@ -13,6 +13,7 @@ use feiqian_protocol::enrol::{
 use feiqian_protocol::frame::ALPN_ENROL;
 use feiqian_protocol::ids::{NodeId, NodeName};
 use feiqian_protocol::limits::ENROL_BYTES_MAX;
+use quinn::EndpointConfig;
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -144,7 +145,7 @@ async fn exchange(
         let config = link::client_config(tls_config(code)?, TIMEOUT).map_err(failed)?;
         let runtime: Arc<dyn quinn::Runtime> = Arc::new(quinn::TokioRuntime);
         let endpoint = link::bind(&*runtime)
-            .and_then(|socket| link::endpoint(runtime, socket))
+            .and_then(|socket| link::endpoint(runtime, socket, EndpointConfig::default()))
             .map_err(|error| failed(error.into()))?;
         let connection = link::connect_any(&endpoint, &config, addresses, TIMEOUT).await.map_err(failed)?;
         let answer = send_and_read(&connection, request).await.map_err(|error| {

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use feiqian_protocol::frame::{Frame, FrameError, Lane};
 use feiqian_protocol::limits::{FRAME_BYTES_MAX, LINK_QUEUE_MAX};
@@ -20,6 +20,7 @@ use quinn::{
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::config::HostPort;
 use crate::drive::{Chain, CoreQueue};
@@ -66,6 +67,8 @@ pub struct LinkSettings {
     pub idle_timeout: Duration,
     /// TLS with this node's certificate.
     pub tls: rustls::ClientConfig,
+    /// Lets the pauses between attempts differ from those of other nodes.
+    pub jitter_seed: u64,
 }
 
 /// Why a connection does not stand or stands no longer.
@@ -138,8 +141,12 @@ pub fn bind(runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
 ///
 /// # Errors
 /// Where the socket has no address.
-pub fn endpoint(runtime: Arc<dyn Runtime>, socket: Arc<dyn AsyncUdpSocket>) -> io::Result<Endpoint> {
-    Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, runtime)
+pub fn endpoint(
+    runtime: Arc<dyn Runtime>,
+    socket: Arc<dyn AsyncUdpSocket>,
+    config: EndpointConfig,
+) -> io::Result<Endpoint> {
+    Endpoint::new_with_abstract_socket(config, None, socket, runtime)
 }
 
 /// QUIC settings of a client.
@@ -173,14 +180,16 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), LinkError> {
     let config = client_config(settings.tls, settings.idle_timeout)?;
+    let mut jitter = Jitter(settings.jitter_seed);
     let mut pause = PAUSE_MIN;
     let mut failures = 0_u64;
     let mut links = 0;
     loop {
         let attempt = connect(&endpoint, &config, &settings.centre);
         let connection = tokio::select! {
-            connection = attempt => connection,
+            biased;
             () = stopped(&mut stop) => break,
+            connection = attempt => connection,
         };
         match connection {
             Ok(connection) => {
@@ -211,8 +220,9 @@ pub async fn run(
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(with_jitter(pause)) => {}
+            biased;
             () = stopped(&mut stop) => break,
+            () = tokio::time::sleep(jitter.apply(pause)) => {}
         }
         pause = (pause * 2).min(PAUSE_MAX);
     }
@@ -222,10 +232,17 @@ pub async fn run(
     Ok(())
 }
 
-/// Up to a quarter longer or shorter, so that buildings that lost the same switch do not come back in the same instant.
-fn with_jitter(pause: Duration) -> Duration {
-    let draw = getrandom::u32().unwrap_or(u32::MAX / 2) % 512;
-    pause * 3 / 4 + pause * draw / 1_024
+/// Makes pauses up to a quarter longer or shorter, so that buildings that lost the same switch do not come back in the same
+/// instant.
+struct Jitter(u64);
+
+impl Jitter {
+    fn apply(&mut self, pause: Duration) -> Duration {
+        // A linear congruential generator with the constants of Knuth's MMIX; its high bits are good enough to part nodes.
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let draw = (self.0 >> 55) as u32;
+        pause * 3 / 4 + pause * draw / 1_024
+    }
 }
 
 async fn connect(
@@ -283,6 +300,7 @@ pub async fn connect_any(
             }
         }
         tokio::select! {
+            biased;
             Some(ended) = attempts.join_next() => match ended {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => failed = Some(error),
@@ -316,6 +334,8 @@ async fn serve(
     let seen: Arc<[AtomicBool; LANES.len()]> = Arc::default();
     let error = loop {
         tokio::select! {
+            biased;
+            () = stopped(stop) => break None,
             error = connection.closed() => break Some(error.into()),
             stream = connection.accept_uni() => match stream {
                 Ok(stream) => {
@@ -333,7 +353,6 @@ async fn serve(
                 Ok(Err(error)) => break Some(error),
                 Err(_) => break Some(LinkError::Violation("a lane's task ended".to_owned())),
             },
-            () = stopped(stop) => break None,
         }
     };
     match &error {
@@ -479,9 +498,10 @@ mod tests {
 
     #[test]
     fn jitter_stays_within_a_quarter() {
-        for _ in 0..100 {
-            let pause = with_jitter(Duration::from_millis(1_000));
-            assert!((750..=1_250).contains(&pause.as_millis()), "{pause:?}");
-        }
+        let mut jitter = Jitter(7);
+        let pauses: Vec<_> =
+            (0..100).map(|_| jitter.apply(Duration::from_millis(1_000)).as_millis()).collect();
+        assert!(pauses.iter().all(|pause| (750..=1_250).contains(pause)), "{pauses:?}");
+        assert!(pauses.iter().any(|pause| *pause < 800) && pauses.iter().any(|pause| *pause > 1_200));
     }
 }

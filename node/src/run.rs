@@ -8,13 +8,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use feiqian_protocol::frame::ALPN_REPLICATION;
+use quinn::EndpointConfig;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::control::{self, Control};
-use crate::drive::{CoreThread, Options};
+use crate::drive::{CoreThread, Options, WallClock};
 use crate::http::{self, Terminals, server};
 use crate::identity::{DataDir, DataDirError, NodeFiles};
 use crate::io::Settings;
@@ -71,11 +72,12 @@ async fn run_until_stopped(config: &Config, dir: &DataDir, files: NodeFiles) -> 
     let mut signals = Signals::new()?;
     let identity = &files.identity;
     tracing::info!(node = %identity.name, number = %identity.node, role = identity.role.name(), "starting");
+    let database = dir.database();
     let options = Options {
-        database: dir.database(),
+        database: Box::new(move || rusqlite::Connection::open(&database)),
         identity: identity.clone(),
         settings: Settings { ask_deadline_ms: config.ask_deadline_ms },
-        driven_clock: config.driven_clock,
+        clock: if config.driven_clock { WallClock::Driven } else { WallClock::System },
     };
     let mut core = CoreThread::start(options, Handle::current())?;
     let result = serve(config, dir, &files, &mut core, &mut signals).await;
@@ -111,11 +113,13 @@ async fn serve(
     let address = listener.local_addr()?;
     let terminal_tls = tls::terminal_config(files)?;
     let runtime: Arc<dyn quinn::Runtime> = Arc::new(quinn::TokioRuntime);
-    let endpoint = link::endpoint(runtime.clone(), link::bind(&*runtime)?)?;
+    let endpoint = link::endpoint(runtime.clone(), link::bind(&*runtime)?, EndpointConfig::default())?;
     let settings = LinkSettings {
         centre: config.centre.clone(),
         idle_timeout: Duration::from_millis(config.idle_timeout_ms),
         tls: tls::link_config(files, ALPN_REPLICATION)?,
+        // Without a draw every building has the same pauses, which costs a little at the centre and nothing else.
+        jitter_seed: getrandom::u64().unwrap_or(0),
     };
     let connected = Arc::new(AtomicBool::new(false));
     let terminals = Arc::new(Terminals {

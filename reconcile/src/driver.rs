@@ -1,17 +1,19 @@
-//! The core's thread: takes what waits, runs one step over it, and releases what the step said once it is on disk.
+//! The core's loop, in production on an OS thread of its own: takes what waits, runs one step over it, and releases what
+//! the step said once it is on disk.
 //!
 //! Links and replies live here and not in the core, so that a core that failed can be dropped and opened again: whoever
 //! was connected is cut off and comes back, whoever waited is told so, and nothing that was answered is lost.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use feiqian_protocol::frame::{Frame, Lane};
 use feiqian_protocol::ids::NodeId;
 use feiqian_protocol::limits::{INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX, LINK_QUEUE_MAX};
 use feiqian_protocol::time::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::io::{Command, CommandError, Input, LinkId, Now, Output, Reply, Ticket};
 
@@ -215,21 +217,36 @@ pub fn real_now() -> Timestamp {
     Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// Runs cores on the calling thread until it is told to stop: opens one, steps it, and opens the next where a step
-/// failed. `ready` is told when the first one stands.
+/// Runs [`run_cores`] on the calling thread, which it occupies, by the operating system's clock.
+///
+/// # Errors
+/// As [`run_cores`].
+pub fn drive<C: Core, E>(
+    runtime: &tokio::runtime::Handle,
+    events: Events,
+    clock: WallClock,
+    open: impl FnMut() -> Result<C, E>,
+    ready: oneshot::Sender<()>,
+) -> Result<(), E> {
+    runtime.block_on(run_cores(events, clock, real_now, open, ready))
+}
+
+/// Runs cores until it is told to stop: opens one, steps it, and opens the next where a step failed. `ready` is told when
+/// the first one stands. Timers go by the time of the runtime and the real wall clock is `real`, so that a simulation
+/// brings its own. Dropped, it is a process that was killed.
 ///
 /// # Errors
 /// The error of `open`: a store that does not even open is nothing that trying again helps.
-pub fn drive<C: Core, E>(
-    runtime: &tokio::runtime::Handle,
+pub async fn run_cores<C: Core, E>(
     mut events: Events,
     clock: WallClock,
+    real: impl Fn() -> Timestamp,
     mut open: impl FnMut() -> Result<C, E>,
     ready: oneshot::Sender<()>,
 ) -> Result<(), E> {
     let mut driven = None;
     if clock == WallClock::Driven {
-        driven = first_clock(&mut events);
+        driven = first_clock(&mut events).await;
         if driven.is_none() {
             return Ok(());
         }
@@ -246,6 +263,7 @@ pub fn drive<C: Core, E>(
         let opened = Instant::now();
         let mut run = Run {
             core,
+            real: &real,
             opened,
             driven,
             tickets,
@@ -253,7 +271,7 @@ pub fn drive<C: Core, E>(
             links: BTreeMap::new(),
             urgent: None,
         };
-        match run.run(runtime, &mut events) {
+        match run.run(&mut events).await {
             Ok(()) => return Ok(()),
             Err(error) => {
                 tracing::error!(error = %chain(&error), "step failed; the core is opened again from disk");
@@ -270,15 +288,15 @@ pub fn drive<C: Core, E>(
             pause = Duration::from_millis(50);
         }
         drop(run);
-        std::thread::sleep(pause);
+        tokio::time::sleep(pause).await;
         pause = (pause * 2).min(REOPEN_PAUSE_MAX);
     }
 }
 
 /// Waits for the first clock; `None` where the process ends before.
-fn first_clock(events: &mut Events) -> Option<Timestamp> {
+async fn first_clock(events: &mut Events) -> Option<Timestamp> {
     loop {
-        match events.events.blocking_recv()? {
+        match events.events.recv().await? {
             Event::Clock(now, done) => {
                 let _ = done.send(());
                 return Some(now);
@@ -294,8 +312,10 @@ fn first_clock(events: &mut Events) -> Option<Timestamp> {
 }
 
 /// One life of a core.
-struct Run<C> {
+struct Run<C, R> {
     core: C,
+    /// The real wall clock.
+    real: R,
     opened: Instant,
     driven: Option<Timestamp>,
     tickets: u64,
@@ -306,11 +326,11 @@ struct Run<C> {
     urgent: Option<Instant>,
 }
 
-impl<C: Core> Run<C> {
-    fn run(&mut self, runtime: &tokio::runtime::Handle, events: &mut Events) -> Result<(), C::Error> {
+impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
+    async fn run(&mut self, events: &mut Events) -> Result<(), C::Error> {
         loop {
             let mut inputs = Vec::new();
-            let mut next = self.wait(runtime, events);
+            let mut next = self.wait(events).await;
             while let Some(event) = next {
                 match event {
                     Event::Clock(now, done) => {
@@ -377,7 +397,7 @@ impl<C: Core> Run<C> {
     }
 
     /// Waits until there is something to do; returns the event where that is what it is.
-    fn wait(&self, runtime: &tokio::runtime::Handle, events: &mut Events) -> Option<Event> {
+    async fn wait(&self, events: &mut Events) -> Option<Event> {
         if let Ok(event) = events.events.try_recv() {
             return Some(event);
         }
@@ -395,18 +415,16 @@ impl<C: Core> Run<C> {
             }
         };
         let Events { events, bulk, first_bulk } = events;
-        runtime.block_on(async {
-            tokio::select! {
-                biased;
-                // All senders gone is a stop, too.
-                event = events.recv() => Some(event.unwrap_or(Event::Stop)),
-                Some(frame) = bulk.recv() => {
-                    *first_bulk = Some(frame);
-                    None
-                }
-                () = timer => None,
+        tokio::select! {
+            biased;
+            // All senders gone is a stop, too.
+            event = events.recv() => Some(event.unwrap_or(Event::Stop)),
+            Some(frame) = bulk.recv() => {
+                *first_bulk = Some(frame);
+                None
             }
-        })
+            () = timer => None,
+        }
     }
 
     fn mono_ms(&self) -> u64 {
@@ -445,7 +463,7 @@ impl<C: Core> Run<C> {
     }
 
     fn step(&mut self, inputs: Vec<Input>) -> Result<(), C::Error> {
-        let real = real_now();
+        let real = (self.real)();
         let now = Now { mono_ms: self.mono_ms(), wall: self.driven.unwrap_or(real), real };
         let mut outputs = Vec::new();
         self.core.step(now, inputs, &mut outputs)?;
@@ -596,6 +614,7 @@ mod tests {
         let (outgoing, _queues) = Outgoing::new();
         let mut run = Run {
             core: FakeCore(seen),
+            real: real_now,
             opened: Instant::now(),
             driven: None,
             tickets: 0,

@@ -78,6 +78,7 @@ pub fn bind(listen: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
 pub fn endpoint(
     runtime: Arc<dyn Runtime>,
     socket: Arc<dyn AsyncUdpSocket>,
+    config: quinn::EndpointConfig,
     tls: rustls::ServerConfig,
     idle_timeout: Duration,
 ) -> anyhow::Result<quinn::Endpoint> {
@@ -91,21 +92,27 @@ pub fn endpoint(
         .datagram_receive_buffer_size(None);
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     server.transport_config(Arc::new(transport));
-    let config = quinn::EndpointConfig::default();
     Ok(quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?)
 }
 
-/// Accepts connections until the endpoint is closed.
+/// Accepts connections until the endpoint is closed, and serves them until they are. Dropped, it drops what it serves.
 pub async fn serve(endpoint: quinn::Endpoint, core: CoreHandle, desk: Arc<Desk>) {
     let links = Arc::new(AtomicU64::new(1));
-    while let Some(incoming) = endpoint.accept().await {
+    let mut connections = JoinSet::new();
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            Some(_) = connections.join_next() => continue,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { break };
         if endpoint.open_connections() >= CONNECTIONS_MAX {
             tracing::warn!(peer = %incoming.remote_address(), "too many connections");
             incoming.refuse();
             continue;
         }
         let (core, desk, links) = (core.clone(), Arc::clone(&desk), Arc::clone(&links));
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let peer = incoming.remote_address();
             let connection = match tokio::time::timeout(HANDSHAKE_TIME, incoming).await {
                 Ok(Ok(connection)) => connection,
@@ -122,6 +129,7 @@ pub async fn serve(endpoint: quinn::Endpoint, core: CoreHandle, desk: Arc<Desk>)
             }
         });
     }
+    while connections.join_next().await.is_some() {}
 }
 
 fn alpn(connection: &quinn::Connection) -> Option<Vec<u8>> {
@@ -177,6 +185,7 @@ async fn run_link(
     let lanes_seen = Arc::new(AtomicU8::new(0));
     let reason = loop {
         tokio::select! {
+            biased;
             reason = close.wait_for(Option::is_some) => {
                 let reason = reason.ok().and_then(|reason| reason.clone());
                 break reason.unwrap_or_else(|| "the centre is stopping".to_owned());
@@ -377,7 +386,8 @@ mod tests {
         let runtime = Arc::new(quinn::TokioRuntime);
         let socket = runtime.wrap_udp_socket(bind("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
         let tls = authority.server_tls().unwrap();
-        let endpoint = endpoint(runtime, socket, tls, Duration::from_secs(5)).unwrap();
+        let endpoint =
+            endpoint(runtime, socket, quinn::EndpointConfig::default(), tls, Duration::from_secs(5)).unwrap();
         let desk = Arc::new(Desk::new(Arc::clone(&authority), core.clone()));
         tokio::spawn(serve(endpoint.clone(), core, desk));
         Centre { _dir: dir, authority, endpoint }

@@ -194,7 +194,8 @@ async fn start(
     }
     let runtime: Arc<dyn Runtime> = Arc::new(quinn::TokioRuntime);
     let socket = runtime.wrap_udp_socket(socket)?;
-    let endpoint = listener::endpoint(runtime, socket, authority.server_tls()?, config.idle_timeout())?;
+    let (endpoint_config, tls) = (quinn::EndpointConfig::default(), authority.server_tls()?);
+    let endpoint = listener::endpoint(runtime, socket, endpoint_config, tls, config.idle_timeout())?;
     let desk = Arc::new(Desk::new(authority, core.clone()));
     tokio::spawn(listener::serve(endpoint.clone(), core.clone(), desk));
     tracing::info!(listen = %endpoint.local_addr()?, institution = %campus.institution, "serving");
