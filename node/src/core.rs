@@ -279,14 +279,15 @@ impl NodeCore {
     }
 
     fn balance(&self, card: &CardNumber) -> Result<Result<BalanceView, DeclineReason>, StoreError> {
-        let holder = self.store.holder(card)?;
+        let facts = self.store.facts(card)?;
         let kind = feiqian_protocol::tap::TapKind::Access;
-        let lost = holder.as_ref().is_some_and(|holder| self.is_told_lost(card, holder.account));
-        let account = match crate::authorizer::standing(kind, holder.as_ref(), lost, &[], true) {
+        let holder = facts.as_ref().map(|facts| &facts.holder);
+        let lost = holder.is_some_and(|holder| self.is_told_lost(card, holder.account));
+        let account = match crate::authorizer::standing(kind, holder, lost, &[], true) {
             Ok(holder) => holder.account,
             Err(reason) => return Ok(Err(reason)),
         };
-        let purse = self.store.purse(account)?;
+        let purse = facts.map(|facts| facts.purse).unwrap_or_default();
         Ok(Ok(BalanceView {
             account,
             cash: purse.cash.balance(),

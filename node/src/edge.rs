@@ -9,13 +9,10 @@ mod replay;
 mod reversal;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 use feiqian_protocol::campus::{Merchant, Mode, Terminal};
 use feiqian_protocol::enrol::Role;
-use feiqian_protocol::entry::{
-    Access, Actor, ActorKind, Body, Debit, Decline, Delta, Measured, Proof, TapRef,
-};
+use feiqian_protocol::entry::{Access, Actor, ActorKind, Body, Debit, Decline, Measured, Proof, TapRef};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, TerminalId, Wallet};
 use feiqian_protocol::limits::PENDING_TAPS_MAX;
 use feiqian_protocol::money::Fen;
@@ -30,7 +27,7 @@ use crate::edge::asks::{Asks, Next};
 use crate::io::{Now, Output, TapError, Ticket};
 use crate::policy::{StandIn, stand_in};
 use crate::store::StoreError;
-use crate::store::accounts::{Holder, Purse};
+use crate::store::accounts::{Facts, Holder, Purse};
 use crate::store::taps::{DebitRow, TapRow, TapUse};
 
 /// Days of used allowance that are kept day by day; a reversal of an older debit gives no allowance back.
@@ -105,12 +102,6 @@ impl Queues {
     }
 }
 
-/// What a tap is judged by, apart from money.
-struct Scene {
-    campus: Arc<Campus>,
-    holder: Option<Holder>,
-}
-
 /// A purchase that is to be written.
 struct Purchase<'a> {
     holder: &'a Holder,
@@ -164,16 +155,16 @@ impl NodeCore {
             outputs.push(Output::Refused(ticket, error));
             return Ok(());
         }
-        let holder = self.store.holder(&waiting.request.card)?;
+        let facts = self.store.facts(&waiting.request.card)?;
+        let account = facts.as_ref().map(|facts| facts.holder.account);
         if waiting.request.kind != TapKind::Access
-            && let Some(account) = holder.as_ref().map(|holder| holder.account)
+            && let Some(account) = account
             && self.queues.by_account.contains_key(&account)
         {
             self.queues.push(account, waiting);
             return Ok(());
         }
-        let account = holder.as_ref().map(|holder| holder.account);
-        match (self.decide(now, &mut waiting, holder, outputs)?, account) {
+        match (self.decide(now, &mut waiting, facts, outputs)?, account) {
             (Some(decision), _) => answer(&waiting, decision, outputs),
             (None, Some(account)) => self.queues.push(account, waiting),
             // Only a purchase of a known account can wait.
@@ -192,8 +183,8 @@ impl NodeCore {
         for account in accounts {
             let Some(mut queue) = self.queues.by_account.remove(&account) else { continue };
             while let Some(head) = queue.front_mut() {
-                let holder = self.store.holder(&head.request.card)?;
-                let Some(decision) = self.decide(now, head, holder, outputs)? else { break };
+                let facts = self.store.facts(&head.request.card)?;
+                let Some(decision) = self.decide(now, head, facts, outputs)? else { break };
                 answer(head, decision, outputs);
                 self.queues.by_key.remove(&head.request.key);
                 queue.pop_front();
@@ -236,55 +227,55 @@ impl NodeCore {
         &mut self,
         now: &Now,
         waiting: &mut Waiting,
-        holder: Option<Holder>,
+        facts: Option<Facts>,
         outputs: &mut Vec<Output>,
     ) -> Result<Option<Decision>, StoreError> {
         let Some(campus) = self.campus.clone() else {
             return Ok(Some(Decision::Declined(DeclineReason::OutOfService)));
         };
-        let scene = Scene { campus, holder };
         let request = &waiting.request;
-        let Some(terminal) = scene.campus.terminals.get(&request.key.terminal) else {
+        let account = facts.as_ref().map(|facts| facts.holder.account);
+        let Some(terminal) = campus.terminals.get(&request.key.terminal) else {
             return Ok(Some(Decision::Declined(DeclineReason::OutOfService)));
         };
         let shut_out = self.state.saved.refused.is_some();
         if request.kind != TapKind::Access && shut_out {
             let reason = DeclineReason::OutOfService;
-            return self.write_decline(now, waiting, scene.account(), asked(request.kind), reason).map(Some);
+            return self.write_decline(now, waiting, account, asked(request.kind), reason).map(Some);
         }
-        let lost = scene.account().is_some_and(|account| self.is_told_lost(&request.card, account));
+        let lost = account.is_some_and(|account| self.is_told_lost(&request.card, account));
         // A debit by a door would be refused at ingest.
         let sells = self.identity.role != Role::Door;
-        let holder = match standing(request.kind, scene.holder.as_ref(), lost, &terminal.groups, sells) {
-            Ok(holder) => holder,
-            Err(reason) => {
-                return self
-                    .write_decline(now, waiting, scene.account(), asked(request.kind), reason)
-                    .map(Some);
+        let held = facts.as_ref().map(|facts| &facts.holder);
+        let judged = standing(request.kind, held, lost, &terminal.groups, sells).map(|_| ());
+        let Facts { holder, purse, share } = match (judged, facts) {
+            (Ok(()), Some(facts)) => facts,
+            (Ok(()), None) => return Err(StoreError::damaged("a card of nobody stands well")),
+            (Err(reason), _) => {
+                return self.write_decline(now, waiting, account, asked(request.kind), reason).map(Some);
             }
         };
         if request.kind == TapKind::Access {
-            return self.write_access(now, waiting, holder).map(Some);
+            return self.write_access(now, waiting, &holder).map(Some);
         }
-        let merchant = merchant(&scene.campus, terminal);
-        let version = scene.campus.version;
-        let (amount, measured) = match price(request.kind, &holder.class, merchant, version) {
+        let merchant = merchant(&campus, terminal);
+        let (amount, measured) = match price(request.kind, &holder.class, merchant, campus.version) {
             Ok(priced) => priced,
             Err(reason) => {
-                return self.write_decline(now, waiting, scene.account(), Fen::ZERO, reason).map(Some);
+                return self.write_decline(now, waiting, account, Fen::ZERO, reason).map(Some);
             }
         };
         let mut purchase = Purchase {
-            holder,
+            holder: &holder,
             amount,
             measured,
             merchant: terminal.merchant.unwrap_or_default(),
             split: Split::default(),
             day: self.business_day(now),
-            mode: scene.campus.config.policy.mode,
+            mode: campus.config.policy.mode,
             habit: false,
         };
-        self.decide_purchase(now, waiting, &scene.campus, &mut purchase, outputs)
+        self.decide_purchase(now, waiting, &campus, &mut purchase, (purse, share), outputs)
     }
 
     fn decide_purchase(
@@ -293,11 +284,10 @@ impl NodeCore {
         waiting: &mut Waiting,
         campus: &Campus,
         purchase: &mut Purchase<'_>,
+        (purse, share): (Purse, Share),
         outputs: &mut Vec<Output>,
     ) -> Result<Option<Decision>, StoreError> {
         let account = purchase.holder.account;
-        let purse = self.store.purse(account)?;
-        let share = self.store.share(account)?;
         let (day, mode) = (purchase.day, purchase.mode);
         let funds = Funds { holder: purchase.holder, purse: &purse, share: &share, day, mode };
         let covered = cover(purchase.amount, waiting.request.pin, &funds);
@@ -524,8 +514,9 @@ impl NodeCore {
                 debits += 1;
             }
             if counts {
-                core.use_allowance(account, day, purchase.amount, &mut share, purchase.mode)?;
+                use_allowance(day, purchase.amount, &mut share, purchase.mode)?;
             }
+            core.put_spent(account, &split, &purse, counts.then_some(&share))?;
             if split.stand_in.is_positive() && purchase.mode == Mode::Hybrid {
                 core.store.use_pool(day, split.stand_in, purchase.habit)?;
             }
@@ -550,7 +541,8 @@ impl NodeCore {
         })
     }
 
-    /// Takes a debit out of its row and the balance as it is shown here, and keeps what a reversal will need.
+    /// Takes a debit out of its row and the balance as it is shown here, which the caller keeps, and keeps what a reversal
+    /// will need.
     fn book_debit(
         &mut self,
         position: u64,
@@ -564,10 +556,7 @@ impl NodeCore {
             .debit(debit, mode == Mode::Optimistic)
             .map_err(|error| StoreError::damaged(format!("a debit beyond its right: {error}")))?;
         wallet.own -= debit.amount();
-        self.store.put_wallet(debit.account, debit.wallet, wallet)?;
         self.store.put_debit(&DebitRow::new(position, debit))?;
-        let delta = Delta { account: debit.account, wallet: debit.wallet, amount: -debit.amount() };
-        self.store.put_unposted(position, &delta)?;
         let totals = &mut self.state.totals;
         totals.unspent -= debit.from_right;
         totals.stand_in_left -= debit.stand_in;
@@ -575,22 +564,26 @@ impl NodeCore {
         Ok(())
     }
 
-    fn use_allowance(
-        &mut self,
+    /// Keeps the wallets that a purchase was paid from, and the share where it counted.
+    fn put_spent(
+        &self,
         account: AccountId,
-        day: BusinessDay,
-        amount: Fen,
-        share: &mut Share,
-        mode: Mode,
+        split: &Split,
+        purse: &Purse,
+        share: Option<&Share>,
     ) -> Result<(), StoreError> {
-        if mode == Mode::Optimistic {
-            *share.used_on.entry(day).or_default() += amount;
-        } else {
-            share
-                .spend(day, amount)
-                .map_err(|error| StoreError::damaged(format!("beyond the allowance: {error}")))?;
+        if split.subsidy.is_positive() {
+            self.store.put_wallet(account, Wallet::Subsidy, &purse.subsidy)?;
         }
-        self.store.put_share(account, share, self.share_horizon())
+        let from_cash = (split.cash + split.stand_in).is_positive();
+        match (from_cash, share) {
+            (true, Some(share)) => {
+                self.store.put_spent_cash(account, &purse.cash, share, self.share_horizon())
+            }
+            (true, None) => self.store.put_wallet(account, Wallet::Cash, &purse.cash),
+            (false, Some(share)) => self.store.put_share(account, share, self.share_horizon()),
+            (false, None) => Ok(()),
+        }
     }
 
     /// Allowance days before this are summed up.
@@ -599,10 +592,12 @@ impl NodeCore {
     }
 }
 
-impl Scene {
-    fn account(&self) -> Option<AccountId> {
-        self.holder.as_ref().map(|holder| holder.account)
+fn use_allowance(day: BusinessDay, amount: Fen, share: &mut Share, mode: Mode) -> Result<(), StoreError> {
+    if mode == Mode::Optimistic {
+        *share.used_on.entry(day).or_default() += amount;
+        return Ok(());
     }
+    share.spend(day, amount).map_err(|error| StoreError::damaged(format!("beyond the allowance: {error}")))
 }
 
 fn merchant<'a>(campus: &'a Campus, terminal: &Terminal) -> Option<&'a Merchant> {

@@ -7,18 +7,20 @@
 //! | `entries` | log, position | every record: the own log, the centre's stream for this node, the account streams |
 //! | `heads` | log, position | every signed head; a log ends at its last one |
 //! | `accounts`, `cards`, `documents` | account; card, account; account | settings: what a tap reads, and what it comes from |
-//! | `wallets` | account, wallet | posted balance, own spending that is not in it yet, rights of the open epoch |
-//! | `shares`, `hints` | account | allowance share of the open epoch; what prices a stand-in |
+//! | `wallets` | account, wallet | posted balance, own spending that is not in it yet, rights of the open epoch; in the row of cash the account's allowance share |
+//! | `hints` | account | what prices a stand-in |
 //! | `pools`, `pool_used` | day | stand-in of all accounts together, granted and used |
 //! | `taps` | terminal, epoch, sequence | first answers, and tombstones |
-//! | `debits` | position | what is left of a debit for reversals |
-//! | `unposted` | shard, position | own effects that no posted batch has named yet |
-//! | `posted` | shard | the position of the own log that the newest posted batch names |
+//! | `debits`, `reversals` | position | own effects on balances: a debit with what is left of it for reversals, a reversal |
+//! | `posted` | shard | the position of the own log that the newest posted batch names: own effects after it are in no posted balance |
 //! | `hotlist` | card, account | losses told ahead of their entries |
 //! | `campus` | 1 | the newest campus configuration |
 //!
-//! `wallets`, `accounts`, `cards`, `documents`, `shares`, `hints`, `debits`, `taps`, `unposted` and `posted` are views:
+//! `wallets`, `accounts`, `cards`, `documents`, `hints`, `debits`, `reversals`, `taps` and `posted` are views:
 //! [`crate::verify`] folds the entries again and compares.
+//!
+//! A tap of one wallet writes four rows (entry, wallet, debit, first answer), of which two stand somewhere in the middle of
+//! a table; a commit adds a head and `state`. What only a reversal or a posted batch needs is looked for then.
 
 pub(crate) mod accounts;
 pub(crate) mod log;
@@ -110,12 +112,11 @@ CREATE TABLE documents (
     account INTEGER PRIMARY KEY, saved BLOB NOT NULL, heads TEXT NOT NULL, projection TEXT NOT NULL
 );
 CREATE TABLE wallets (
-    account INTEGER NOT NULL, wallet INTEGER NOT NULL, posted INTEGER, own INTEGER NOT NULL DEFAULT 0,
+    id INTEGER PRIMARY KEY, posted INTEGER, own INTEGER NOT NULL DEFAULT 0,
     granted INTEGER NOT NULL DEFAULT 0, unspent INTEGER NOT NULL DEFAULT 0, released INTEGER NOT NULL DEFAULT 0,
-    stand_in_granted INTEGER NOT NULL DEFAULT 0, stand_in_left INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (account, wallet)
-) WITHOUT ROWID;
-CREATE TABLE shares (account INTEGER PRIMARY KEY, share BLOB NOT NULL);
+    stand_in_granted INTEGER NOT NULL DEFAULT 0, stand_in_left INTEGER NOT NULL DEFAULT 0, share BLOB,
+    account INTEGER NOT NULL AS (id >> 2) VIRTUAL, wallet INTEGER NOT NULL AS (id & 3) VIRTUAL
+);
 CREATE TABLE hints (
     account INTEGER PRIMARY KEY, elsewhere_per_day INTEGER NOT NULL, purchase_mean INTEGER NOT NULL,
     elsewhere_per_meal INTEGER NOT NULL, habit INTEGER NOT NULL, seasoned INTEGER NOT NULL
@@ -134,10 +135,9 @@ CREATE TABLE debits (
     day INTEGER NOT NULL, amount INTEGER NOT NULL, right_rest INTEGER NOT NULL, stand_in_rest INTEGER NOT NULL,
     allowance_rest INTEGER NOT NULL
 );
-CREATE TABLE unposted (
-    shard INTEGER NOT NULL, position INTEGER NOT NULL, account INTEGER NOT NULL, wallet INTEGER NOT NULL,
-    amount INTEGER NOT NULL, PRIMARY KEY (shard, position)
-) WITHOUT ROWID;
+CREATE TABLE reversals (
+    position INTEGER PRIMARY KEY, account INTEGER NOT NULL, wallet INTEGER NOT NULL, amount INTEGER NOT NULL
+);
 CREATE TABLE posted (shard INTEGER PRIMARY KEY, position INTEGER NOT NULL);
 CREATE TABLE hotlist (
     card TEXT NOT NULL, account INTEGER NOT NULL, log INTEGER NOT NULL, position INTEGER NOT NULL,

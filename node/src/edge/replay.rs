@@ -107,9 +107,11 @@ impl NodeCore {
         let amount = reversal.amount();
         for mut debit in self.store.debits(reversal.debit, reversal.debit)? {
             debit.reverse(reversal);
-            self.store.put_debit(&debit)?;
+            self.store.put_rest(&debit)?;
         }
-        self.effect(position, &Delta { account: reversal.account, wallet: reversal.wallet, amount })?;
+        let delta = Delta { account: reversal.account, wallet: reversal.wallet, amount };
+        self.store.put_reversal(position, &delta)?;
+        self.effect(position, &delta)?;
         self.store.add_reversed_at(reversal.debit, amount)?;
         let key = key(actor, &reversal.tap)?;
         match self.tap_row(&key)? {
@@ -129,8 +131,7 @@ impl NodeCore {
         let mut purse = self.store.purse(delta.account)?;
         let wallet = purse.wallet_mut(delta.wallet);
         wallet.own += delta.amount;
-        self.store.put_wallet(delta.account, delta.wallet, wallet)?;
-        self.store.put_unposted(position, delta)
+        self.store.put_wallet(delta.account, delta.wallet, wallet)
     }
 
     fn replace_tap_row(&mut self, key: &TapKey, row: &TapRow) -> Result<(), StoreError> {

@@ -253,7 +253,7 @@ impl NodeCore {
         wallet.own += reversal.amount();
         self.store.put_wallet(account, reversal.wallet, wallet)?;
         let delta = Delta { account, wallet: reversal.wallet, amount: reversal.amount() };
-        self.store.put_unposted(position, &delta)?;
+        self.store.put_reversal(position, &delta)?;
         if reversal.allowance_back.is_positive() {
             let mut share = self.store.share(account)?;
             share
@@ -262,7 +262,7 @@ impl NodeCore {
             self.store.put_share(account, &share, self.share_horizon())?;
         }
         debit.reverse(reversal);
-        self.store.put_debit(debit)?;
+        self.store.put_rest(debit)?;
         self.state.totals.unspent += reversal.right_back;
         Ok(())
     }

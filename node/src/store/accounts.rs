@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use feiqian_protocol::account::{AccountSettings, CardStatus};
-use feiqian_protocol::entry::{Delta, Hint, Pool};
+use feiqian_protocol::entry::{Hint, Pool};
 use feiqian_protocol::ids::{AccountId, CardNumber, LogId, Wallet};
+use feiqian_protocol::limits::SHARDS;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::rights::{Row, Share};
 use feiqian_protocol::time::BusinessDay;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Store, StoreError};
@@ -114,30 +116,62 @@ fn status_number(status: CardStatus) -> i64 {
     }
 }
 
+/// What a tap is judged by: who holds the card, and what is there for the account.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// Card and account.
+    pub(crate) holder: Holder,
+    /// Both wallets.
+    pub(crate) purse: Purse,
+    /// The allowance share.
+    pub(crate) share: Share,
+}
+
+/// Numbers of accounts stay below this, so that account and wallet together are one key.
+const ACCOUNT_END: u64 = 1 << 60;
+
+/// The key of a wallet. The wallets of an account stand side by side.
+pub(crate) fn wallet_id(account: AccountId, wallet: Wallet) -> Result<i64, StoreError> {
+    Ok(wallets_from(account)? | i64::from(wallet.number()))
+}
+
+/// Before the key of the first wallet of an account; the last one is at most three above.
+fn wallets_from(account: AccountId) -> Result<i64, StoreError> {
+    if account.0 >= ACCOUNT_END {
+        return Err(StoreError::damaged(format!("{account} is no number of an account")));
+    }
+    Ok((account.0 as i64) << 2)
+}
+
 impl Store {
-    /// The account of a card. Where several accounts have had the card, the one where it may be used.
-    pub(crate) fn holder(&self, card: &CardNumber) -> Result<Option<Holder>, StoreError> {
+    /// All that a tap with this card is judged by. Where several accounts have had the card, of the one where it may be
+    /// used.
+    pub(crate) fn facts(&self, card: &CardNumber) -> Result<Option<Facts>, StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT cards.account, status, frozen, closed, class, single_limit, daily_limit, groups
-             FROM cards JOIN accounts ON accounts.account = cards.account
-             WHERE card = ?1 ORDER BY status, cards.account LIMIT 1",
+            "SELECT cards.account, status, id & 3, posted, own, granted, unspent, released, stand_in_granted, stand_in_left,
+             share, frozen, closed, class, single_limit, daily_limit, groups
+             FROM cards CROSS JOIN accounts ON accounts.account = cards.account
+             LEFT JOIN wallets ON id > cards.account << 2 AND id <= cards.account << 2 | 3
+             WHERE card = ?1",
         )?;
-        let holder = statement
-            .query_row([card.as_str()], |row| {
-                let status = usize::from(row.get::<_, u8>(1)?);
-                Ok(Holder {
-                    account: AccountId(row.get::<_, i64>(0)? as u64),
-                    card: CARD_STATUSES.get(status).copied().unwrap_or(CardStatus::Void),
-                    frozen: row.get(2)?,
-                    closed: row.get(3)?,
-                    class: row.get(4)?,
-                    single_limit: Fen::new(row.get(5)?),
-                    daily_limit: Fen::new(row.get(6)?),
-                    groups: row.get_ref(7)?.as_str()?.lines().map(str::to_owned).collect(),
-                })
-            })
-            .optional()?;
-        Ok(holder)
+        let mut rows = statement.query([card.as_str()])?;
+        let mut found: Option<(u8, Facts)> = None;
+        while let Some(row) = rows.next()? {
+            let (account, status) = (AccountId(row.get::<_, i64>(0)? as u64), row.get::<_, u8>(1)?);
+            let facts = match &mut found {
+                Some((_, facts)) if facts.holder.account == account => facts,
+                Some((better, _)) if *better <= status => continue,
+                _ => {
+                    let holder = read_holder(account, status, row)?;
+                    let facts = Facts { holder, purse: Purse::default(), share: Share::default() };
+                    &mut found.insert((status, facts)).1
+                }
+            };
+            if let Some(wallet) = row.get::<_, Option<u8>>(2)? {
+                read_wallet_row(row, 3, wallet, &mut facts.purse, &mut facts.share)?;
+            }
+        }
+        Ok(found.map(|(_, facts)| facts))
     }
 
     /// Keeps a document and what a tap reads of it.
@@ -181,27 +215,25 @@ impl Store {
 
     /// Both wallets of an account.
     pub(crate) fn purse(&self, account: AccountId) -> Result<Purse, StoreError> {
+        Ok(self.purse_and_share(account)?.0)
+    }
+
+    /// An account's allowance share.
+    pub(crate) fn share(&self, account: AccountId) -> Result<Share, StoreError> {
+        Ok(self.purse_and_share(account)?.1)
+    }
+
+    fn purse_and_share(&self, account: AccountId) -> Result<(Purse, Share), StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT wallet, posted, own, granted, unspent, released, stand_in_granted, stand_in_left
-             FROM wallets WHERE account = ?1",
+            "SELECT id & 3, posted, own, granted, unspent, released, stand_in_granted, stand_in_left, share
+             FROM wallets WHERE id > ?1 AND id <= ?1 + 3",
         )?;
-        let mut rows = statement.query([account.0 as i64])?;
-        let mut purse = Purse::default();
+        let mut rows = statement.query([wallets_from(account)?])?;
+        let (mut purse, mut share) = (Purse::default(), Share::default());
         while let Some(row) = rows.next()? {
-            let wallet = read_wallet(row.get(0)?)?;
-            *purse.wallet_mut(wallet) = WalletState {
-                posted: Fen::new(row.get::<_, Option<i64>>(1)?.unwrap_or(0)),
-                own: Fen::new(row.get(2)?),
-                row: Row {
-                    granted: Fen::new(row.get(3)?),
-                    unspent: Fen::new(row.get(4)?),
-                    released: Fen::new(row.get(5)?),
-                    stand_in_granted: Fen::new(row.get(6)?),
-                    stand_in_left: Fen::new(row.get(7)?),
-                },
-            };
+            read_wallet_row(row, 1, row.get(0)?, &mut purse, &mut share)?;
         }
-        Ok(purse)
+        Ok((purse, share))
     }
 
     /// Keeps the rights and own effects of a wallet; the posted balance is left alone.
@@ -212,22 +244,58 @@ impl Store {
         state: &WalletState,
     ) -> Result<(), StoreError> {
         let row = &state.row;
-        self.connection
+        let values = params![
+            wallet_id(account, wallet)?,
+            state.own.get(),
+            row.granted.get(),
+            row.unspent.get(),
+            row.released.get(),
+            row.stand_in_granted.get(),
+            row.stand_in_left.get(),
+        ];
+        let known = self
+            .connection
             .prepare_cached(
-                "INSERT INTO wallets VALUES (?1, ?2, NULL, ?3, ?4, ?5, ?6, ?7, ?8)
-                 ON CONFLICT DO UPDATE SET own = ?3, granted = ?4, unspent = ?5, released = ?6,
-                 stand_in_granted = ?7, stand_in_left = ?8",
+                "UPDATE wallets SET own = ?2, granted = ?3, unspent = ?4, released = ?5, stand_in_granted = ?6,
+                 stand_in_left = ?7 WHERE id = ?1",
+            )?
+            .execute(values)?;
+        if known == 0 {
+            self.connection
+                .prepare_cached(
+                    "INSERT INTO wallets (id, own, granted, unspent, released, stand_in_granted, stand_in_left)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                )?
+                .execute(values)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what a purchase paid by cash changes: own effects, what is left, and the allowance share; days before `horizon`
+    /// are summed up. Rights were granted before, so the row is there.
+    pub(crate) fn put_spent_cash(
+        &self,
+        account: AccountId,
+        state: &WalletState,
+        share: &Share,
+        horizon: BusinessDay,
+    ) -> Result<(), StoreError> {
+        let known = self
+            .connection
+            .prepare_cached(
+                "UPDATE wallets SET own = ?2, unspent = ?3, stand_in_left = ?4, share = ?5 WHERE id = ?1",
             )?
             .execute(params![
-                account.0 as i64,
-                wallet.number(),
+                wallet_id(account, Wallet::Cash)?,
                 state.own.get(),
-                row.granted.get(),
-                row.unspent.get(),
-                row.released.get(),
-                row.stand_in_granted.get(),
-                row.stand_in_left.get(),
+                state.row.unspent.get(),
+                state.row.stand_in_left.get(),
+                encode_share(share, horizon),
             ])?;
+        if known == 0 {
+            self.put_wallet(account, Wallet::Cash, state)?;
+            self.put_share(account, share, horizon)?;
+        }
         Ok(())
     }
 
@@ -240,53 +308,36 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.connection
             .prepare_cached(
-                "INSERT INTO wallets (account, wallet, posted) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET posted = coalesce(posted, 0) + ?3",
+                "INSERT INTO wallets (id, posted) VALUES (?1, ?2)
+                 ON CONFLICT DO UPDATE SET posted = coalesce(posted, 0) + ?2",
             )?
-            .execute(params![account.0 as i64, wallet.number(), amount.get()])?;
+            .execute(params![wallet_id(account, wallet)?, amount.get()])?;
         Ok(())
     }
 
     /// Takes out of the own effects what a posted batch has named: everything of a shard up to a position.
     pub(crate) fn settle(&self, shard: u8, position: u64) -> Result<(), StoreError> {
+        let before = self.posted_head(shard)?;
+        if position <= before {
+            return Ok(());
+        }
         self.connection
             .prepare_cached(
-                "INSERT INTO posted VALUES (?1, ?2) ON CONFLICT DO UPDATE SET position = max(position, ?2)",
+                "INSERT INTO posted VALUES (?1, ?2) ON CONFLICT DO UPDATE SET position = excluded.position",
             )?
             .execute(params![shard, position as i64])?;
-        let settled = {
-            let mut statement = self.connection.prepare_cached(
-                "DELETE FROM unposted WHERE shard = ?1 AND position <= ?2 RETURNING account, wallet, amount",
-            )?;
-            let rows = statement.query_map(params![shard, position as i64], |row| {
-                Ok(Delta {
-                    account: AccountId(row.get::<_, i64>(0)? as u64),
-                    wallet: Wallet::from_number(row.get(1)?).unwrap_or(Wallet::Cash),
-                    amount: Fen::new(row.get(2)?),
-                })
-            })?;
-            rows.collect::<Result<Vec<_>, _>>()?
-        };
-        let mut statement = self
-            .connection
-            .prepare_cached("UPDATE wallets SET own = own - ?3 WHERE account = ?1 AND wallet = ?2")?;
-        for delta in settled {
-            statement.execute(params![delta.account.0 as i64, delta.wallet.number(), delta.amount.get()])?;
-        }
-        Ok(())
-    }
-
-    /// Remembers an effect of the own log that is in no posted batch; the caller moves the wallet.
-    pub(crate) fn put_unposted(&self, position: u64, delta: &Delta) -> Result<(), StoreError> {
-        self.connection.prepare_cached("INSERT INTO unposted VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(
-            params![
-                delta.account.shard(),
-                position as i64,
-                delta.account.0 as i64,
-                delta.wallet.number(),
-                delta.amount.get(),
-            ],
+        let mut effects = self.connection.prepare_cached(
+            "SELECT account << 2 | wallet, -amount FROM debits
+             WHERE position > ?1 AND position <= ?2 AND account % ?4 = ?3
+             UNION ALL SELECT account << 2 | wallet, amount FROM reversals
+             WHERE position > ?1 AND position <= ?2 AND account % ?4 = ?3",
         )?;
+        let mut statement =
+            self.connection.prepare_cached("UPDATE wallets SET own = own - ?2 WHERE id = ?1")?;
+        let mut rows = effects.query(params![before as i64, position as i64, shard, SHARDS])?;
+        while let Some(row) = rows.next()? {
+            statement.execute(params![row.get::<_, i64>(0)?, row.get::<_, i64>(1)?])?;
+        }
         Ok(())
     }
 
@@ -297,13 +348,6 @@ impl Store {
         Ok(position.unwrap_or(0) as u64)
     }
 
-    /// An account's allowance share.
-    pub(crate) fn share(&self, account: AccountId) -> Result<Share, StoreError> {
-        let mut statement = self.connection.prepare_cached("SELECT share FROM shares WHERE account = ?1")?;
-        let bytes: Option<Vec<u8>> = statement.query_row([account.0 as i64], |row| row.get(0)).optional()?;
-        bytes.map_or_else(|| Ok(Share::default()), |bytes| decode_share(&bytes))
-    }
-
     /// Keeps an allowance share; days before `horizon` are summed up.
     pub(crate) fn put_share(
         &self,
@@ -311,12 +355,11 @@ impl Store {
         share: &Share,
         horizon: BusinessDay,
     ) -> Result<(), StoreError> {
-        let share = summed_up(share, horizon);
-        let bytes = minicbor::to_vec((share.granted, &share.net_from, &share.used_on))
-            .expect("writing to a Vec cannot fail");
         self.connection
-            .prepare_cached("INSERT INTO shares VALUES (?1, ?2) ON CONFLICT DO UPDATE SET share = ?2")?
-            .execute(params![account.0 as i64, bytes])?;
+            .prepare_cached(
+                "INSERT INTO wallets (id, share) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET share = ?2",
+            )?
+            .execute(params![wallet_id(account, Wallet::Cash)?, encode_share(share, horizon)])?;
         Ok(())
     }
 
@@ -405,10 +448,10 @@ impl Store {
     /// Ends the epoch: every right is nothing.
     pub(crate) fn end_rows(&self) -> Result<(), StoreError> {
         self.connection.execute(
-            "UPDATE wallets SET granted = 0, unspent = 0, released = 0, stand_in_granted = 0, stand_in_left = 0",
+            "UPDATE wallets SET granted = 0, unspent = 0, released = 0, stand_in_granted = 0, stand_in_left = 0,
+             share = NULL",
             [],
         )?;
-        self.connection.execute("DELETE FROM shares", [])?;
         Ok(())
     }
 
@@ -467,6 +510,52 @@ pub(crate) fn read_wallet(number: u8) -> Result<Wallet, StoreError> {
     Wallet::from_number(number).ok_or_else(|| StoreError::damaged(format!("{number} is no wallet")))
 }
 
+fn read_holder(account: AccountId, status: u8, row: &rusqlite::Row<'_>) -> Result<Holder, rusqlite::Error> {
+    Ok(Holder {
+        account,
+        card: CARD_STATUSES.get(usize::from(status)).copied().unwrap_or(CardStatus::Void),
+        frozen: row.get(11)?,
+        closed: row.get(12)?,
+        class: row.get(13)?,
+        single_limit: Fen::new(row.get(14)?),
+        daily_limit: Fen::new(row.get(15)?),
+        groups: row.get_ref(16)?.as_str()?.lines().map(str::to_owned).collect(),
+    })
+}
+
+/// Reads a wallet, whose columns begin at `from` with the posted balance and end with the share, into its place.
+fn read_wallet_row(
+    row: &rusqlite::Row<'_>,
+    from: usize,
+    wallet: u8,
+    purse: &mut Purse,
+    share: &mut Share,
+) -> Result<(), StoreError> {
+    let fen = |column: usize| row.get(from + column).map(Fen::new);
+    *purse.wallet_mut(read_wallet(wallet)?) = WalletState {
+        posted: row.get::<_, Option<i64>>(from)?.map_or(Fen::ZERO, Fen::new),
+        own: fen(1)?,
+        row: Row {
+            granted: fen(2)?,
+            unspent: fen(3)?,
+            released: fen(4)?,
+            stand_in_granted: fen(5)?,
+            stand_in_left: fen(6)?,
+        },
+    };
+    match row.get_ref(from + 7)? {
+        ValueRef::Null => {}
+        ValueRef::Blob(bytes) => *share = decode_share(bytes)?,
+        _ => return Err(StoreError::damaged("an allowance share is no blob")),
+    }
+    Ok(())
+}
+
+fn encode_share(share: &Share, horizon: BusinessDay) -> Vec<u8> {
+    let share = summed_up(share, horizon);
+    minicbor::to_vec((share.granted, &share.net_from, &share.used_on)).expect("writing to a Vec cannot fail")
+}
+
 /// The share of its bytes: granted so far, net by first day, used by day.
 pub(crate) fn decode_share(bytes: &[u8]) -> Result<Share, StoreError> {
     let (granted, net_from, used_on) =
@@ -494,7 +583,7 @@ pub(crate) fn summed_up(share: &Share, horizon: BusinessDay) -> Share {
 
 /// Every share of a database.
 pub(crate) fn shares(connection: &Connection) -> Result<BTreeMap<AccountId, Share>, StoreError> {
-    let mut statement = connection.prepare("SELECT account, share FROM shares")?;
+    let mut statement = connection.prepare("SELECT account, share FROM wallets WHERE share IS NOT NULL")?;
     let rows = statement
         .query_map([], |row| Ok((AccountId(row.get::<_, i64>(0)? as u64), row.get::<_, Vec<u8>>(1)?)))?
         .collect::<Result<Vec<_>, _>>()?;

@@ -1,6 +1,6 @@
 //! First answers by tap key, and what is left of debits.
 
-use feiqian_protocol::entry::{Debit, Reversal};
+use feiqian_protocol::entry::{Debit, Delta, Reversal};
 use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, Key, TerminalId, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason};
@@ -232,13 +232,10 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps what is left of a debit.
+    /// Keeps a debit, of which nothing was reversed yet.
     pub(crate) fn put_debit(&self, debit: &DebitRow) -> Result<(), StoreError> {
         self.connection
-            .prepare_cached(
-                "INSERT INTO debits VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO UPDATE SET
-                 right_rest = ?7, stand_in_rest = ?8, allowance_rest = ?9",
-            )?
+            .prepare_cached("INSERT INTO debits VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
             .execute(params![
                 debit.position as i64,
                 debit.account.0 as i64,
@@ -250,6 +247,32 @@ impl Store {
                 debit.stand_in_rest.get(),
                 debit.allowance_rest.get(),
             ])?;
+        Ok(())
+    }
+
+    /// Keeps what a reversal left of a debit.
+    pub(crate) fn put_rest(&self, debit: &DebitRow) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached(
+                "UPDATE debits SET right_rest = ?2, stand_in_rest = ?3, allowance_rest = ?4 WHERE position = ?1",
+            )?
+            .execute(params![
+                debit.position as i64,
+                debit.right_rest.get(),
+                debit.stand_in_rest.get(),
+                debit.allowance_rest.get(),
+            ])?;
+        Ok(())
+    }
+
+    /// Keeps what a reversal does to a balance.
+    pub(crate) fn put_reversal(&self, position: u64, delta: &Delta) -> Result<(), StoreError> {
+        self.connection.prepare_cached("INSERT INTO reversals VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+            position as i64,
+            delta.account.0 as i64,
+            delta.wallet.number(),
+            delta.amount.get(),
+        ])?;
         Ok(())
     }
 

@@ -23,6 +23,7 @@ struct Fold {
     epochs: BTreeMap<Epoch, Rows>,
     open: Epoch,
     debits: BTreeMap<u64, DebitRow>,
+    reversals: BTreeMap<u64, (AccountId, Wallet, Fen)>,
     own: BTreeMap<(AccountId, Wallet), Fen>,
     /// True where stand-in may have been unlimited at some time.
     unlimited: bool,
@@ -43,6 +44,7 @@ pub(super) fn compare(
         epochs: BTreeMap::new(),
         open: Epoch::FIRST,
         debits: BTreeMap::new(),
+        reversals: BTreeMap::new(),
         own: BTreeMap::new(),
         unlimited: was_ever_optimistic(connection, identity)?,
         refused: saved.refused_epoch,
@@ -79,7 +81,8 @@ pub(super) fn compare(
     }
     compare_wallets(connection, &fold, &saved, report)?;
     compare_shares(connection, &fold, &saved, report)?;
-    compare_debits(connection, &fold, report)
+    compare_debits(connection, &fold, report)?;
+    compare_reversals(connection, &fold, report)
 }
 
 impl Fold {
@@ -157,6 +160,8 @@ impl Fold {
                     return Err("more than is left of its debit".into());
                 }
                 debit.reverse(reversal);
+                let effect = (reversal.account, reversal.wallet, reversal.amount());
+                self.reversals.insert(position, effect);
                 let rows = self.rows(reversal.epoch);
                 rows.money.entry((reversal.account, reversal.wallet)).or_default().reversal(reversal)?;
                 if reversal.allowance_back.is_positive() {
@@ -298,7 +303,8 @@ fn compare_shares(
 
 fn compare_debits(connection: &Connection, fold: &Fold, report: &mut Report) -> Result<(), StoreError> {
     let mut statement = connection.prepare(
-        "SELECT position, amount, right_rest, stand_in_rest, allowance_rest FROM debits ORDER BY position",
+        "SELECT position, amount, right_rest, stand_in_rest, allowance_rest, account, wallet FROM debits
+         ORDER BY position",
     )?;
     let mut rows = statement.query([])?;
     let mut count = 0;
@@ -306,17 +312,37 @@ fn compare_debits(connection: &Connection, fold: &Fold, report: &mut Report) -> 
         let fen = |index| row.get::<_, i64>(index).map(Fen::new);
         let position = row.get::<_, i64>(0)? as u64;
         let held = (fen(1)?, fen(2)?, fen(3)?, fen(4)?);
-        let folded = fold
-            .debits
-            .get(&position)
-            .map(|debit| (debit.amount, debit.right_rest, debit.stand_in_rest, debit.allowance_rest));
-        if folded != Some(held) {
+        let whose = (AccountId(row.get::<_, i64>(5)? as u64), read_wallet(row.get(6)?)?);
+        let folded = fold.debits.get(&position).map(|debit| {
+            let rests = (debit.amount, debit.right_rest, debit.stand_in_rest, debit.allowance_rest);
+            (rests, (debit.account, debit.wallet))
+        });
+        if folded != Some((held, whose)) {
             report.problem(format!("what is left of debit {position} is not what the entries give"));
         }
         count += 1;
     }
     if count != fold.debits.len() {
         report.problem(format!("{count} debits in the tables, {} in the log", fold.debits.len()));
+    }
+    Ok(())
+}
+
+fn compare_reversals(connection: &Connection, fold: &Fold, report: &mut Report) -> Result<(), StoreError> {
+    let mut statement =
+        connection.prepare("SELECT position, account, wallet, amount FROM reversals ORDER BY position")?;
+    let mut rows = statement.query([])?;
+    let mut missing = fold.reversals.clone();
+    while let Some(row) = rows.next()? {
+        let position = row.get::<_, i64>(0)? as u64;
+        let held =
+            (AccountId(row.get::<_, i64>(1)? as u64), read_wallet(row.get(2)?)?, Fen::new(row.get(3)?));
+        if missing.remove(&position) != Some(held) {
+            report.problem(format!("reversal {position} is not what the entries give"));
+        }
+    }
+    for position in missing.keys() {
+        report.problem(format!("reversal {position} is missing in the tables"));
     }
     Ok(())
 }

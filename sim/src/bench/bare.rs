@@ -4,13 +4,16 @@
 use std::fs::File;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 use rusqlite::{Connection, Statement};
 
 /// The pragmas of the node's store.
 const NODE_PRAGMAS: &str = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-32768; PRAGMA wal_autocheckpoint=8000;";
+
+/// Numbers of terminals that the node itself has not given.
+const FIRST_TERMINAL: i64 = 10_000;
 
 /// Copies a database that nobody writes to at the moment, its log included, and waits until the copy is on the disk: what is
 /// still on its way there would slow down whoever is measured next.
@@ -51,7 +54,6 @@ struct Sample {
     head: Vec<Value>,
     wallet: Vec<Value>,
     debit: Vec<Value>,
-    share: Value,
     tap: Vec<Value>,
     clock: i64,
 }
@@ -66,13 +68,13 @@ fn row(connection: &Connection, sql: &str) -> Result<Vec<Value>> {
 pub struct BareTaps<'a> {
     connection: &'a Connection,
     sample: Sample,
+    first: i64,
     accounts: i64,
+    terminals: i64,
     begin: Statement<'a>,
     entry: Statement<'a>,
     wallet: Statement<'a>,
     debit: Statement<'a>,
-    unposted: Statement<'a>,
-    share: Statement<'a>,
     tap: Statement<'a>,
     head: Statement<'a>,
     state: Statement<'a>,
@@ -80,45 +82,46 @@ pub struct BareTaps<'a> {
 }
 
 impl<'a> BareTaps<'a> {
-    /// Prepares them. There must have been a tap.
+    /// Prepares them, for taps of so many accounts at so many terminals. There must have been a tap.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn new(connection: &'a Connection, accounts: u64) -> Result<Self> {
-        let last = row(connection, "SELECT position FROM debits ORDER BY position DESC LIMIT 1")?;
-        let position = integer(&last[0]);
+    pub fn new(connection: &'a Connection, accounts: u64, terminals: usize) -> Result<Self> {
+        let debit = row(connection, "SELECT * FROM debits ORDER BY position DESC LIMIT 1")?;
+        let position = integer(&debit[0]);
         let tap = row(connection, &format!("SELECT * FROM taps WHERE position = {position}"))?;
-        let account = integer(&tap[6]);
+        let (account, wallet) = (integer(&debit[1]), integer(&debit[2]));
         let head = row(connection, &format!("SELECT * FROM heads WHERE position = {position} LIMIT 1"))?;
         let log = integer(&head[0]);
         let entry = format!("SELECT record FROM entries WHERE log = {log} AND position = {position}");
         let end = row(connection, &format!("SELECT max(position) FROM entries WHERE log = {log}"))?;
+        let wallet = format!(
+            "SELECT own, unspent, stand_in_left, share, wallet FROM wallets WHERE id = {account} << 2 | {wallet}"
+        );
+        let accounts = i64::try_from(accounts)?;
+        let newest = row(connection, "SELECT max(id) >> 2 FROM wallets")?;
         let sample = Sample {
             log,
             position: integer(&end[0]),
             record: row(connection, &entry)?.remove(0),
-            wallet: row(connection, &format!("SELECT * FROM wallets WHERE account = {account} LIMIT 1"))?,
-            debit: row(connection, &format!("SELECT * FROM debits WHERE position = {position}"))?,
-            share: row(connection, &format!("SELECT share FROM shares WHERE account = {account}"))?.remove(0),
+            wallet: row(connection, &wallet)?,
             clock: integer(&tap[11]),
+            debit,
             head,
             tap,
         };
         Ok(Self {
             connection,
             sample,
-            accounts: accounts as i64,
+            first: integer(&newest[0]) + 1 - accounts,
+            accounts,
+            terminals: i64::try_from(terminals)?,
             begin: connection.prepare("BEGIN IMMEDIATE")?,
             entry: connection.prepare("INSERT INTO entries VALUES (?1, ?2, ?3)")?,
             wallet: connection.prepare(
-                "INSERT INTO wallets VALUES (?1, ?2, NULL, ?3, ?4, ?5, ?6, ?7, ?8)
-                 ON CONFLICT DO UPDATE SET own = ?3, granted = ?4, unspent = ?5, released = ?6,
-                 stand_in_granted = ?7, stand_in_left = ?8",
+                "UPDATE wallets SET own = ?2, unspent = ?3, stand_in_left = ?4, share = ?5 WHERE id = ?1",
             )?,
             debit: connection.prepare("INSERT INTO debits VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?,
-            unposted: connection.prepare("INSERT INTO unposted VALUES (?1, ?2, ?3, ?4, ?5)")?,
-            share: connection
-                .prepare("INSERT INTO shares VALUES (?1, ?2) ON CONFLICT DO UPDATE SET share = ?2")?,
             tap: connection
                 .prepare("INSERT INTO taps VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)")?,
             head: connection.prepare("INSERT INTO heads VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?,
@@ -145,24 +148,29 @@ impl<'a> BareTaps<'a> {
     }
 
     fn tap(&mut self) -> Result<()> {
-        let Sample { log, position, record, wallet, debit, share, tap, clock, .. } = &mut self.sample;
+        let Sample { log, position, record, wallet, debit, tap, clock, .. } = &mut self.sample;
         *position += 1;
         *clock += 1;
         // Far from the taps before, as people are who come one after the other.
-        let account = 1 + *position * 7_919 % self.accounts;
+        let account = self.first + *position * 7_919 % self.accounts;
+        // As at the node, each terminal counts its own taps.
+        let terminal = FIRST_TERMINAL + *position % self.terminals;
         self.entry.execute((&*log, &*position, &*record))?;
-        self.wallet.execute((
-            account, &wallet[1], &wallet[3], &wallet[4], &wallet[5], &wallet[6], &wallet[7], &wallet[8],
+        let updated = self.wallet.execute((
+            account << 2 | integer(&wallet[4]),
+            &wallet[0],
+            &wallet[1],
+            &wallet[2],
+            &wallet[3],
         ))?;
+        ensure!(updated == 1, "account {account} has no wallet");
         self.debit.execute((
             &*position, account, &debit[2], &debit[3], &debit[4], &debit[5], &debit[6], &debit[7], &debit[8],
         ))?;
-        self.unposted.execute((account % 16, &*position, account, &debit[2], -integer(&debit[5])))?;
-        self.share.execute((account, &*share))?;
         self.tap.execute((
-            &tap[0],
+            terminal,
             &tap[1],
-            format!("b{position}"),
+            position.to_string(),
             &tap[3],
             &tap[4],
             &tap[5],

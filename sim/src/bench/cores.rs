@@ -22,9 +22,9 @@ use rusqlite::Connection;
 
 use super::Wanted;
 use super::bare::{self, BareTaps};
-use super::figures::{Figures, PerSecond, Rate};
+use super::figures::{Cpu, Figures, PerSecond, Rate, micros_each};
 use super::ingest;
-use super::measure::{Scale, median_rate, rate};
+use super::measure::{Scale, median_rate, rate, thread_cpu};
 use crate::vfs::{Disk, Image};
 
 /// Clients that ask at the same time.
@@ -60,7 +60,8 @@ pub fn measure(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> Result<
     let root = tempfile::Builder::new().prefix("feiqian-bench-").tempdir()?;
     let mut pair = Pair::new(scale.accounts)?;
     if wanted.has("core_64") {
-        figures.core_64 = Some(core_64(scale, &pair, root.path())?);
+        let (rate, cpu) = core_64(scale, &pair, root.path())?;
+        (figures.core_64, figures.core_64_cpu) = (Some(rate), Some(cpu));
     }
     if wanted.has("slow_disk_64") {
         figures.slow_disk_64 = Some(slow_disk_64(scale, &pair)?);
@@ -400,7 +401,7 @@ fn person(number: u64) -> Result<centre_io::ImportedAccount> {
     })
 }
 
-fn core_64(scale: &Scale, pair: &Pair, root: &Path) -> Result<Rate> {
+fn core_64(scale: &Scale, pair: &Pair, root: &Path) -> Result<(Rate, Cpu)> {
     let path = root.join("node.db");
     pair.node_image.write_file("node.db", &path)?;
     let mut node = Node::open(Connection::open(&path)?, &pair.node_identity, pair.cut_ms)?;
@@ -409,20 +410,25 @@ fn core_64(scale: &Scale, pair: &Pair, root: &Path) -> Result<Rate> {
     let copy = root.join("bare.db");
     bare::copy(&path, &copy)?;
     let connection = bare::open(&copy)?;
-    let mut bare = BareTaps::new(&connection, pair.accounts)?;
+    let mut bare = BareTaps::new(&connection, pair.accounts, CLIENTS)?;
     let (mut measured, mut baseline) = (Vec::new(), Vec::new());
+    let (mut cpu, mut bare_cpu) = ((Duration::ZERO, 0), (Duration::ZERO, 0));
     for _ in 0..scale.runs {
         number += CLIENTS as u64;
+        let (first, before) = (number, thread_cpu());
         measured.push(taps_per_second(&mut node, &mut number, scale.load, pair.accounts)?);
-        let begun = Instant::now();
+        cpu = (cpu.0 + (thread_cpu() - before), cpu.1 + number - first);
+        let (begun, before) = (Instant::now(), thread_cpu());
         let mut done = 0;
         while begun.elapsed() < scale.load {
             bare.commit(CLIENTS)?;
             done += CLIENTS as u64;
         }
         baseline.push(rate(done, begun.elapsed()));
+        bare_cpu = (bare_cpu.0 + (thread_cpu() - before), bare_cpu.1 + done);
     }
-    Ok(Rate::new(median_rate(&mut measured), median_rate(&mut baseline)))
+    let cpu = Cpu { us: micros_each(cpu.0, cpu.1), baseline_us: micros_each(bare_cpu.0, bare_cpu.1) };
+    Ok((Rate::new(median_rate(&mut measured), median_rate(&mut baseline)), cpu))
 }
 
 fn taps_per_second(node: &mut Node, number: &mut u64, time: Duration, accounts: u64) -> Result<u64> {

@@ -36,6 +36,15 @@ pub struct Rate {
     pub ratio: f64,
 }
 
+/// What one tap takes of a core, beside its baseline: what is left of a comparison of rates on a machine that is shared.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Cpu {
+    /// Measured, in microseconds.
+    pub us: f64,
+    /// Baseline, in microseconds.
+    pub baseline_us: f64,
+}
+
 /// A rate alone.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct PerSecond {
@@ -64,6 +73,9 @@ pub struct Figures {
     /// 64 clients of one core.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub core_64: Option<Rate>,
+    /// What they take of a core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub core_64_cpu: Option<Cpu>,
     /// 64 terminals over HTTPS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_64: Option<Rate>,
@@ -104,6 +116,11 @@ pub struct Figures {
 /// Whole microseconds.
 pub fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Microseconds by count, with one decimal.
+pub fn micros_each(duration: Duration, count: u64) -> f64 {
+    (duration.as_secs_f64() * 10_000_000.0 / count.max(1) as f64).round() / 10.0
 }
 
 /// Milliseconds with two decimals.
@@ -166,6 +183,16 @@ impl Figures {
                 let baseline = format!("{baseline_per_s}/s");
                 table.with(name, format!("{per_s}/s"), baseline, ratio, target, ratio >= least);
             }
+        }
+        if let Some(Cpu { us, baseline_us }) = self.core_64_cpu {
+            table.line(
+                "core_64 CPU of a tap",
+                &format!("{us} us"),
+                &format!("{baseline_us} us"),
+                "",
+                "",
+                true,
+            );
         }
         if let Some(PerSecond { per_s }) = self.catch_up_1m {
             let met = self.catch_up.is_none_or(|short| per_s * 3 >= short.per_s * 2);

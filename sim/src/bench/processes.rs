@@ -258,7 +258,7 @@ impl Town {
 
     async fn tap_one(&mut self) -> Result<TapOne> {
         let connection = bare::open(&self.copy())?;
-        let mut bare = BareTaps::new(&connection, self.scale.accounts)?;
+        let mut bare = BareTaps::new(&connection, self.scale.accounts, 1)?;
         let mut till = self.till(0).await?;
         let (mut measured, mut baseline) = (Vec::new(), Vec::new());
         for _ in 0..self.scale.runs {
