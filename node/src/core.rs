@@ -3,6 +3,7 @@
 //! What must survive is in the database; [`State`] mirrors the small part of it that every input needs, so that taking an
 //! input back means restoring a copy. Everything else here is volatile: the session, waiting taps, waiting recalls.
 
+mod attempt;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use feiqian_protocol::tap::{BalanceView, DeclineReason};
 use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Hlc};
 use rusqlite::Connection;
 
+use crate::core::attempt::Guard;
 use crate::edge::Queues;
 use crate::io::{Identity, Input, LinkState, Now, Output, Settings, Status};
 use crate::replication::Link;
@@ -55,6 +57,8 @@ pub struct NodeCore {
     pub(crate) blocked: BTreeSet<LogId>,
     /// When a mark was last looked at, and the clock of the last one sent.
     pub(crate) marked: (u64, Hlc),
+    /// What is taken back where one input fails by itself.
+    guard: Guard,
 }
 
 /// What a step changes and a rollback restores.
@@ -115,6 +119,7 @@ impl NodeCore {
             acks: BTreeSet::new(),
             blocked: BTreeSet::new(),
             marked: (0, state.writer.clock()),
+            guard: Guard::Step,
             state,
             identity,
         };
@@ -149,7 +154,7 @@ impl NodeCore {
         outputs: &mut Vec<Output>,
     ) -> Result<(), StoreError> {
         self.store.begin()?;
-        let stepped = self.run(&now, inputs, outputs).and_then(|()| self.store.commit());
+        let stepped = self.attempt(&now, inputs, outputs).and_then(|()| self.store.commit());
         if stepped.is_err() {
             self.store.rollback();
         }
@@ -190,34 +195,6 @@ impl NodeCore {
             self.state.dirty = false;
         }
         Ok(())
-    }
-
-    /// Does what may fail by itself: where only this failed, it is taken back and the step goes on.
-    pub(crate) fn guarded<T>(
-        &mut self,
-        work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
-    ) -> Result<Result<T, StoreError>, StoreError> {
-        self.store.savepoint()?;
-        let before = self.state.clone();
-        match work(self) {
-            Ok(done) => {
-                self.store.release()?;
-                Ok(Ok(done))
-            }
-            Err(error) if self.store.survives(&error) => {
-                self.take_back(before)?;
-                tracing::error!(%error, "one input could not be written");
-                Ok(Err(error))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Takes back everything since the last savepoint.
-    pub(crate) fn take_back(&mut self, before: State) -> Result<(), StoreError> {
-        self.store.undo()?;
-        self.state = before;
-        self.reload()
     }
 
     /// This node's log.

@@ -53,7 +53,7 @@ impl Waiting {
 }
 
 /// Waiting taps: a queue per account, and where to find a key.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Queues {
     by_account: BTreeMap<AccountId, VecDeque<Waiting>>,
     by_key: BTreeMap<TapKey, AccountId>,

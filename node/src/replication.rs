@@ -165,22 +165,18 @@ impl NodeCore {
         if self.link.id() != Some(link) {
             return Ok(());
         }
-        self.store.savepoint()?;
-        let before = self.state.clone();
         let said = outputs.len();
-        match self.take_frame(now, link, frame, outputs) {
+        match self.guarded_frame(|core| core.take_frame(now, link, frame, outputs))? {
             Ok(()) => {
                 self.heard(now);
-                self.store.release()
+                Ok(())
             }
-            Err(Fault::Peer(what)) => {
+            Err(what) => {
                 outputs.truncate(said);
-                self.take_back(before)?;
                 tracing::error!(%what, "the centre's word is not taken");
                 outputs.push(Output::CloseLink(link, what));
                 self.drop_link(now, outputs)
             }
-            Err(Fault::Store(error)) => Err(error),
         }
     }
 

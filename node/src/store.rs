@@ -54,6 +54,9 @@ pub enum StoreError {
         /// Whose it should be.
         expected: String,
     },
+    /// One input of a step failed by itself, so the step is run again with savepoints; never leaves a core.
+    #[error("one input could not be taken")]
+    OneInput,
     /// The database was written by a newer build.
     #[error("the database has schema version {found}, this build knows {known}")]
     Version {
@@ -70,7 +73,7 @@ impl StoreError {
     }
 
     /// True where the error is about this one write, so that the rest of the step can still be kept.
-    fn concerns_one_input(&self) -> bool {
+    pub(crate) fn concerns_one_input(&self) -> bool {
         match self {
             Self::Damaged(_) => true,
             Self::Sqlite(error) => matches!(

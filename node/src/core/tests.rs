@@ -633,3 +633,27 @@ fn a_million_strangers_leave_nothing_but_their_entries() {
     );
     world.check();
 }
+
+#[test]
+fn a_frame_that_is_not_taken_takes_nothing_else_along() {
+    let mut world = stocked(Mode::Strict);
+    world.share_grant(BOB, 5_000);
+    world.grant(BOB, 1_000);
+    world.buy("0", "alice", 1_100);
+    assert_eq!(world.status().pending, 1);
+    let buy =
+        |n: u64, card: &str| Input::Tap(Ticket(n), tap(&n.to_string(), card, TapKind::Amount(fen(100))));
+    // The grant is in order, what is in the stream of an account's shard is not for it.
+    let shard = LogId::shard(identity().institution, 1);
+    let wrong = world.centre.write(shard, world.now.wall, vec![CloseRequest { epoch: Epoch::FIRST }.into()]);
+    let link = world.link;
+    let outputs = world.step(vec![buy(1, "bob"), Input::Frame(link, wrong), buy(2, "bob")]);
+    let bob = approved(BOB, 100, 0);
+    let out = declined(DeclineReason::Insufficient);
+    assert_eq!(decided(&outputs), [bob.clone(), out, bob].concat(), "the link is down for what waits");
+    assert_eq!(outputs.iter().filter(|output| matches!(output, Output::CloseLink(..))).count(), 1);
+    let status = world.status();
+    assert_eq!((status.link, status.position, status.unspent_fen), (LinkState::Down, 3, 1_800));
+    assert_eq!(world.core.centre_cursor(shard).unwrap().position, 2, "campus and accounts");
+    world.check();
+}
