@@ -220,6 +220,7 @@ fn status_table(status: &Value) -> String {
     let rows = [
         ("node", text("node")),
         ("terminals", text("terminals")),
+        ("damage", text("damage")),
         ("link to the centre", link),
         ("centre last heard", time("heard")),
         ("session", text("session")),

@@ -55,6 +55,8 @@ pub struct NodeCore {
     pub(crate) acks: BTreeSet<LogId>,
     /// Logs with an entry that this build cannot apply: they stand still until it is updated.
     pub(crate) blocked: BTreeSet<LogId>,
+    /// What keeps this database from being written, as found when it was opened. It is only uploaded then.
+    pub(crate) damage: Option<String>,
     /// When a mark was last looked at, and the clock of the last one sent.
     pub(crate) marked: (u64, Hlc),
     /// What is taken back where one input fails by itself.
@@ -118,13 +120,45 @@ impl NodeCore {
             early: Vec::new(),
             acks: BTreeSet::new(),
             blocked: BTreeSet::new(),
+            damage: None,
             marked: (0, state.writer.clock()),
             guard: Guard::Step,
             state,
             identity,
         };
+        core.damage = core.find_damage()?;
+        if let Some(damage) = &core.damage {
+            tracing::error!(
+                %damage,
+                "the database is damaged: taps are declined, and what it holds is still uploaded; feiqian-node verify \
+                 names all of it; once it is uploaded, enrol this building anew on an empty data directory"
+            );
+        }
         core.reload()?;
         Ok(core)
+    }
+
+    /// What shows at a glance that somebody else wrote into the logs: each ends with a signed head, so records beyond the
+    /// last head, or a last head without its record, are nothing that this program left. To write on would collide with
+    /// them, or fork the log.
+    fn find_damage(&self) -> Result<Option<String>, StoreError> {
+        let shards = (0..SHARDS).zip(self.state.shards);
+        let shards =
+            shards.map(|(shard, cursor)| (LogId::shard(self.identity.institution, shard), cursor.position));
+        let ends = [
+            (self.own_log(), self.state.writer.cursor().position),
+            (self.to_node_log(), self.state.to_node.position),
+        ];
+        for (log, signed) in ends.into_iter().chain(shards) {
+            let last = self.store.last_record(log)?;
+            if last > signed {
+                return Ok(Some(format!("{log}: entries {} to {last} are under no signed head", signed + 1)));
+            }
+            if last < signed {
+                return Ok(Some(format!("{log}: a head is signed at {signed}, and the entries end at {last}")));
+            }
+        }
+        Ok(None)
     }
 
     /// Reads again what is kept in memory of tables that only the centre's streams change.
@@ -279,6 +313,7 @@ impl NodeCore {
             node: self.identity.name.to_string(),
             link: self.link.state(),
             refused: saved.refused.map(|reason| reason.name().to_owned()).or_else(|| self.link.refusal()),
+            damage: self.damage.clone(),
             session: self.link.session(),
             epoch: saved.epoch.0,
             position: writer.cursor().position,

@@ -399,8 +399,9 @@ impl NodeCore {
         &mut self,
         write: impl FnOnce(&mut Self) -> Result<Decision, StoreError>,
     ) -> Result<Decision, StoreError> {
-        // While a lost tail of the log is on its way back, an entry written now would fork the log.
-        if self.state.saved.tail_until.is_some() {
+        // While a lost tail of the log is on its way back, an entry written now would fork the log; and to a damaged one
+        // none can be added.
+        if self.state.saved.tail_until.is_some() || self.damage.is_some() {
             return Ok(Decision::Declined(DeclineReason::OutOfService));
         }
         let written = self.guarded(write)?;

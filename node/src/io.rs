@@ -157,6 +157,8 @@ pub struct Status {
     pub link: LinkState,
     /// Why the centre refused it, where it did.
     pub refused: Option<String>,
+    /// What is wrong with its database, where it was found damaged: it is then only uploaded.
+    pub damage: Option<String>,
     /// The number of the session.
     pub session: u64,
     /// The node's rights epoch.

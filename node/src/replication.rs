@@ -12,7 +12,7 @@ use feiqian_protocol::frame::{
 use feiqian_protocol::ids::{AccountId, LogId, Unit};
 use feiqian_protocol::limits::{ENTRIES_PER_FRAME_MAX, LINK_QUEUE_MAX, PENDING_TAPS_MAX, SHARDS};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::session::{Sender, pack};
+use feiqian_protocol::session::{Sender, pack, pack_with_every_head};
 use feiqian_protocol::time::Hlc;
 
 use crate::apply::Fault;
@@ -38,6 +38,8 @@ pub(crate) enum Link {
     Up(LinkId, u64),
     /// Refused: uploads only.
     Refused(LinkId, u64, RefusalReason),
+    /// Accepted, but this database is damaged: uploads only, and nothing is taken in.
+    Damaged(LinkId, u64),
 }
 
 impl Link {
@@ -50,7 +52,10 @@ impl Link {
     const fn id(&self) -> Option<LinkId> {
         match self {
             Self::Down => None,
-            Self::Opening(link) | Self::Up(link, _) | Self::Refused(link, ..) => Some(*link),
+            Self::Opening(link)
+            | Self::Up(link, _)
+            | Self::Refused(link, ..)
+            | Self::Damaged(link, _) => Some(*link),
         }
     }
 
@@ -60,14 +65,14 @@ impl Link {
             Self::Down => LinkState::Down,
             Self::Opening(_) => LinkState::Opening,
             Self::Up(..) => LinkState::Up,
-            Self::Refused(..) => LinkState::Refused,
+            Self::Refused(..) | Self::Damaged(..) => LinkState::Refused,
         }
     }
 
     /// The number of the session.
     pub(crate) const fn session(&self) -> u64 {
         match self {
-            Self::Up(_, session) | Self::Refused(_, session, _) => *session,
+            Self::Up(_, session) | Self::Refused(_, session, _) | Self::Damaged(_, session) => *session,
             Self::Down | Self::Opening(_) => 0,
         }
     }
@@ -203,21 +208,26 @@ impl NodeCore {
                 Ok(())
             }
             (Frame::Entries(entries), _) => self.on_entries(now, entries, outputs),
-            (Frame::Ack(ack), Link::Up(..) | Link::Refused(..)) => self.on_ack(&ack),
+            (Frame::Ack(ack), Link::Up(..) | Link::Refused(..) | Link::Damaged(..)) => self.on_ack(&ack),
             (Frame::No(no), Link::Up(..)) => Ok(self.on_no(now, &no, outputs)?),
             (Frame::Recall(recall), Link::Up(..)) => self.on_recall(now, recall, outputs),
             // What was said before a refusal was known.
-            (Frame::No(_) | Frame::Recall(_), Link::Refused(..)) => Ok(()),
+            (Frame::No(_) | Frame::Recall(_), Link::Refused(..) | Link::Damaged(..)) => Ok(()),
             (Frame::LossNotice(notice), _) => Ok(self.on_loss(now, &notice, outputs)?),
             _ => Err(Fault::peer("a frame out of place")),
         }
     }
 
     fn on_entries(&mut self, now: &Now, entries: Entries, outputs: &mut Vec<Output>) -> Result<(), Fault> {
-        if entries.log == self.own_log() {
-            return self.on_own_tail(now, entries);
+        if self.damage.is_some() {
+            return Ok(());
         }
-        self.on_centre_entries(now, entries, outputs)?;
+        if entries.log == self.own_log() {
+            self.on_own_tail(entries)?;
+        } else {
+            self.on_centre_entries(now, entries, outputs)?;
+        }
+        self.finish_tail(now)?;
         Ok(self.obey_recalls(now, outputs)?)
     }
 
@@ -242,6 +252,7 @@ impl NodeCore {
         self.link = match self.state.saved.refused {
             // It was refused before, and only enrolling anew ends that.
             Some(reason) => Link::Refused(link, hello.session, reason),
+            None if self.damage.is_some() => Link::Damaged(link, hello.session),
             None => Link::Up(link, hello.session),
         };
         self.sender = Sender::default();
@@ -282,7 +293,7 @@ impl NodeCore {
             self.drop_rows()?;
             if reason == RefusalReason::ShortLog && hello.log.position > end {
                 self.state.saved.tail_until = Some(hello.log.position);
-            } else {
+            } else if self.damage.is_none() {
                 self.end_epoch(now)?;
             }
         }
@@ -315,10 +326,10 @@ impl NodeCore {
     }
 
     /// The centre has told what we lost of our own log: it was this node that signed it.
-    fn on_own_tail(&mut self, now: &Now, entries: Entries) -> Result<(), Fault> {
-        let Some(until) = self.state.saved.tail_until else {
+    fn on_own_tail(&mut self, entries: Entries) -> Result<(), Fault> {
+        if self.state.saved.tail_until.is_none() {
             return Err(Fault::peer("entries of this node's own log"));
-        };
+        }
         let own = self.own_log();
         let from = self.state.writer.cursor();
         let records: Vec<Vec<u8>> = entries.records.into_iter().map(Into::into).collect();
@@ -340,13 +351,27 @@ impl NodeCore {
         }
         self.state.writer = LogWriter::new(own, cursor, clock);
         self.state.dirty = true;
-        if cursor.position >= until {
-            self.state.saved.tail_until = None;
-            self.state.saved.refused_epoch = self.state.saved.epoch;
-            self.end_epoch(now)?;
-            self.note_acked(cursor.position)?;
-            self.sender.open(own, cursor.position, self.state.writer.cursor().position);
+        Ok(())
+    }
+
+    /// Ends the epoch once the lost tail is back, and with it what had been applied of the centre's stream when it was
+    /// written: the end of the epoch is a commit like any other, whose applied position does not fall.
+    fn finish_tail(&mut self, now: &Now) -> Result<(), StoreError> {
+        let own = self.own_log();
+        let end = self.state.writer.cursor();
+        if self.state.saved.tail_until.is_none_or(|until| end.position < until) {
+            return Ok(());
         }
+        let applied = self.store.last_head(own)?.map_or(0, |signed| signed.head.applied);
+        if self.state.to_node.position < applied {
+            return Ok(());
+        }
+        self.state.saved.tail_until = None;
+        self.state.saved.refused_epoch = self.state.saved.epoch;
+        self.end_epoch(now)?;
+        self.note_acked(end.position)?;
+        self.sender.open(own, end.position, self.state.writer.cursor().position);
+        tracing::info!(position = end.position, "the lost end of the log is back");
         Ok(())
     }
 
@@ -503,7 +528,7 @@ impl NodeCore {
     pub(crate) fn replicate(&mut self, now: &Now, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
         let link = match self.link {
             Link::Down | Link::Opening(_) => return Ok(()),
-            Link::Up(link, _) | Link::Refused(link, ..) => link,
+            Link::Up(link, _) | Link::Refused(link, ..) | Link::Damaged(link, _) => link,
         };
         for log in std::mem::take(&mut self.acks) {
             if let Some(cursor) = self.centre_cursor(log) {
@@ -523,12 +548,20 @@ impl NodeCore {
         Ok(())
     }
 
-    /// The next frame of a log. A branch is the own log under another name.
+    /// The next frame of a log. A branch is the own log under another name, with every head: where records were altered,
+    /// each commit is proven by itself.
     fn packed(&self, log: LogId, after: u64) -> Result<Option<Entries>, StoreError> {
         let own = self.own_log();
-        let records = self.store.records_after(own, after, ENTRIES_PER_FRAME_MAX)?;
+        let mut records = self.store.records_after(own, after, ENTRIES_PER_FRAME_MAX)?;
         let heads = self.store.heads_after(own, after, ENTRIES_PER_FRAME_MAX)?;
-        Ok(pack(log, after, records, heads))
+        if log == own {
+            return Ok(pack(log, after, records, heads));
+        }
+        // Missing at the end of the log; see [`crate::store::Store::records_after`].
+        let signed = heads.last().map_or(0, |signed| signed.head.cursor.position.saturating_sub(after));
+        let signed = usize::try_from(signed).unwrap_or(usize::MAX).min(ENTRIES_PER_FRAME_MAX);
+        records.resize(records.len().max(signed), Vec::new());
+        Ok(pack_with_every_head(log, after, records, heads))
     }
 
     fn mark(&mut self, now: &Now, link: LinkId, outputs: &mut Vec<Output>) {

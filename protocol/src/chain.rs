@@ -309,13 +309,36 @@ pub struct VerifiedCommit {
     pub head: SignedHead,
 }
 
+/// What of a batch is proven, and what came after it that is not.
+#[derive(Debug)]
+pub struct Proven {
+    /// The commits up to the first fault, in order.
+    pub commits: Vec<VerifiedCommit>,
+    /// The first fault. Nothing after it is looked at.
+    pub fault: Option<ChainError>,
+}
+
+/// A part of a batch that [`salvage`] looked at.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// A commit that is what its writer signed.
+    Commit(VerifiedCommit),
+    /// The writer signed something else than these records: what stood from `first` to its head is lost.
+    Lost {
+        /// The position of the first lost entry.
+        first: u64,
+        /// The head that covers the last one.
+        head: SignedHead,
+    },
+}
+
 /// Checks records that claim to continue `log` after `from`, and cuts them into commits at the signed heads. Records
 /// after the last head are left out: they are not proven and will be sent again.
 ///
 /// The signature is checked before a hash is called a fork, so that nobody but the writer can accuse the writer.
 ///
 /// # Errors
-/// [`ChainError`]; nothing of the batch is returned then.
+/// [`ChainError`]; nothing of the batch is returned then. [`verify_prefix`] returns what comes before the fault.
 pub fn verify(
     log: LogId,
     from: &Cursor,
@@ -324,53 +347,130 @@ pub fn verify(
     heads: &[SignedHead],
     key: &VerifyingKey,
 ) -> Result<Vec<VerifiedCommit>, ChainError> {
-    if first != from.position + 1 {
-        return Err(ChainError::OutOfOrder { log, expected: from.position + 1, got: first });
-    }
-    let mut cursor = *from;
-    let mut clock = Hlc::default();
-    let mut records = records.into_iter();
+    let proven = verify_prefix(log, from, first, records, heads, key);
+    proven.fault.map_or(Ok(proven.commits), Err)
+}
+
+/// As [`verify`], but what is proven before a fault is returned beside it: one altered record takes nothing with it that
+/// was signed before it.
+pub fn verify_prefix(
+    log: LogId,
+    from: &Cursor,
+    first: u64,
+    records: Vec<Vec<u8>>,
+    heads: &[SignedHead],
+    key: &VerifyingKey,
+) -> Proven {
+    let mut batch = match Batch::new(log, from, first, records) {
+        Ok(batch) => batch,
+        Err(fault) => return Proven { commits: Vec::new(), fault: Some(fault) },
+    };
     let mut commits = Vec::with_capacity(heads.len());
-    let mut previous: Option<&Head> = None;
-    for signed in heads {
-        let head = &signed.head;
+    for head in heads {
+        match batch.commit(head, key) {
+            Ok(commit) => commits.push(commit),
+            Err(fault) => return Proven { commits, fault: Some(fault) },
+        }
+    }
+    Proven { commits, fault: None }
+}
+
+/// As [`verify`], for the log of a disk that was altered: where records are not what the writer signed, they are lost, and
+/// the next ones are checked from the hash that it did sign. So an altered record costs its own commit and no other.
+///
+/// # Errors
+/// [`ChainError`] other than [`ChainError::Fork`].
+pub fn salvage(
+    log: LogId,
+    from: &Cursor,
+    first: u64,
+    records: Vec<Vec<u8>>,
+    heads: &[SignedHead],
+    key: &VerifyingKey,
+) -> Result<Vec<Piece>, ChainError> {
+    let mut batch = Batch::new(log, from, first, records)?;
+    let mut pieces = Vec::with_capacity(heads.len());
+    for head in heads {
+        let first = batch.cursor.position + 1;
+        pieces.push(match batch.commit(head, key) {
+            Ok(commit) => Piece::Commit(commit),
+            Err(ChainError::Fork { .. }) => {
+                batch.cursor = head.head.cursor;
+                batch.previous = Some((head.head.applied, head.head.anchor));
+                Piece::Lost { first, head: *head }
+            }
+            Err(fault) => return Err(fault),
+        });
+    }
+    Ok(pieces)
+}
+
+/// A batch under examination, commit by commit.
+struct Batch {
+    log: LogId,
+    cursor: Cursor,
+    clock: Hlc,
+    records: std::vec::IntoIter<Vec<u8>>,
+    /// Applied position and anchor of the head before.
+    previous: Option<(u64, Timestamp)>,
+}
+
+impl Batch {
+    fn new(log: LogId, from: &Cursor, first: u64, records: Vec<Vec<u8>>) -> Result<Self, ChainError> {
+        if first != from.position + 1 {
+            return Err(ChainError::OutOfOrder { log, expected: from.position + 1, got: first });
+        }
+        let records = records.into_iter();
+        Ok(Self { log, cursor: *from, clock: Hlc::default(), records, previous: None })
+    }
+
+    /// The records up to a head, which must be signed over them.
+    fn commit(&mut self, signed: &SignedHead, key: &VerifyingKey) -> Result<VerifiedCommit, ChainError> {
+        let (log, head) = (self.log, &signed.head);
         let position = head.cursor.position;
-        if head.log != log || position <= cursor.position {
-            return Err(ChainError::OutOfOrder { log, expected: cursor.position + 1, got: position });
+        let expected = self.cursor.position + 1;
+        if head.log != log || position < expected {
+            return Err(ChainError::OutOfOrder { log, expected, got: position });
         }
         if !signed.is_signed_by(key) {
             return Err(ChainError::Signature { log, position });
         }
-        let mut entries = Vec::with_capacity((position - cursor.position).min(1024) as usize);
-        while cursor.position < position {
-            let Some(record) = records.next() else {
-                return Err(ChainError::OutOfOrder { log, expected: cursor.position + 1, got: position });
-            };
-            cursor = cursor.after(log, &record);
-            let entry = Entry::from_record(&record).map_err(|source| ChainError::Record {
+        let count = position - self.cursor.position;
+        if count > self.records.len() as u64 {
+            return Err(ChainError::OutOfOrder {
                 log,
-                position: cursor.position,
-                source,
-            })?;
-            entries.push(VerifiedEntry { position: cursor.position, hash: cursor.hash, record, entry });
+                expected: expected + self.records.len() as u64,
+                got: position,
+            });
         }
+        let mut linked = Vec::with_capacity(count as usize);
+        let mut cursor = self.cursor;
+        for record in self.records.by_ref().take(count as usize) {
+            cursor = cursor.after(log, &record);
+            linked.push((cursor, record));
+        }
+        // Before anything else is said of the records: what was altered or swapped is a fork, whatever it reads like.
         if cursor.hash != head.cursor.hash {
             return Err(ChainError::Fork { log, position });
         }
-        // After the hash: records that were altered or swapped are a fork, whatever their clocks say.
-        for verified in &entries {
-            if verified.entry.clock < clock {
-                return Err(ChainError::ClockFell { log, position: verified.position });
+        let mut entries = Vec::with_capacity(linked.len());
+        let mut clock = self.clock;
+        for (Cursor { position, hash }, record) in linked {
+            let entry = Entry::from_record(&record)
+                .map_err(|source| ChainError::Record { log, position, source })?;
+            if entry.clock < clock {
+                return Err(ChainError::ClockFell { log, position });
             }
-            clock = verified.entry.clock;
+            clock = entry.clock;
+            entries.push(VerifiedEntry { position, hash, record, entry });
         }
-        if previous.is_some_and(|before| head.applied < before.applied || head.anchor < before.anchor) {
+        if self.previous.is_some_and(|(applied, anchor)| head.applied < applied || head.anchor < anchor) {
             return Err(ChainError::ClockFell { log, position });
         }
-        previous = Some(head);
-        commits.push(VerifiedCommit { entries, head: *signed });
+        (self.cursor, self.clock) = (cursor, clock);
+        self.previous = Some((head.applied, head.anchor));
+        Ok(VerifiedCommit { entries, head: *signed })
     }
-    Ok(commits)
 }
 
 #[cfg(test)]
@@ -416,6 +516,44 @@ mod tests {
 
         let error = verify(LOG, &one, 3, records[2..].to_vec(), &heads[1..], &key.verifying_key());
         assert!(matches!(error, Err(ChainError::OutOfOrder { expected: 2, got: 3, .. })));
+    }
+
+    #[test]
+    fn what_is_proven_before_an_altered_record_is_kept_and_only_its_commit_is_lost() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let mut records: Vec<Vec<u8>> = (1..=5).map(record).collect();
+        let mut cursor = Cursor::START;
+        let heads: Vec<SignedHead> = records
+            .iter()
+            .map(|record| {
+                cursor = cursor.after(LOG, record);
+                head(cursor, &key)
+            })
+            .collect();
+        let public = key.verifying_key();
+        for bad in [record(9), Vec::new(), vec![0xff]] {
+            records[2] = bad;
+            let proven = verify_prefix(LOG, &Cursor::START, 1, records.clone(), &heads, &public);
+            assert_eq!(proven.commits.len(), 2);
+            assert!(matches!(proven.fault, Some(ChainError::Fork { position: 3, .. })), "{:?}", proven.fault);
+            let pieces = salvage(LOG, &Cursor::START, 1, records.clone(), &heads, &public).unwrap();
+            let kept: Vec<Option<u64>> = pieces
+                .iter()
+                .map(|piece| match piece {
+                    Piece::Commit(commit) => Some(commit.head.head.cursor.position),
+                    Piece::Lost { first, head } => {
+                        assert_eq!((*first, head.head.cursor.position), (3, 3));
+                        None
+                    }
+                })
+                .collect();
+            assert_eq!(kept, [Some(1), Some(2), None, Some(4), Some(5)]);
+            // Nobody but the writer can call an entry lost.
+            let mut forged = heads.clone();
+            forged[2].signature[0] ^= 1;
+            let salvaged = salvage(LOG, &Cursor::START, 1, records.clone(), &forged, &public);
+            assert!(matches!(salvaged, Err(ChainError::Signature { position: 3, .. })));
+        }
     }
 
     #[test]

@@ -111,6 +111,27 @@ pub fn pack(
     records: impl IntoIterator<Item = Vec<u8>>,
     heads: impl IntoIterator<Item = SignedHead>,
 ) -> Option<Entries> {
+    pack_commits(log, after, records, heads, true)
+}
+
+/// As [`pack`], with every head: for a log whose records may not all be what was signed, so that each commit is proven, or
+/// lost, by itself.
+pub fn pack_with_every_head(
+    log: LogId,
+    after: u64,
+    records: impl IntoIterator<Item = Vec<u8>>,
+    heads: impl IntoIterator<Item = SignedHead>,
+) -> Option<Entries> {
+    pack_commits(log, after, records, heads, false)
+}
+
+fn pack_commits(
+    log: LogId,
+    after: u64,
+    records: impl IntoIterator<Item = Vec<u8>>,
+    heads: impl IntoIterator<Item = SignedHead>,
+    merge_heads: bool,
+) -> Option<Entries> {
     let mut records = records.into_iter();
     let mut packed = Entries { log, first: after + 1, records: Vec::new(), heads: Vec::new() };
     let mut bytes = 0;
@@ -135,7 +156,7 @@ pub fn pack(
         // A later head that says the same proves the commits before it as well: a backlog of single taps would otherwise be
         // more signatures than entries.
         packed.heads.pop_if(|before| {
-            (before.head.applied, before.head.anchor) == (head.head.applied, head.head.anchor)
+            merge_heads && (before.head.applied, before.head.anchor) == (head.head.applied, head.head.anchor)
         });
         packed.heads.push(head);
     }
@@ -287,6 +308,8 @@ mod tests {
         let alike = [head_of(6, 1), head_of(7, 1), head_of(9, 2)];
         let frame = pack(LOG, 4, records(5), alike).unwrap();
         assert_eq!((frame.records.len(), frame.heads), (5, alike[1..].to_vec()));
+        let frame = pack_with_every_head(LOG, 4, records(5), alike).unwrap();
+        assert_eq!((frame.records.len(), frame.heads), (5, alike.to_vec()));
         let frame = pack(LOG, 4, records(5), [head(6), head(9)]).unwrap();
         assert_eq!((frame.first, frame.records.len(), frame.heads.len()), (5, 5, 2));
         let frame = pack(LOG, 4, records(4), [head(6), head(9)]).unwrap();

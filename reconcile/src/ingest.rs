@@ -10,7 +10,9 @@
 //! row that the centre counts is posted in full, and the excess is unbacked.
 
 use feiqian_protocol::campus::Mode;
-use feiqian_protocol::chain::{ChainError, Cursor, VerifiedCommit, VerifiedEntry, verify};
+use feiqian_protocol::chain::{
+    ChainError, Cursor, Piece, SignedHead, VerifiedCommit, VerifiedEntry, salvage, verify_prefix,
+};
 use feiqian_protocol::entry::{
     Body, CaseReason, Debit, Entry, EntryRef, Proof, Refund, Release, Reversal, ShareRelease, TakenIn,
 };
@@ -21,7 +23,6 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 
 use crate::core::{Round, StoreError};
-use crate::io::LinkId;
 use crate::ledger::{SUSPENSE, channel_ledger, merchant_ledger, wallet_ledger};
 use crate::store::money::{self, HabitDay, MovementState};
 use crate::store::{accounts, logs};
@@ -56,13 +57,9 @@ struct Place {
 }
 
 impl Round<'_> {
-    /// Takes entries of a node's log, or of a branch of it.
-    pub(crate) fn ingest(
-        &mut self,
-        link: LinkId,
-        node: NodeId,
-        frame: Entries,
-    ) -> Result<Ingest, StoreError> {
+    /// Takes entries of a node's log, or of a branch of it. What is proven counts, whatever comes after it in the frame; of
+    /// a branch, whose disk may have been altered, also what comes after records that are not what was signed.
+    pub(crate) fn ingest(&mut self, node: NodeId, frame: Entries) -> Result<Ingest, StoreError> {
         let own = self.state.own_log(node);
         let log = frame.log;
         let (end, after) = if log == own {
@@ -90,13 +87,46 @@ impl Round<'_> {
             return Ok(Ingest::Refused("unknown node".to_owned()));
         };
         let records = frame.records.into_iter().map(Vec::from).collect();
-        let commits = match verify(own, &from, frame.first, records, &frame.heads, &key) {
-            Ok(commits) => commits,
-            Err(ChainError::Fork { .. }) => return Ok(Ingest::Forked),
-            Err(error) => return Ok(Ingest::Refused(error.to_string())),
+        if log != own {
+            return match salvage(own, &from, frame.first, records, &frame.heads, &key) {
+                Ok(pieces) => self.take_pieces(log, node, pieces),
+                Err(error) => Ok(Ingest::Refused(error.to_string())),
+            };
+        }
+        let proven = verify_prefix(own, &from, frame.first, records, &frame.heads, &key);
+        let taken = self.take_pieces(log, node, proven.commits.into_iter().map(Piece::Commit))?;
+        match (taken, proven.fault) {
+            (Ingest::Taken(_), Some(ChainError::Fork { .. })) => Ok(Ingest::Forked),
+            (Ingest::Taken(_), Some(error)) => Ok(Ingest::Refused(error.to_string())),
+            (taken, _) => Ok(taken),
+        }
+    }
+
+    /// Takes what is news of verified parts of a log or a branch.
+    fn take_pieces(
+        &mut self,
+        log: LogId,
+        node: NodeId,
+        pieces: impl IntoIterator<Item = Piece>,
+    ) -> Result<Ingest, StoreError> {
+        let own = self.state.own_log(node);
+        let end = if log == own {
+            self.state.log(own).cursor
+        } else {
+            self.state.branches.get(&log).map_or(Cursor::START, |branch| branch.cursor)
         };
         let mut new = false;
-        for commit in commits {
+        for piece in pieces {
+            let commit = match piece {
+                Piece::Commit(commit) => commit,
+                Piece::Lost { first, head } => {
+                    if head.head.cursor.position > end.position {
+                        self.lose(log, first, &head)?;
+                        new = true;
+                    }
+                    continue;
+                }
+            };
             let Some(first) = commit.entries.iter().position(|entry| entry.position > end.position) else {
                 // A repeat. It must be what we have: the last entry of it speaks for all before.
                 if let Some(last) = commit.entries.last()
@@ -112,21 +142,49 @@ impl Round<'_> {
             self.take_commit(log, node, commit, first)?;
             new = true;
         }
-        self.acks.insert((link, log));
         Ok(Ingest::Taken(new))
     }
 
-    /// Our hash of a position of a log; of a branch, what it has in common with the log is there.
+    /// The node signed something else than what it sent for these entries of a branch: the rest of it goes on from what was
+    /// signed.
+    fn lose(&mut self, log: LogId, first: u64, signed: &SignedHead) -> Result<(), StoreError> {
+        let cursor = signed.head.cursor;
+        // What the branch has in common with the log is in the log, whatever became of it on the node's disk.
+        if logs::hash_at(self.db, LogId::node(log.institution, log.writer), cursor.position)? != Some(cursor.hash) {
+            let last = cursor.position;
+            self.fault(log, last, &format!("lost: entries {first} to {last} are not what their head was signed over"))?;
+            logs::insert_head(self.db, log, signed)?;
+            let mut state = self.state.log(log);
+            state.cursor = cursor;
+            if state.quarantined.is_none() {
+                state.posted = last;
+            }
+            self.state.logs.insert(log, state);
+            self.touched_logs.insert(log);
+            self.ingested.insert(log);
+        }
+        self.advance_branch(log, cursor)
+    }
+
+    /// Our hash of a position of a log; of a branch, what it has in common with the log is there, and what was lost of it
+    /// has a head.
     fn known_hash(
         &self,
         log: LogId,
         own: LogId,
         position: u64,
     ) -> Result<Option<feiqian_protocol::chain::Hash>, StoreError> {
-        match logs::hash_at(self.db, log, position)? {
-            Some(hash) if position > 0 => Ok(Some(hash)),
-            _ => logs::hash_at(self.db, own, position),
+        if position > 0 {
+            if let Some(hash) = logs::hash_at(self.db, log, position)? {
+                return Ok(Some(hash));
+            }
+            if log != own
+                && let Some(head) = logs::head_at(self.db, log, position)?
+            {
+                return Ok(Some(head.head.cursor.hash));
+            }
         }
+        logs::hash_at(self.db, own, position)
     }
 
     fn take_commit(
@@ -151,13 +209,13 @@ impl Round<'_> {
         for verified in commit.entries.into_iter().skip(first) {
             // What a branch has in common with the log is in the log.
             if is_branch && !kept && logs::hash_at(self.db, own, verified.position)? == Some(verified.hash) {
-                self.advance_branch(log, &verified)?;
+                self.advance_branch(log, Cursor { position: verified.position, hash: verified.hash })?;
                 continue;
             }
             kept = true;
             self.take_entry(log, node, head.anchor, &verified)?;
             if is_branch {
-                self.advance_branch(log, &verified)?;
+                self.advance_branch(log, Cursor { position: verified.position, hash: verified.hash })?;
             }
         }
         if kept {
@@ -175,9 +233,9 @@ impl Round<'_> {
         Ok(())
     }
 
-    fn advance_branch(&mut self, log: LogId, entry: &VerifiedEntry) -> Result<(), StoreError> {
+    fn advance_branch(&mut self, log: LogId, cursor: Cursor) -> Result<(), StoreError> {
         if let Some(branch) = self.state.branches.get_mut(&log) {
-            branch.cursor = Cursor { position: entry.position, hash: entry.hash };
+            branch.cursor = cursor;
             logs::put_branch(self.db, log, branch)?;
         }
         Ok(())

@@ -304,11 +304,12 @@ impl Round<'_> {
         if reason == RefusalReason::ShortLog
             && let Some(hello) = hello
         {
-            // Its tail comes back to it.
-            let own = self.state.own_log(node_id);
-            let end = self.end(own);
+            // Its tail comes back to it, and what it was written under.
+            let (own, to_node) = (self.state.own_log(node_id), self.state.to_node(node_id));
+            let (end, to_node_end) = (self.end(own), self.end(to_node));
             if let Some(link) = self.state.links.get_mut(&id) {
                 link.sender.open(own, hello.log.position, end);
+                link.sender.open(to_node, hello.to_node.position, to_node_end);
             }
         }
         Ok(())
@@ -370,8 +371,9 @@ impl Round<'_> {
 
     fn entries(&mut self, id: LinkId, node: NodeId, entries: Entries) -> Result<(), StoreError> {
         let log = entries.log;
-        match self.ingest(id, node, entries)? {
+        match self.ingest(node, entries)? {
             Ingest::Taken(new) => {
+                self.acks.insert((id, log));
                 let provisional =
                     self.state.links.get(&id).is_some_and(|link| link.phase == Phase::Provisional);
                 if new && provisional { self.accept(id) } else { Ok(()) }

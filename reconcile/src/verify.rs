@@ -179,6 +179,9 @@ impl<'a> Examination<'a> {
                 heads.insert(head.head.cursor.position, head);
             }
             for (position, order_key, hash, record) in page {
+                if is_branch && let Some(lost) = self.lost_before(log, position, cursor, key)? {
+                    cursor = lost;
+                }
                 if position != cursor.position + 1 {
                     self.report.problem(format!("{log}: entry {} is missing", cursor.position + 1));
                     cursor.position = position - 1;
@@ -207,6 +210,9 @@ impl<'a> Examination<'a> {
                 }
             }
         }
+        if is_branch && let Some(lost) = self.lost_before(log, state.cursor.position + 1, cursor, key)? {
+            (cursor, signed_up_to) = (lost, lost.position);
+        }
         if cursor != state.cursor && state.cursor.position > 0 {
             self.report
                 .problem(format!("{log}: ends at {}, not at {}", cursor.position, state.cursor.position));
@@ -226,8 +232,28 @@ impl<'a> Examination<'a> {
             self.db.prepare_cached("SELECT COALESCE(MIN(position), 1) FROM entries WHERE log = ?1")?;
         let first = statement.query_row([log.key()], |row| row.get::<_, i64>(0))? as u64;
         let position = first - 1;
-        let hash = logs::hash_at(self.db, own, position)?.unwrap_or_default();
+        let hash = match logs::hash_at(self.db, own, position)? {
+            Some(hash) => hash,
+            // It begins with something lost.
+            None => logs::head_at(self.db, log, position)?.map(|head| head.head.cursor.hash).unwrap_or_default(),
+        };
         Ok(Cursor { position, hash })
+    }
+
+    /// What a branch lost before `position`, where a fault says so: where it goes on by what its writer signed.
+    fn lost_before(
+        &self,
+        log: LogId,
+        position: u64,
+        cursor: Cursor,
+        key: &VerifyingKey,
+    ) -> Result<Option<Cursor>, StoreError> {
+        let last = position - 1;
+        if last <= cursor.position || !self.faults.contains(&(log.key(), last)) {
+            return Ok(None);
+        }
+        let head = logs::head_at(self.db, log, last)?.filter(|head| head.is_signed_by(key));
+        Ok(head.map(|head| head.head.cursor))
     }
 
     #[allow(clippy::type_complexity)]

@@ -53,7 +53,8 @@ impl Store {
         Ok(statement.query_row(params![log.key(), position as i64], |row| read_head(log, row)).optional()?)
     }
 
-    /// At most `limit` records after a position, in order.
+    /// At most `limit` records after a position, in order. One that is missing is empty, as no record is, so that those
+    /// behind it keep their places.
     pub(crate) fn records_after(
         &self,
         log: LogId,
@@ -61,11 +62,27 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Vec<u8>>, StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT record FROM entries WHERE log = ?1 AND position > ?2 ORDER BY position LIMIT ?3",
+            "SELECT position, record FROM entries WHERE log = ?1 AND position > ?2 ORDER BY position LIMIT ?3",
         )?;
-        let records =
-            statement.query_map(params![log.key(), after as i64, limit as i64], |row| row.get(0))?;
-        Ok(records.collect::<Result<_, _>>()?)
+        let mut rows = statement.query(params![log.key(), after as i64, limit as i64])?;
+        let mut records: Vec<Vec<u8>> = Vec::new();
+        while let Some(row) = rows.next()? {
+            let place = (row.get::<_, i64>(0)? as u64).saturating_sub(after + 1);
+            let place = usize::try_from(place).unwrap_or(usize::MAX);
+            if place >= limit {
+                break;
+            }
+            records.resize(place, Vec::new());
+            records.push(row.get(1)?);
+        }
+        Ok(records)
+    }
+
+    /// Where a log's last record stands; 0 where it has none.
+    pub(crate) fn last_record(&self, log: LogId) -> Result<u64, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT coalesce(max(position), 0) FROM entries WHERE log = ?1")?;
+        Ok(statement.query_row([log.key()], |row| row.get::<_, i64>(0))? as u64)
     }
 
     /// At most `limit` heads after a position, in order.

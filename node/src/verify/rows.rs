@@ -27,8 +27,8 @@ struct Fold {
     own: BTreeMap<(AccountId, Wallet), Fen>,
     /// True where stand-in may have been unlimited at some time.
     unlimited: bool,
-    /// Epochs up to this ended by a refusal: their rows were nothing from the refusal on, wherever the end was written.
-    refused: Epoch,
+    /// True while a restored copy is getting back what it had lost of its log, and of the grants that it was written under.
+    incomplete: bool,
 }
 
 /// Compares rights, shares, debits and own effects of the tables with what the entries give.
@@ -47,7 +47,7 @@ pub(super) fn compare(
         reversals: BTreeMap::new(),
         own: BTreeMap::new(),
         unlimited: was_ever_optimistic(connection, identity)?,
-        refused: saved.refused_epoch,
+        incomplete: saved.tail_until.is_some(),
     };
 
     let mut grants: BTreeMap<u64, Body> = BTreeMap::new();
@@ -137,8 +137,7 @@ impl Fold {
         match body {
             Body::Debit(debit) => {
                 self.debits.insert(position, DebitRow::new(position, debit));
-                // What a refused copy got back of its log was written under grants that it does not hold.
-                let lenient = debit.epoch <= self.refused;
+                let lenient = self.incomplete;
                 let rows = self.rows(debit.epoch);
                 let row = rows.money.entry((debit.account, debit.wallet)).or_default();
                 let debited = row.debit(debit, unlimited);
@@ -172,7 +171,7 @@ impl Fold {
                 }
             }
             Body::Release(release) => {
-                let lenient = release.epoch <= self.refused;
+                let lenient = self.incomplete;
                 let rows = self.rows(release.epoch);
                 let released =
                     rows.money.entry((release.account, release.wallet)).or_default().release(release);
@@ -181,7 +180,7 @@ impl Fold {
                 }
             }
             Body::ShareRelease(release) => {
-                let lenient = release.epoch <= self.refused;
+                let lenient = self.incomplete;
                 let released =
                     self.rows(release.epoch).shares.entry(release.account).or_default().release(release);
                 // With unlimited use a day may have had less than nothing left, which took nothing from the others.

@@ -155,23 +155,36 @@ pub(crate) fn heads_after(
     let mut rows = statement.query(params![log.key(), after as i64, limit as i64])?;
     let mut heads = Vec::new();
     while let Some(row) = rows.next()? {
-        let cursor = Cursor { position: row.get::<_, i64>(0)? as u64, hash: hash(row.get(1)?)? };
-        // A branch is kept under a log of its own, but was signed as the node's log.
-        let signed_log =
-            if log.writer == NodeId::CENTRE { log } else { LogId::node(log.institution, log.writer) };
-        let head = Head {
-            log: signed_log,
-            cursor,
-            applied: row.get::<_, i64>(2)? as u64,
-            anchor: Timestamp(row.get(3)?),
-        };
-        let signature = row
-            .get::<_, Vec<u8>>(4)?
-            .try_into()
-            .map_err(|_| StoreError::Corrupt("a signature that has not 64 bytes".to_owned()))?;
-        heads.push(SignedHead { head, signature });
+        heads.push(read_head(log, row)?);
     }
     Ok(heads)
+}
+
+/// The signed head at a position, where there is one.
+pub(crate) fn head_at(db: &Connection, log: LogId, position: u64) -> Result<Option<SignedHead>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT position, hash, applied, anchor, signature FROM heads WHERE log = ?1 AND position = ?2",
+    )?;
+    let mut rows = statement.query(params![log.key(), position as i64])?;
+    rows.next()?.map(|row| read_head(log, row)).transpose()
+}
+
+fn read_head(log: LogId, row: &rusqlite::Row<'_>) -> Result<SignedHead, StoreError> {
+    let cursor = Cursor { position: row.get::<_, i64>(0)? as u64, hash: hash(row.get(1)?)? };
+    // A branch is kept under a log of its own, but was signed as the node's log.
+    let signed_log =
+        if log.writer == NodeId::CENTRE { log } else { LogId::node(log.institution, log.writer) };
+    let head = Head {
+        log: signed_log,
+        cursor,
+        applied: row.get::<_, i64>(2)? as u64,
+        anchor: Timestamp(row.get(3)?),
+    };
+    let signature = row
+        .get::<_, Vec<u8>>(4)?
+        .try_into()
+        .map_err(|_| StoreError::Corrupt("a signature that has not 64 bytes".to_owned()))?;
+    Ok(SignedHead { head, signature })
 }
 
 /// A stored entry's order key and record.
