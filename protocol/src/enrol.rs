@@ -212,6 +212,25 @@ pub struct Enrolled {
     pub centre_log_key: [u8; 32],
 }
 
+/// What a node sends to have its certificate renewed. Who asks, and for which key, says the certificate that it shows.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct RenewRequest {
+    /// [`crate::frame::PROTOCOL_VERSION`] of the sender.
+    #[n(0)]
+    pub version: u16,
+}
+
+/// What it gets.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub enum RenewAnswer {
+    /// A new certificate (DER) for the same node and key.
+    #[n(0)]
+    Renewed(#[n(0)] ByteVec),
+    /// No, and why.
+    #[n(1)]
+    Refused(#[n(0)] String),
+}
+
 /// Why enrolment data is not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
@@ -226,7 +245,7 @@ pub enum EnrolError {
     Malformed(#[from] minicbor::decode::Error),
 }
 
-/// Reads a [`SealedEnrolRequest`] or an [`EnrolAnswer`].
+/// Reads one of the messages of enrolment and renewal.
 ///
 /// # Errors
 /// [`EnrolError`] says what is wrong.

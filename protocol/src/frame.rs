@@ -22,6 +22,12 @@ pub const ALPN_REPLICATION: &[u8] = b"feiqian-replication/1";
 /// ALPN of enrolment.
 pub const ALPN_ENROL: &[u8] = b"feiqian-enrol/1";
 
+/// ALPN of the renewal of a node's certificate, under that certificate.
+pub const ALPN_RENEW: &[u8] = b"feiqian-renew/1";
+
+/// What a file with a node's log begins with; frames follow as on a stream.
+pub const LOG_FILE_MAGIC: &[u8; 14] = b"feiqian-log-1\n";
+
 /// Streams of one connection, by urgency. A stream of one lane never waits for another lane.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Lane {
@@ -122,6 +128,12 @@ pub enum RefusalReason {
     /// The node knows more of a centre stream than the centre: the *centre* is an old copy.
     #[n(7)]
     CentreBehind,
+    /// The node's certificate was revoked: nothing of it is taken any more.
+    #[n(8)]
+    Revoked,
+    /// The node's certificate has expired: it may upload and renew it.
+    #[n(9)]
+    Expired,
 }
 
 impl RefusalReason {
@@ -136,6 +148,8 @@ impl RefusalReason {
             Self::ForeignGrants => "foreign_grants",
             Self::Incarnation => "incarnation",
             Self::CentreBehind => "centre_behind",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
         }
     }
 }

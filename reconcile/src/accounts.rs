@@ -22,14 +22,14 @@ use feiqian_protocol::time::Timestamp;
 use serde_json::{Value, json};
 
 use crate::core::{Round, StoreError};
-use crate::io::{Command, CommandError, ImportedAccount, NodeStatus, Output, Reply, Status};
+use crate::io::{Command, CommandError, ImportedAccount, NodeStatus, Output, Reply, Revoked, Status};
 use crate::ledger::{MIGRATION, SUSPENSE, channel_ledger, wallet_ledger};
 use crate::store::accounts::{self, StoredAccount};
 use crate::store::money::{self, MovementState};
 use crate::store::nodes::{self, Enrolment, Node, NodeState};
 use crate::store::{StoreError as Store, put_meta};
 
-fn refused(code: &'static str, message: impl Into<String>) -> Reply {
+pub(crate) fn refused(code: &'static str, message: impl Into<String>) -> Reply {
     Err(CommandError { code, message: message.into() })
 }
 
@@ -52,6 +52,9 @@ impl Round<'_> {
             Command::LookUpEnrolment { lookup } => self.look_up_enrolment(&lookup),
             Command::Enrol { lookup, log_key } => self.enrol(&lookup, &log_key),
             Command::Retire { node, force } => self.retire(&node, force),
+            Command::Revoke { node, enrolment } => self.revoke(&node, enrolment),
+            Command::Renew { node, incarnation } => Ok(self.renew(node, incarnation)),
+            Command::ImportLog { frame, branch } => self.import_log(&frame, branch),
             Command::Status => self.status(),
         }
     }
@@ -534,8 +537,13 @@ impl Round<'_> {
             });
         }
         let (open_cases, open_cases_fen) = money::open_cases(self.db)?;
+        let revoked = self.state.revoked.iter().filter_map(|(id, at)| {
+            let node = self.state.nodes.get(id)?;
+            Some(Revoked { node: node.name.to_string(), enrolment: node.incarnation, number: *id, at: *at })
+        });
         let status = Status {
             nodes,
+            revoked: revoked.collect(),
             shards: self.shard_positions(),
             accounts,
             campus_version: self.state.campus_version,

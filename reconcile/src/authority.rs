@@ -17,18 +17,20 @@ use std::time::Duration;
 use ed25519_dalek::SigningKey;
 use feiqian_protocol::chain::{hex, unhex};
 use feiqian_protocol::enrol::EnrolCode;
-use feiqian_protocol::frame::{ALPN_ENROL, ALPN_REPLICATION};
+use feiqian_protocol::frame::{ALPN_ENROL, ALPN_RENEW, ALPN_REPLICATION};
 use feiqian_protocol::ids::{InstitutionId, NodeId};
 use feiqian_protocol::time::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ED25519, PublicKeyData,
-    SerialNumber,
+    SerialNumber, SubjectPublicKeyInfo,
 };
-use rustls::RootCertStore;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, UnixTime};
 
 /// The name that the centre's certificate is for.
 pub const CENTRE_NAME: &str = "centre.feiqian.internal";
@@ -86,9 +88,10 @@ pub struct Authority {
     log_key: SigningKey,
 }
 
-/// The public key of a certificate request whose own signature was right.
+/// A public key whose holder has proven to have the private one: by the signature of a certificate request, or by the
+/// handshake under a certificate.
 #[derive(Debug)]
-pub struct RequestedKey(rcgen::PublicKey);
+pub struct RequestedKey(SubjectPublicKeyInfo);
 
 impl Authority {
     /// Makes all keys and certificates in an empty data directory.
@@ -177,7 +180,17 @@ impl Authority {
         if request.public_key.algorithm() != &PKCS_ED25519 {
             return Err(AuthorityError::Request("the key must be Ed25519".to_owned()));
         }
-        Ok(RequestedKey(request.public_key))
+        Ok(RequestedKey(SubjectPublicKeyInfo::from_der(&request.public_key.subject_public_key_info())?))
+    }
+
+    /// The key of a certificate that a handshake was made with.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Request`].
+    pub fn proven_key(&self, certificate: &CertificateDer<'_>) -> Result<RequestedKey, AuthorityError> {
+        let parsed = parsed(certificate)
+            .ok_or_else(|| AuthorityError::Request("the certificate cannot be read".to_owned()))?;
+        Ok(RequestedKey(SubjectPublicKeyInfo::from_der(parsed.public_key().raw)?))
     }
 
     /// Signs the certificate of a node: client towards the centre, server towards its terminals.
@@ -198,7 +211,8 @@ impl Authority {
     }
 
     /// TLS of the centre's endpoint. A client certificate is verified where it is shown, and not demanded: a node that
-    /// enrols has none yet. Who needs one is decided by the ALPN, after the handshake.
+    /// enrols has none yet. Who needs one is decided by the ALPN, after the handshake; and what one that has expired is
+    /// still good for, by the session.
     ///
     /// # Errors
     /// [`AuthorityError`].
@@ -209,17 +223,73 @@ impl Authority {
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .allow_unauthenticated()
             .build()?;
+        let verifier = Arc::new(ExpiredToo(verifier));
         // The CA is in the chain because a node that enrols knows its key only, from the code.
         let chain = vec![self.centre.clone(), self.ca.clone()];
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, self.centre_key.clone_key())?;
-        tls.alpn_protocols = vec![ALPN_REPLICATION.to_vec(), ALPN_ENROL.to_vec()];
+        tls.alpn_protocols = vec![ALPN_REPLICATION.to_vec(), ALPN_ENROL.to_vec(), ALPN_RENEW.to_vec()];
         // Every connection shows its certificate anew, so that an expired one never lives on in a ticket.
         tls.session_storage = Arc::new(NoServerSessionStorage {});
         tls.send_tls13_tickets = 0;
         Ok(tls)
+    }
+}
+
+/// Accepts what the verifier in it accepts, and what it accepted until it expired: a building that was cut off for too long
+/// must still be able to upload what it sold, and to renew.
+#[derive(Debug)]
+struct ExpiredToo(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for ExpiredToo {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[rustls::DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        match self.0.verify_client_cert(end_entity, intermediates, now) {
+            Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+                self.0.verify_client_cert(end_entity, intermediates, not_after)
+            }
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
     }
 }
 
@@ -251,6 +321,13 @@ pub fn node_name(node: NodeId) -> String {
 
 fn node_common_name(node: NodeId, incarnation: u32) -> String {
     format!("node-{node}.{incarnation}")
+}
+
+/// From when until when a certificate is valid.
+pub fn validity(certificate: &CertificateDer<'_>) -> Option<(Timestamp, Timestamp)> {
+    let parsed = parsed(certificate)?;
+    let ms = |time: x509_parser::time::ASN1Time| Timestamp(time.timestamp().saturating_mul(1_000));
+    Some((ms(parsed.validity().not_before), ms(parsed.validity().not_after)))
 }
 
 /// Node and enrolment of a verified client certificate; `None` where its common name is not `node-N.I`.
@@ -376,7 +453,11 @@ mod tests {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
-        verifier.verify_client_cert(certificate, &[], unix(now)).is_ok()
+        let strict = verifier.verify_client_cert(certificate, &[], unix(now)).is_ok();
+        let accepted = ExpiredToo(verifier).verify_client_cert(certificate, &[], unix(now)).is_ok();
+        let expired = validity(certificate).is_some_and(|(_, until)| until < now);
+        assert_eq!(strict, accepted && !expired, "it differs in what has expired, and in nothing else");
+        accepted
     }
 
     #[test]
@@ -387,7 +468,11 @@ mod tests {
         let certificate = authority.sign_node(&key, NodeId(3), 2, NOW).unwrap();
         assert_eq!(peer_of(&certificate), Some((NodeId(3), 2)));
         assert!(accepts_client(&authority, &certificate, NOW));
-        assert!(!accepts_client(&authority, &certificate, NOW.plus_ms((YEAR_S + HOUR_S) * 1_000)));
+        assert!(!accepts_client(&authority, &certificate, NOW.plus_ms(-2 * HOUR_S * 1_000)), "not valid yet");
+        assert!(accepts_client(&authority, &certificate, NOW.plus_ms((YEAR_S + HOUR_S) * 1_000)));
+        let again = authority.proven_key(&certificate).unwrap();
+        let renewed = authority.sign_node(&again, NodeId(3), 2, NOW.plus_ms(YEAR_S * 1_000)).unwrap();
+        assert_eq!(self::parsed(&renewed).unwrap().public_key().raw, node_key.subject_public_key_info());
         let parsed = parsed(&certificate).unwrap();
         assert!(!parsed.is_ca());
         assert_eq!(parsed.public_key().raw, node_key.subject_public_key_info());
@@ -400,6 +485,7 @@ mod tests {
         let key = other.check_request(&request(&KeyPair::generate_for(&PKCS_ED25519).unwrap())).unwrap();
         let foreign = other.sign_node(&key, NodeId(3), 2, NOW).unwrap();
         assert!(!accepts_client(&ours, &foreign, NOW));
+        assert!(!accepts_client(&ours, &foreign, NOW.plus_ms(2 * YEAR_S * 1_000)), "expired or not");
         let own_key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
         let own = leaf("node-3.2", &node_name(NodeId(3)), NOW).unwrap().self_signed(&own_key).unwrap();
         assert!(!accepts_client(&ours, own.der(), NOW));

@@ -78,6 +78,17 @@ enum Action {
         #[command(flatten)]
         data: Data,
     },
+    /// Revokes a node's certificates, of a stolen controller for one: closes its rights at what has come in, ends its session
+    /// at once, and takes nothing of it any more. What its disk holds can be brought in with `import log`.
+    Revoke {
+        /// The node's name.
+        node: NodeName,
+        /// Which of its enrolments, counted from 1; the newest where it is not given.
+        #[arg(long, value_name = "NUMBER")]
+        enrolment: Option<u32>,
+        #[command(flatten)]
+        data: Data,
+    },
     /// Runs the centre.
     Run {
         /// Its configuration (TOML).
@@ -92,7 +103,7 @@ enum Action {
         #[command(flatten)]
         data: Data,
     },
-    /// Brings accounts in.
+    /// Brings accounts in, or the log of a closed node.
     Import {
         #[command(subcommand)]
         what: Import,
@@ -158,6 +169,14 @@ enum Import {
     /// Accounts from a CSV file with a header: card, patron_class, opening_fen, and where wanted subsidy_fen,
     /// single_limit_fen, daily_limit_fen, groups (separated by spaces).
     Accounts {
+        /// The file.
+        file: PathBuf,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// The log of a retired, refused or revoked node, as `feiqian-node export log` wrote it. It is proven and posted as
+    /// entries of a closed epoch; what is there already is not taken twice.
+    Log {
         /// The file.
         file: PathBuf,
         #[command(flatten)]
@@ -259,6 +278,11 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             say(&data.dir, &Command::Retire { node, force })?;
             writeln!(out, "{}", if force { "closed" } else { "closing; see feiqian-reconcile status" })?;
         }
+        Action::Revoke { node, enrolment, data } => {
+            let reply = say(&data.dir, &Command::Revoke { node: node.clone(), enrolment })?;
+            let enrolment = reply.get("enrolment").and_then(Value::as_u64).unwrap_or_default();
+            writeln!(out, "revoked: {node}, enrolment {enrolment}")?;
+        }
         Action::Run { config } => {
             let config = Config::read(&config)?;
             start_log(config.log_json);
@@ -270,6 +294,7 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             writeln!(out, "published")?;
         }
         Action::Import { what: Import::Accounts { file, data } } => import::accounts(out, &file, &data.dir)?,
+        Action::Import { what: Import::Log { file, data } } => import::log(out, &file, &data.dir)?,
         Action::Topup { card, amount, wallet, channel, key, data } => {
             let amount_fen = amount.fen.map(Fen::new).or(amount.yuan).unwrap_or_default();
             let reply = say(&data.dir, &Command::Topup { card, amount_fen, wallet, channel, key })?;
@@ -425,6 +450,9 @@ fn print_status(out: &mut impl Write, status: &Status) -> std::io::Result<()> {
             yuan(node.stand_in_out_fen),
             node.state,
         )?;
+    }
+    for revoked in &status.revoked {
+        writeln!(out, "revoked: {}, enrolment {} (node {})", revoked.node, revoked.enrolment, revoked.number)?;
     }
     Ok(())
 }

@@ -30,6 +30,9 @@ pub struct Config {
     /// After how much silence a connection counts as gone.
     #[serde(default = "default_idle_timeout_ms")]
     pub idle_timeout_ms: u64,
+    /// True where a node may have its certificate renewed by itself, under the one that it has.
+    #[serde(default = "default_renew_certificates")]
+    pub renew_certificates: bool,
     /// True for log lines as JSON.
     #[serde(default)]
     pub log_json: bool,
@@ -41,6 +44,10 @@ const fn default_listen() -> SocketAddr {
 
 const fn default_idle_timeout_ms() -> u64 {
     10_000
+}
+
+const fn default_renew_certificates() -> bool {
+    true
 }
 
 impl Config {

@@ -45,6 +45,8 @@ pub(crate) struct State {
     /// The open business day; never falls.
     pub day: BusinessDay,
     pub nodes: BTreeMap<NodeId, Node>,
+    /// Nodes whose certificates were revoked, and when.
+    pub revoked: BTreeMap<NodeId, Timestamp>,
     pub logs: BTreeMap<LogId, LogState>,
     pub writers: BTreeMap<LogId, LogWriter>,
     pub branches: BTreeMap<LogId, BranchState>,
@@ -84,6 +86,7 @@ impl State {
             time,
             day: BusinessDay(meta_number(db, "day")?.unwrap_or(0) as i32),
             nodes,
+            revoked: nodes::revocations(db)?,
             logs,
             writers: BTreeMap::new(),
             branches: logs::branches(db, institution)?.into_iter().collect(),
@@ -276,7 +279,9 @@ impl<'a> Round<'a> {
 
     fn handle(&mut self, input: Input) -> Result<(), StoreError> {
         match input {
-            Input::LinkUp { link, node, incarnation } => self.link_up(link, node, incarnation),
+            Input::LinkUp { link, node, incarnation, expired } => {
+                self.link_up(link, node, incarnation, expired);
+            }
             Input::LinkDown(link) => self.link_down(link),
             Input::Frame(link, frame) => self.handle_frame(link, frame)?,
             // A status speaks of everything that this step does, so it is taken last.

@@ -55,7 +55,7 @@ enum Event {
     Command(Command, oneshot::Sender<Reply>),
     Frame(LinkId, Frame),
     LinkDown(LinkId),
-    LinkUp(LinkId, NodeId, u32, Outgoing),
+    LinkUp(LinkId, Peer, Outgoing),
     Stop,
 }
 
@@ -64,6 +64,17 @@ enum Event {
 pub struct CoreHandle {
     events: mpsc::Sender<Event>,
     bulk: mpsc::Sender<(LinkId, Frame)>,
+}
+
+/// Who is connected, by the certificate that was shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Peer {
+    /// The node.
+    pub node: NodeId,
+    /// Its enrolment.
+    pub incarnation: u32,
+    /// True where the certificate has expired.
+    pub expired: bool,
 }
 
 /// The core's thread is gone: the process is ending.
@@ -117,14 +128,8 @@ impl CoreHandle {
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn link_up(
-        &self,
-        link: LinkId,
-        node: NodeId,
-        incarnation: u32,
-        outgoing: Outgoing,
-    ) -> Result<(), Stopped> {
-        self.send(Event::LinkUp(link, node, incarnation, outgoing)).await
+    pub async fn link_up(&self, link: LinkId, peer: Peer, outgoing: Outgoing) -> Result<(), Stopped> {
+        self.send(Event::LinkUp(link, peer, outgoing)).await
     }
 
     /// A frame came.
@@ -442,9 +447,9 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
                 self.waiting.insert(Ticket(self.tickets), reply);
                 Some(Input::Command(Ticket(self.tickets), command))
             }
-            Event::LinkUp(link, node, incarnation, outgoing) => {
+            Event::LinkUp(link, Peer { node, incarnation, expired }, outgoing) => {
                 self.links.insert(link, Some(outgoing));
-                Some(Input::LinkUp { link, node, incarnation })
+                Some(Input::LinkUp { link, node, incarnation, expired })
             }
             Event::Frame(link, frame) => {
                 if matches!(frame, Frame::Ask(_) | Frame::Recalled(_)) {
@@ -514,6 +519,8 @@ mod tests {
     use feiqian_protocol::time::Hlc;
     use std::sync::Mutex;
 
+    const PEER: Peer = Peer { node: NodeId(1), incarnation: 1, expired: false };
+
     #[derive(Debug, thiserror::Error)]
     #[error("disk")]
     struct DiskError;
@@ -579,7 +586,7 @@ mod tests {
     async fn a_failed_step_cuts_links_off_and_answers_nothing_but_goes_on() {
         let (handle, seen, thread) = start(WallClock::Real);
         let (outgoing, mut queues) = Outgoing::new();
-        handle.link_up(LinkId(1), NodeId(1), 1, outgoing).await.unwrap();
+        handle.link_up(LinkId(1), PEER, outgoing).await.unwrap();
         let failing = Command::LookUpEnrolment { lookup: String::new() };
         assert_eq!(handle.command(failing).await.unwrap_err().code, "interrupted");
         queues.close.wait_for(Option::is_some).await.unwrap();
@@ -597,7 +604,7 @@ mod tests {
     async fn a_link_that_does_not_keep_up_is_closed_and_goes_down_once() {
         let (handle, seen, thread) = start(WallClock::Real);
         let (outgoing, mut queues) = Outgoing::new();
-        handle.link_up(LinkId(4), NodeId(1), 1, outgoing).await.unwrap();
+        handle.link_up(LinkId(4), PEER, outgoing).await.unwrap();
         handle.frame(LinkId(4), mark()).await.unwrap();
         queues.close.wait_for(Option::is_some).await.unwrap();
         handle.link_down(LinkId(4)).await.unwrap();

@@ -1,21 +1,26 @@
-//! The enrolment desk: turns a one-time code into a node's certificate.
+//! The enrolment desk: turns a one-time code into a node's certificate, and a certificate into a newer one.
 //!
-//! One two-way stream: 4-byte length and a sealed request, then 4-byte length and an answer. The certificate's names
-//! are the centre's decision; of the node's own request only the public key counts.
+//! One two-way stream: 4-byte length and a request, then 4-byte length and an answer. The certificate's names are the
+//! centre's decision; of the node's own request only the public key counts. A renewal is for the key and the names of the
+//! certificate that was shown, which may have expired.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use feiqian_protocol::chain::{hex, unhex};
-use feiqian_protocol::enrol::{EnrolAnswer, Enrolled, Role, SealedEnrolRequest, decode};
+use feiqian_protocol::enrol::{
+    EnrolAnswer, Enrolled, RenewAnswer, RenewRequest, Role, SealedEnrolRequest, decode,
+};
+use feiqian_protocol::frame::PROTOCOL_VERSION;
 use feiqian_protocol::ids::{CampusId, InstitutionId, NodeId, NodeName};
 use feiqian_protocol::limits::ENROL_BYTES_MAX;
 use feiqian_protocol::time::Timestamp;
+use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
-use crate::authority::Authority;
+use crate::authority::{Authority, peer_of, validity};
 use crate::driver::{CoreHandle, chain, real_now};
 use crate::io::Command;
 
@@ -30,6 +35,7 @@ pub struct Desk {
     authority: Arc<Authority>,
     core: CoreHandle,
     places: Semaphore,
+    renews: bool,
 }
 
 /// What the core knows of a code ([`Command::LookUpEnrolment`]).
@@ -52,20 +58,23 @@ struct Made {
 }
 
 impl Desk {
-    /// A desk that signs with `authority` what `core` allows.
-    pub fn new(authority: Arc<Authority>, core: CoreHandle) -> Self {
-        Self { authority, core, places: Semaphore::new(ENROLMENTS_MAX) }
+    /// A desk that signs with `authority` what `core` allows, renewals only where `renews`.
+    pub fn new(authority: Arc<Authority>, core: CoreHandle, renews: bool) -> Self {
+        Self { authority, core, places: Semaphore::new(ENROLMENTS_MAX), renews }
     }
 
-    /// Serves one connection.
-    pub async fn serve(&self, connection: quinn::Connection) {
+    /// Serves one connection: of a node that renews `certificate`, or of one that enrols.
+    pub async fn serve(&self, connection: quinn::Connection, certificate: Option<CertificateDer<'static>>) {
         let Ok(_place) = self.places.try_acquire() else {
             connection.close(super::listener::code::BUSY, b"too many enrolments at once; try again");
             return;
         };
         let exchange = async {
             let (mut send, mut receive) = connection.accept_bi().await?;
-            self.exchange(&mut receive, &mut send).await?;
+            match &certificate {
+                Some(certificate) => self.exchange_renewal(certificate, &mut receive, &mut send).await?,
+                None => self.exchange(&mut receive, &mut send).await?,
+            }
             send.finish()?;
             // The answer must be there before the connection goes.
             send.stopped().await?;
@@ -87,15 +96,7 @@ impl Desk {
         receive: &mut (impl AsyncReadExt + Unpin),
         send: &mut (impl AsyncWriteExt + Unpin),
     ) -> anyhow::Result<()> {
-        let request = tokio::time::timeout(ENROLMENT_TIME, async {
-            let length = receive.read_u32().await?;
-            let length = usize::try_from(length).unwrap_or(usize::MAX);
-            anyhow::ensure!(length <= ENROL_BYTES_MAX, "an enrolment request of {length} bytes is too long");
-            let mut bytes = vec![0; length];
-            receive.read_exact(&mut bytes).await?;
-            Ok(decode::<SealedEnrolRequest>(&bytes)?)
-        })
-        .await??;
+        let request = decode::<SealedEnrolRequest>(&read_request(receive).await?)?;
         let answer = match self.enrol(&request, real_now()).await {
             Ok(enrolled) => {
                 tracing::info!(node = %enrolled.node, name = %enrolled.name, incarnation = enrolled.incarnation,
@@ -107,10 +108,63 @@ impl Desk {
                 EnrolAnswer::Refused(why)
             }
         };
-        let bytes = minicbor::to_vec(&answer)?;
-        send.write_u32(u32::try_from(bytes.len())?).await?;
-        send.write_all(&bytes).await?;
-        Ok(())
+        write_answer(send, &minicbor::to_vec(&answer)?).await
+    }
+
+    /// The same for a renewal.
+    async fn exchange_renewal(
+        &self,
+        certificate: &CertificateDer<'_>,
+        receive: &mut (impl AsyncReadExt + Unpin),
+        send: &mut (impl AsyncWriteExt + Unpin),
+    ) -> anyhow::Result<()> {
+        let request = decode::<RenewRequest>(&read_request(receive).await?)?;
+        let answer = match self.renew(&request, certificate, real_now()).await {
+            Ok(renewed) => RenewAnswer::Renewed(renewed.to_vec().into()),
+            Err(why) => {
+                let node = peer_of(certificate).map_or(0, |(node, _)| node.0);
+                tracing::warn!(node, %why, "renewal refused");
+                RenewAnswer::Refused(why)
+            }
+        };
+        write_answer(send, &minicbor::to_vec(&answer)?).await
+    }
+
+    /// Decides a renewal under a certificate that the handshake has proven, be it expired.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub async fn renew(
+        &self,
+        request: &RenewRequest,
+        certificate: &CertificateDer<'_>,
+        now: Timestamp,
+    ) -> Result<CertificateDer<'static>, String> {
+        if request.version != PROTOCOL_VERSION {
+            return Err(format!("the centre speaks version {PROTOCOL_VERSION}"));
+        }
+        let (node, incarnation) = peer_of(certificate).ok_or("the certificate names no node")?;
+        let (from, until) = validity(certificate).ok_or_else(|| internal("certificate"))?;
+        if !self.renews {
+            return Err("renewal is switched off (renew_certificates); enrol the building anew".to_owned());
+        }
+        let allowed = self.core.command(Command::Renew { node, incarnation }).await;
+        let allowed = allowed.map_err(|error| error.message)?;
+        // A node asks at two thirds; sooner it would only make work.
+        if until.ms_since(now) > until.ms_since(from) / 2 {
+            return Err("the certificate is good for more than half of its time yet".to_owned());
+        }
+        let signed = self
+            .authority
+            .proven_key(certificate)
+            .and_then(|key| self.authority.sign_node(&key, node, incarnation, now));
+        let renewed = signed.map_err(|error| {
+            tracing::error!(error = %chain(&error), "certificate not signed");
+            internal("certificate")
+        })?;
+        let expired = until <= now;
+        tracing::info!(%node, name = %allowed["name"], incarnation, expired, "certificate renewed");
+        Ok(renewed)
     }
 
     /// Decides a request.
@@ -163,6 +217,25 @@ impl Desk {
     }
 }
 
+/// A request: 4 bytes of length, then so many.
+async fn read_request(receive: &mut (impl AsyncReadExt + Unpin)) -> anyhow::Result<Vec<u8>> {
+    tokio::time::timeout(ENROLMENT_TIME, async {
+        let length = receive.read_u32().await?;
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        anyhow::ensure!(length <= ENROL_BYTES_MAX, "an enrolment request of {length} bytes is too long");
+        let mut bytes = vec![0; length];
+        receive.read_exact(&mut bytes).await?;
+        Ok(bytes)
+    })
+    .await?
+}
+
+async fn write_answer(send: &mut (impl AsyncWriteExt + Unpin), answer: &[u8]) -> anyhow::Result<()> {
+    send.write_u32(u32::try_from(answer.len())?).await?;
+    send.write_all(answer).await?;
+    Ok(())
+}
+
 fn internal(what: &str) -> String {
     format!("the centre failed ({what}); make a new code and look at the centre's log")
 }
@@ -170,12 +243,10 @@ fn internal(what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authority::peer_of;
     use crate::driver::{Core, WallClock, drive, queue};
     use crate::io::{CommandError, Input, Now, Output, Reply};
     use feiqian_protocol::enrol::{EnrolCode, EnrolRequest};
     use feiqian_protocol::limits::{ENROL_CODE_SECONDS, ENROL_TRIES_MAX};
-    use rustls_pki_types::CertificateDer;
     use serde_json::json;
 
     const SECRET: [u8; 16] = [9; 16];
@@ -209,6 +280,7 @@ mod tests {
                     Ok(json!({"node": 3, "incarnation": 1, "institution": 1, "campus": 2,
                               "name": "canteen-red", "role": "pos"}))
                 }
+                Command::Renew { node: NodeId(3), incarnation: 1 } => Ok(json!({"name": "canteen-red"})),
                 _ => refuse("enrolment_unknown", "no such code"),
             }
         }
@@ -245,7 +317,40 @@ mod tests {
             };
             drive(&runtime, events, WallClock::Real, open, tokio::sync::oneshot::channel().0)
         });
-        (dir, Arc::clone(&authority), Desk::new(authority, core))
+        (dir, Arc::clone(&authority), Desk::new(authority, core, true))
+    }
+
+    const DAY_MS: i64 = 24 * 3_600_000;
+
+    /// A certificate of node 3 that was signed so many days ago.
+    fn certificate(authority: &Authority, days_ago: i64) -> CertificateDer<'static> {
+        let code = authority.code(SECRET);
+        let key = authority.check_request(&request(&code).certificate_request).unwrap();
+        authority.sign_node(&key, NodeId(3), 1, real_now().plus_ms(-days_ago * DAY_MS)).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_certificate_is_renewed_late_enough_for_the_same_key_and_name() {
+        let (_dir, authority, desk) = desk(0);
+        let request = RenewRequest { version: PROTOCOL_VERSION };
+        for days_ago in [200, 800] {
+            let old = certificate(&authority, days_ago);
+            let renewed = desk.renew(&request, &old, real_now()).await.unwrap();
+            assert_eq!(peer_of(&renewed), Some((NodeId(3), 1)));
+            let spki = |certificate: &CertificateDer<'_>| {
+                let (_, parsed) = x509_parser::parse_x509_certificate(certificate).unwrap();
+                parsed.public_key().raw.to_vec()
+            };
+            assert_eq!(spki(&old), spki(&renewed));
+            assert!(validity(&renewed).unwrap().1.ms_since(real_now()) > 300 * DAY_MS);
+        }
+        let early = desk.renew(&request, &certificate(&authority, 100), real_now()).await.unwrap_err();
+        assert!(early.contains("more than half"), "{early}");
+        let other = RenewRequest { version: PROTOCOL_VERSION + 1 };
+        assert!(desk.renew(&other, &certificate(&authority, 200), real_now()).await.is_err());
+        let off = Desk { renews: false, ..desk };
+        let refused = off.renew(&request, &certificate(&authority, 200), real_now()).await.unwrap_err();
+        assert!(refused.contains("renew_certificates"), "{refused}");
     }
 
     fn request(code: &EnrolCode) -> EnrolRequest {

@@ -1,12 +1,15 @@
-//! Accounts from a CSV file: the whole file is checked first, then it goes to the service in batches.
+//! What comes in from files. Accounts from a CSV file: the whole file is checked first, then it goes to the service in
+//! batches. The log of a closed node, as `feiqian-node export log` writes it: frame by frame, each proven by the service.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use feiqian_protocol::chain::hex;
+use feiqian_protocol::frame::LOG_FILE_MAGIC;
 use feiqian_protocol::ids::{CardNumber, Key};
-use feiqian_protocol::limits::AMOUNT_FEN_MAX;
+use feiqian_protocol::limits::{AMOUNT_FEN_MAX, FRAME_BYTES_MAX};
 use feiqian_protocol::money::Fen;
 
 use crate::control::{Client, ClientError};
@@ -67,6 +70,62 @@ pub fn accounts(out: &mut impl Write, file: &Path, data_dir: &Path) -> anyhow::R
     }
     writeln!(out, "{done} accounts imported")?;
     Ok(())
+}
+
+/// Imports a node's log through the running service; says on `out` what became of it.
+///
+/// # Errors
+/// What is wrong with the file, or what the service refused. What came before it is imported, and to import the file again
+/// takes nothing twice.
+pub fn log(out: &mut impl Write, file: &Path, data_dir: &Path) -> anyhow::Result<()> {
+    let input = std::fs::File::open(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let mut input = std::io::BufReader::new(input);
+    let mut magic = [0; LOG_FILE_MAGIC.len()];
+    if input.read_exact(&mut magic).is_err() || magic != *LOG_FILE_MAGIC {
+        bail!("{} is no log of a node (feiqian-node export log writes one)", file.display());
+    }
+    let mut client = Client::connect(data_dir)?;
+    let (mut frames, mut new, mut branch, mut log) = (0_u64, 0, None, String::new());
+    let progress = std::io::stderr().is_terminal();
+    while let Some(frame) = next_frame(&mut input).with_context(|| file.display().to_string())? {
+        let command = Command::ImportLog { frame: hex(&frame), branch };
+        let part = frames + 1;
+        let reply = client.command(&command).with_context(|| {
+            format!("part {part} of {} was refused; {new} entries were imported before", file.display())
+        })?;
+        frames = part;
+        new += reply.get("new").and_then(serde_json::Value::as_u64).unwrap_or_default();
+        let stream = reply.get("branch").and_then(serde_json::Value::as_u64);
+        branch = stream.and_then(|stream| u32::try_from(stream).ok());
+        reply.get("log").and_then(serde_json::Value::as_str).unwrap_or_default().clone_into(&mut log);
+        if progress {
+            eprint!("\r{frames} parts, {new} new entries");
+            // A progress line that does not show is no reason to stop.
+            let _ = std::io::stderr().flush();
+        }
+    }
+    if progress {
+        eprintln!();
+    }
+    writeln!(out, "{new} new entries imported into {log}")?;
+    if branch.is_some() {
+        writeln!(out, "it is not the history that the centre held: a copy, a fork, or altered")?;
+    }
+    Ok(())
+}
+
+/// The next frame of a log file: 4 bytes of length, then so many; `None` at the end.
+fn next_frame(input: &mut impl Read) -> anyhow::Result<Option<Vec<u8>>> {
+    let mut length = [0; 4];
+    if input.read(&mut length[..1])? == 0 {
+        return Ok(None);
+    }
+    input.read_exact(&mut length[1..]).context("it breaks off")?;
+    let length = usize::try_from(u32::from_be_bytes(length))?;
+    anyhow::ensure!(length <= FRAME_BYTES_MAX, "a part of {length} bytes is too long");
+    let mut frame = vec![0; length];
+    input.read_exact(&mut frame).context("it breaks off")?;
+    Ok(Some(frame))
 }
 
 /// Reads all accounts, or says for each line what is wrong with it.

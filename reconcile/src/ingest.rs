@@ -119,13 +119,16 @@ impl Round<'_> {
         for piece in pieces {
             let commit = match piece {
                 Piece::Commit(commit) => commit,
-                Piece::Lost { first, head } => {
-                    if head.head.cursor.position > end.position {
-                        self.lose(log, first, &head)?;
-                        new = true;
-                    }
+                Piece::Lost { first, head } if first > end.position => {
+                    self.lose(log, first, &head)?;
+                    new = true;
                     continue;
                 }
+                // A repeat of what was lost, or another history that lost something.
+                Piece::Lost { head, .. } => match self.known_hash(log, own, head.head.cursor.position)? {
+                    Some(hash) if hash == head.head.cursor.hash => continue,
+                    _ => return Ok(Ingest::Forked),
+                },
             };
             let Some(first) = commit.entries.iter().position(|entry| entry.position > end.position) else {
                 // A repeat. It must be what we have: the last entry of it speaks for all before.
@@ -223,6 +226,7 @@ impl Round<'_> {
         }
         let now = self.state.time;
         let state = self.state.log(log);
+        self.judge_clock(node, state.clock.time(), false);
         if !is_branch && let Some(node_state) = self.state.nodes.get_mut(&node) {
             let heard = state.clock.time().max(state.anchor).min(now);
             if heard > node_state.heard {
@@ -637,6 +641,7 @@ impl Round<'_> {
     /// A quiet node's log ends at what is ingested, and its clock has passed a time.
     pub(crate) fn mark(&mut self, node: NodeId, mark: Mark) {
         let now = self.state.time;
+        self.judge_clock(node, mark.clock.time(), true);
         let own = self.state.log(self.state.own_log(node));
         if mark.position != own.cursor.position {
             return;

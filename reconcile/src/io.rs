@@ -48,6 +48,8 @@ pub enum Input {
         node: NodeId,
         /// Its enrolment.
         incarnation: u32,
+        /// True where its certificate has expired: it may upload, and no more.
+        expired: bool,
     },
     /// The link is gone.
     LinkDown(LinkId),
@@ -133,6 +135,30 @@ pub enum Command {
         #[serde(default)]
         force: bool,
     },
+    /// Revokes a node's certificates: closes its rights by force, ends its session at once, and takes nothing of it any
+    /// more. Its log can be brought in from a file.
+    Revoke {
+        /// The node's name.
+        node: NodeName,
+        /// Which of its enrolments; the newest where absent.
+        #[serde(default)]
+        enrolment: Option<u32>,
+    },
+    /// Whether a node may have its certificate renewed: for the enrolment desk, before it signs.
+    Renew {
+        /// The node.
+        node: NodeId,
+        /// Its enrolment.
+        incarnation: u32,
+    },
+    /// Takes a frame of a closed node's log from a file.
+    ImportLog {
+        /// [`Frame::Entries`], encoded, as hex.
+        frame: String,
+        /// The branch that an earlier frame of the file went to.
+        #[serde(default)]
+        branch: Option<u32>,
+    },
     /// How the centre stands.
     Status,
 }
@@ -173,7 +199,8 @@ pub type Reply = Result<serde_json::Value, CommandError>;
 #[error("{message}")]
 pub struct CommandError {
     /// A stable code: `unknown_card`, `card_in_use`, `not_lost`, `already_lost`, `amount`, `key_reused`,
-    /// `enrolment_unknown`, `enrolment_expired`, `enrolment_used`, `campus`, `account`.
+    /// `enrolment_unknown`, `enrolment_expired`, `enrolment_used`, `campus`, `account`, `unknown_node`, `node_open`,
+    /// `not_renewed`, `log`.
     pub code: &'static str,
     /// What is wrong, for a person.
     pub message: String,
@@ -197,7 +224,7 @@ pub struct NodeStatus {
     pub node: String,
     /// True while in session.
     pub connected: bool,
-    /// `open`, `closing` or `refused`, and the reason.
+    /// `open`, `closing`, `closed` or `refused`, and the reason.
     pub state: String,
     /// Its log as ingested.
     pub ingested: u64,
@@ -214,11 +241,26 @@ pub struct NodeStatus {
     pub stand_in_out_fen: i64,
 }
 
+/// An enrolment whose certificates were revoked.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Revoked {
+    /// The node's name.
+    pub node: String,
+    /// Which of its enrolments.
+    pub enrolment: u32,
+    /// Its number.
+    pub number: NodeId,
+    /// When.
+    pub at: Timestamp,
+}
+
 /// How the centre stands; what `status` shows.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Status {
     /// The nodes.
     pub nodes: Vec<NodeStatus>,
+    /// Whose certificates were revoked.
+    pub revoked: Vec<Revoked>,
     /// Positions of the account streams, by shard.
     pub shards: Vec<u64>,
     /// Accounts.

@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`io`] (what goes in and comes out), [`core`] (the state machine: one transaction per batch, then the
 //! ack), [`ingest`], [`ledger`], [`escrow`] and [`asks`] (rights), [`habit`] (who gets how much), [`overspend`] and [`cases`],
-//! [`accounts`] (what operators and channels ask for), [`session`], [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`] (the CA), [`enrol`],
+//! [`accounts`] (what operators and channels ask for), `revocation`, [`session`], [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`] (the CA), [`enrol`],
 //! [`listener`] (QUIC), [`control`] (local socket), [`import`], [`driver`] (the core's thread), [`run`] and [`cli`].
 
 pub mod accounts;
@@ -16,6 +16,7 @@ pub mod ingest;
 pub mod io;
 pub mod ledger;
 pub mod overspend;
+mod revocation;
 pub mod session;
 pub mod store;
 pub mod verify;

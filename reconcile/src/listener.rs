@@ -1,27 +1,30 @@
-//! The centre's QUIC endpoint: one socket for replication and enrolment, told apart by the ALPN.
+//! The centre's QUIC endpoint: one socket for replication, enrolment and renewal, told apart by the ALPN.
 //!
 //! Runtime and socket are passed in, so that production brings UDP and a simulation its own network. A link has three
 //! one-way streams each way, one per lane; whatever is malformed ends its connection with a reason, and both sides say
 //! it again from their cursors.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use feiqian_protocol::frame::{ALPN_ENROL, ALPN_REPLICATION, Frame, FrameError, Lane};
+use feiqian_protocol::frame::{ALPN_ENROL, ALPN_RENEW, ALPN_REPLICATION, Frame, FrameError, Lane};
 use feiqian_protocol::ids::NodeId;
 use feiqian_protocol::limits::FRAME_BYTES_MAX;
+use feiqian_protocol::time::Timestamp;
 use quinn::{AsyncUdpSocket, Runtime};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::authority::peer_of;
-use crate::driver::{CoreHandle, LinkQueues, Outgoing, Queued, Stopped, chain};
+use crate::authority::{peer_of, validity};
+use crate::driver::{CoreHandle, LinkQueues, Outgoing, Peer, Queued, Stopped, chain, real_now};
 use crate::enrol::Desk;
 use crate::io::LinkId;
+use crate::session::REVOKED;
 
 /// Receive buffer of the UDP socket: what a campus of nodes may send at once after a long outage.
 const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
@@ -34,6 +37,18 @@ const CONNECTIONS_MAX: usize = 2_048;
 
 /// Time for a TLS handshake.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+
+/// Connections of one node at once. It needs one; those that it lost without a word stay for a while.
+const CONNECTIONS_PER_NODE_MAX: usize = 16;
+
+/// How long a link may be up without a word.
+const FIRST_FRAME_TIME: Duration = Duration::from_secs(10);
+
+/// Handshakes under way above which a peer must first show that it has the address that it sends from (RFC 9000, 8.1).
+const UNPROVEN_HANDSHAKES_MAX: usize = 64;
+
+/// How often a link looks whether its certificate has expired: a wall clock may be set.
+const EXPIRY_CHECK: Duration = Duration::from_secs(3_600);
 
 /// How long a closing link may take to deliver what was already queued.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
@@ -56,6 +71,8 @@ pub mod code {
     pub const BUSY: VarInt = VarInt::from_u32(5);
     /// The process ends.
     pub const STOPPING: VarInt = VarInt::from_u32(6);
+    /// The node's certificate was revoked: to come again is of no use.
+    pub const REVOKED: VarInt = VarInt::from_u32(7);
 }
 
 /// Opens the UDP socket of production.
@@ -98,6 +115,8 @@ pub fn endpoint(
 /// Accepts connections until the endpoint is closed, and serves them until they are. Dropped, it drops what it serves.
 pub async fn serve(endpoint: quinn::Endpoint, core: CoreHandle, desk: Arc<Desk>) {
     let links = Arc::new(AtomicU64::new(1));
+    let handshakes = Arc::new(Semaphore::new(UNPROVEN_HANDSHAKES_MAX));
+    let crowd = Arc::new(Crowd::default());
     let mut connections = JoinSet::new();
     loop {
         let incoming = tokio::select! {
@@ -111,19 +130,32 @@ pub async fn serve(endpoint: quinn::Endpoint, core: CoreHandle, desk: Arc<Desk>)
             incoming.refuse();
             continue;
         }
-        let (core, desk, links) = (core.clone(), Arc::clone(&desk), Arc::clone(&links));
+        let handshake = Arc::clone(&handshakes).try_acquire_owned().ok();
+        if handshake.is_none() && !incoming.remote_address_validated() {
+            // Fails only for an address that was validated.
+            let _ = incoming.retry();
+            continue;
+        }
+        let (core, desk, links, crowd) =
+            (core.clone(), Arc::clone(&desk), Arc::clone(&links), Arc::clone(&crowd));
         connections.spawn(async move {
             let peer = incoming.remote_address();
-            let connection = match tokio::time::timeout(HANDSHAKE_TIME, incoming).await {
+            let connection = tokio::time::timeout(HANDSHAKE_TIME, incoming).await;
+            drop(handshake);
+            let connection = match connection {
                 Ok(Ok(connection)) => connection,
                 Ok(Err(error)) => return tracing::info!(%peer, %error, "handshake failed"),
                 Err(_) => return tracing::info!(%peer, "handshake took too long"),
             };
             match alpn(&connection).as_deref() {
-                Some(ALPN_ENROL) => desk.serve(connection).await,
+                Some(ALPN_ENROL) => desk.serve(connection, None).await,
+                Some(ALPN_RENEW) => match certificate(&connection) {
+                    Some(certificate) => desk.serve(connection, Some(certificate)).await,
+                    None => connection.close(code::IDENTITY, b"a renewal needs the certificate of a node"),
+                },
                 Some(ALPN_REPLICATION) => {
                     let link = LinkId(links.fetch_add(1, Ordering::Relaxed));
-                    serve_link(connection, link, &core).await;
+                    serve_link(connection, link, &core, &crowd).await;
                 }
                 _ => connection.close(code::MALFORMED, b"an application protocol of Feiqian is expected"),
             }
@@ -137,32 +169,99 @@ fn alpn(connection: &quinn::Connection) -> Option<Vec<u8>> {
     data.protocol
 }
 
-/// Node and enrolment of the verified client certificate.
-fn peer(connection: &quinn::Connection) -> Result<(NodeId, u32), &'static str> {
-    let certificates = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .ok_or("replication needs the certificate of a node; enrol first")?;
-    certificates.first().and_then(peer_of).ok_or("the certificate names no node")
+/// The verified client certificate, which may have expired.
+fn certificate(connection: &quinn::Connection) -> Option<CertificateDer<'static>> {
+    let certificates = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    certificates.into_iter().next()
+}
+
+/// Who the verified client certificate is of, and until when it is good.
+fn peer(connection: &quinn::Connection) -> Result<(Peer, Timestamp), &'static str> {
+    let certificate =
+        certificate(connection).ok_or("replication needs the certificate of a node; enrol first")?;
+    let (node, incarnation) = peer_of(&certificate).ok_or("the certificate names no node")?;
+    let (_, until) = validity(&certificate).ok_or("the certificate names no time")?;
+    Ok((Peer { node, incarnation, expired: until <= real_now() }, until))
+}
+
+/// How many connections each node has.
+#[derive(Default)]
+struct Crowd(Mutex<BTreeMap<NodeId, usize>>);
+
+impl Crowd {
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<NodeId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for one more connection, where the node does not have too many.
+    fn enter(&self, node: NodeId) -> Option<Place<'_>> {
+        let mut nodes = self.nodes();
+        let count = nodes.entry(node).or_default();
+        if *count >= CONNECTIONS_PER_NODE_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Place(self, node))
+    }
+}
+
+/// A place in the crowd, given back when this is dropped.
+struct Place<'a>(&'a Crowd, NodeId);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut nodes = self.0.nodes();
+        if let Some(count) = nodes.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                nodes.remove(&self.1);
+            }
+        }
+    }
+}
+
+/// Waits until a certificate has expired.
+async fn expired(until: Timestamp) {
+    loop {
+        let left = u64::try_from(until.ms_since(real_now())).unwrap_or(0);
+        if left == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(left).min(EXPIRY_CHECK)).await;
+    }
 }
 
 #[tracing::instrument(skip_all, fields(link = link.0, node))]
-async fn serve_link(connection: quinn::Connection, link: LinkId, core: &CoreHandle) {
-    let (node, incarnation) = match peer(&connection) {
+async fn serve_link(connection: quinn::Connection, link: LinkId, core: &CoreHandle, crowd: &Crowd) {
+    let (peer, until) = match peer(&connection) {
         Ok(peer) => peer,
         Err(why) => {
             tracing::warn!(peer = %connection.remote_address(), why, "connection refused");
             return connection.close(code::IDENTITY, why.as_bytes());
         }
     };
+    let Peer { node, incarnation, .. } = peer;
     tracing::Span::current().record("node", node.0);
+    let Some(_place) = crowd.enter(node) else {
+        tracing::warn!(peer = %connection.remote_address(), "too many connections of this node");
+        return connection.close(code::BUSY, b"too many connections of this node");
+    };
     connection.set_max_concurrent_bi_streams(0_u8.into());
     let (outgoing, queues) = Outgoing::new();
-    if core.link_up(link, node, incarnation, outgoing).await.is_err() {
+    if core.link_up(link, peer, outgoing).await.is_err() {
         return connection.close(code::STOPPING, b"the centre is stopping");
     }
+    if peer.expired {
+        tracing::warn!("the certificate of this node has expired: it may upload and renew it");
+    }
     tracing::info!(incarnation, peer = %connection.remote_address(), "link up");
-    let end = run_link(&connection, link, core, queues).await;
+    let end = tokio::select! {
+        end = run_link(&connection, link, core, queues) => end,
+        // It comes back, by a renewed certificate or to upload under this one.
+        () = expired(until), if !peer.expired => {
+            (code::CLOSED, "the certificate of this node has expired".to_owned())
+        }
+    };
     connection.close(end.0, end.1.as_bytes());
     tracing::info!(reason = end.1, "link down");
     // Where the core is gone, nobody needs to know.
@@ -183,16 +282,25 @@ async fn run_link(
     }
     let mut readers = JoinSet::new();
     let lanes_seen = Arc::new(AtomicU8::new(0));
+    let spoken = Arc::new(AtomicBool::new(false));
+    let first_frame = tokio::time::sleep(FIRST_FRAME_TIME);
+    tokio::pin!(first_frame);
     let reason = loop {
         tokio::select! {
             biased;
+            () = first_frame.as_mut(), if !spoken.load(Ordering::Relaxed) && !first_frame.is_elapsed() => {
+                if !spoken.load(Ordering::Relaxed) {
+                    return (code::TIMEOUT, "no word for too long after the handshake".to_owned());
+                }
+            }
             reason = close.wait_for(Option::is_some) => {
                 let reason = reason.ok().and_then(|reason| reason.clone());
                 break reason.unwrap_or_else(|| "the centre is stopping".to_owned());
             }
             stream = connection.accept_uni() => match stream {
                 Ok(stream) if readers.len() < LANES => {
-                    readers.spawn(read_stream(stream, Arc::clone(&lanes_seen), link, core.clone()));
+                    let (seen, spoken) = (Arc::clone(&lanes_seen), Arc::clone(&spoken));
+                    readers.spawn(read_stream(stream, seen, spoken, link, core.clone()));
                 }
                 Ok(_) => return (code::MALFORMED, LaneError::Repeated.to_string()),
                 Err(error) => return (code::DONE, error.to_string()),
@@ -213,7 +321,7 @@ async fn run_link(
     if tokio::time::timeout(FLUSH_TIME, flush).await.is_err() {
         tracing::debug!("link closed with frames left");
     }
-    (code::CLOSED, reason)
+    (if reason == REVOKED { code::REVOKED } else { code::CLOSED }, reason)
 }
 
 /// Writes one lane until its queue ends and the peer has what was written. Where it cannot, the connection is going
@@ -263,6 +371,7 @@ enum LaneError {
 async fn read_stream(
     mut stream: quinn::RecvStream,
     lanes_seen: Arc<AtomicU8>,
+    spoken: Arc<AtomicBool>,
     link: LinkId,
     core: CoreHandle,
 ) -> Result<(), LaneError> {
@@ -272,6 +381,7 @@ async fn read_stream(
         return Err(LaneError::Repeated);
     }
     while let Some(frame) = read_frame(&mut stream, lane).await? {
+        spoken.store(true, Ordering::Relaxed);
         // Where the core is behind, this waits, and QUIC's flow control makes the peer wait.
         core.frame(link, frame).await?;
     }
@@ -388,7 +498,7 @@ mod tests {
         let tls = authority.server_tls().unwrap();
         let endpoint =
             endpoint(runtime, socket, quinn::EndpointConfig::default(), tls, Duration::from_secs(5)).unwrap();
-        let desk = Arc::new(Desk::new(Arc::clone(&authority), core.clone()));
+        let desk = Arc::new(Desk::new(Arc::clone(&authority), core.clone(), true));
         tokio::spawn(serve(endpoint.clone(), core, desk));
         Centre { _dir: dir, authority, endpoint }
     }

@@ -196,7 +196,7 @@ async fn start(
     let socket = runtime.wrap_udp_socket(socket)?;
     let (endpoint_config, tls) = (quinn::EndpointConfig::default(), authority.server_tls()?);
     let endpoint = listener::endpoint(runtime, socket, endpoint_config, tls, config.idle_timeout())?;
-    let desk = Arc::new(Desk::new(authority, core.clone()));
+    let desk = Arc::new(Desk::new(authority, core.clone(), config.renew_certificates));
     tokio::spawn(listener::serve(endpoint.clone(), core.clone(), desk));
     tracing::info!(listen = %endpoint.local_addr()?, institution = %campus.institution, "serving");
     Ok(endpoint)

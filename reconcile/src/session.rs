@@ -3,7 +3,8 @@
 //! A link goes from *opening* (no Hello yet) to *provisional* (the node's log goes beyond what is ingested, so its next
 //! entries must link first) to *accepted*, where the anchor is written; rights are granted once the node has acknowledged
 //! that anchor. A Hello that shows a copy or a fork is *refused*: the node's epoch is closed, it may upload, and gets its
-//! own tail back, but rights only after an operator enrols it anew. A faulty frame closes its link and nothing else.
+//! own tail back, but rights only after an operator enrols it anew. A node whose certificate has expired is told so, and may
+//! upload; one whose certificate was revoked is told so, and cut off. A faulty frame closes its link and nothing else.
 //!
 //! An enrolment anew is a new node number under the old name: its log and the centre's stream for it begin empty, one key
 //! signs one log, and whatever the old disk still uploads is posted as what it is, entries of a closed epoch.
@@ -20,6 +21,9 @@ use feiqian_protocol::session::{KnownNode, Sender, SessionError, judge_hello, pa
 use std::collections::BTreeMap;
 
 use crate::core::{Round, StoreError};
+use feiqian_protocol::limits::CLOCK_AHEAD_MS_MAX;
+use feiqian_protocol::time::Timestamp;
+
 use crate::ingest::Ingest;
 use crate::io::{LinkId, Output};
 use crate::store::logs::{self, BranchState};
@@ -27,6 +31,10 @@ use crate::store::nodes::NodeState;
 
 /// Refused continuations of one node that are kept; one more closes the link.
 const BRANCHES_MAX: usize = 16;
+
+/// Why a link of a node whose certificate was revoked is closed. The shell tells it by this, so that the node does not come
+/// back every second.
+pub const REVOKED: &str = "the certificate of this node was revoked";
 
 /// How far a link has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -43,6 +51,8 @@ pub(crate) struct Link {
     /// The node, as its certificate says.
     pub node: NodeId,
     incarnation: u32,
+    /// True where its certificate has expired.
+    expired: bool,
     phase: Phase,
     hello: Option<NodeHello>,
     sender: Sender,
@@ -50,6 +60,8 @@ pub(crate) struct Link {
     anchored: bool,
     /// True once the node was told which branch its continuation goes to.
     branched: bool,
+    /// True once somebody was told that the node's clock is wrong.
+    clock_told: bool,
 }
 
 impl Link {
@@ -70,18 +82,47 @@ impl Link {
 }
 
 impl Round<'_> {
-    pub(crate) fn link_up(&mut self, id: LinkId, node: NodeId, incarnation: u32) {
+    pub(crate) fn link_up(&mut self, id: LinkId, node: NodeId, incarnation: u32, expired: bool) {
         let link = Link {
             node,
             incarnation,
+            expired,
             phase: Phase::Opening,
             hello: None,
             sender: Sender::default(),
             anchor: 0,
             anchored: false,
             branched: false,
+            clock_told: false,
         };
         self.state.links.insert(id, link);
+        if self.state.revoked.contains_key(&node) {
+            self.refuse_revoked(id, node);
+        }
+    }
+
+    /// Says to a node whose certificate was revoked that it was, and takes nothing more of it.
+    pub(crate) fn refuse_revoked(&mut self, id: LinkId, node: NodeId) {
+        tracing::warn!(node = node.0, reason = RefusalReason::Revoked.name(), "session refused");
+        let session = self.state.nodes.get(&node).map_or(0, |node| node.session);
+        self.send_hello(id, node, session, Some(RefusalReason::Revoked), None);
+        self.close_link(id, REVOKED);
+    }
+
+    /// Notes the clock that a node lives by, which is in the log once for each link where it is far from ours. It orders
+    /// nothing: order keys are cut to what the centre knows.
+    pub(crate) fn judge_clock(&mut self, node: NodeId, clock: Timestamp, is_now: bool) {
+        let ahead_ms = clock.ms_since(self.state.time);
+        let wrong = ahead_ms > CLOCK_AHEAD_MS_MAX || is_now && ahead_ms < -CLOCK_AHEAD_MS_MAX;
+        if !wrong {
+            return;
+        }
+        let links = self.state.links.values_mut().filter(|link| link.node == node && !link.clock_told);
+        for link in links {
+            link.clock_told = true;
+            let (seconds, direction) = (ahead_ms.unsigned_abs() / 1_000, if ahead_ms > 0 { "ahead" } else { "behind" });
+            tracing::warn!(node = node.0, seconds, direction, "the clock of a node is wrong");
+        }
     }
 
     pub(crate) fn link_down(&mut self, id: LinkId) {
@@ -149,7 +190,9 @@ impl Round<'_> {
             (Ok(()), NodeState::Refused) => Err(reason_of(node.reason.as_deref())),
             (verdict, _) => verdict,
         };
+        let expired = self.state.links.get(&id).is_some_and(|link| link.expired);
         match reason {
+            Ok(()) if expired => self.refuse(id, RefusalReason::Expired),
             Ok(()) => {
                 self.end_other_sessions(id, node_id, "a newer session of the node");
                 let beyond = hello.log.position > self.state.log(self.state.own_log(node_id)).cursor.position;
@@ -331,23 +374,17 @@ impl Round<'_> {
         Ok(())
     }
 
+    /// The branches of a node, oldest first.
+    pub(crate) fn branches_of(&self, node: NodeId) -> Vec<(LogId, BranchState)> {
+        let branches = self.state.branches.iter().filter(|(_, branch)| branch.node == node);
+        branches.map(|(log, branch)| (*log, *branch)).collect()
+    }
+
     /// Where a forked node's continuation is to go: the branch that it has, or a new one where `fresh` or there is none.
     fn branch_for(&mut self, id: LinkId, node: NodeId, fresh: bool) -> Result<Option<Branch>, StoreError> {
         let own = self.state.own_log(node);
-        let of_node = |state: &crate::core::State| -> Vec<(LogId, BranchState)> {
-            state
-                .branches
-                .iter()
-                .filter(|(_, branch)| branch.node == node)
-                .map(|(log, b)| (*log, *b))
-                .collect()
-        };
-        let branches = of_node(self.state);
-        if !fresh && let Some((log, branch)) = branches.last() {
+        if !fresh && let Some((log, branch)) = self.branches_of(node).last() {
             return Ok(Some(Branch { log: *log, after: branch.after }));
-        }
-        if branches.len() >= BRANCHES_MAX {
-            return Ok(None);
         }
         // What we countersigned and the node holds is surely common.
         let hello = self.state.links.get(&id).and_then(|link| link.hello.clone());
@@ -362,11 +399,20 @@ impl Round<'_> {
             }
             _ => Cursor::START,
         };
-        let log = LogId::branch(self.state.identity.institution, node, branches.len() as u32 + 1);
+        Ok(self.new_branch(node, after)?.map(|log| Branch { log, after: after.position }))
+    }
+
+    /// A branch that leaves a node's log after a common cursor; `None` where it has too many already.
+    pub(crate) fn new_branch(&mut self, node: NodeId, after: Cursor) -> Result<Option<LogId>, StoreError> {
+        let branches = self.branches_of(node).len();
+        if branches >= BRANCHES_MAX {
+            return Ok(None);
+        }
+        let log = LogId::branch(self.state.identity.institution, node, branches as u32 + 1);
         let branch = BranchState { node, after: after.position, cursor: after };
         logs::put_branch(self.db, log, &branch)?;
         self.state.branches.insert(log, branch);
-        Ok(Some(Branch { log, after: after.position }))
+        Ok(Some(log))
     }
 
     fn entries(&mut self, id: LinkId, node: NodeId, entries: Entries) -> Result<(), StoreError> {

@@ -11,6 +11,7 @@
 //! | `heads` | a signed head | once |
 //! | `branches` | a refused continuation: its log, the node, the last common position `after`, and where its upload stands | replaced |
 //! | `nodes` | a node: enrolment, epoch, state (`open`, `closing`, `closed`, `refused`, `retired`), session, `to_node_acked`, `heard` (order keys below it can no longer come), sums of its rows | replaced |
+//! | `revocations` | a node whose certificates were revoked, and when | once |
 //! | `enrolments` | a one-time code | replaced |
 //! | `accounts` | an account: its document, the document's projection (`settings`) and `heads` | replaced |
 //! | `cards` | a card | once |
@@ -98,6 +99,7 @@ CREATE TABLE nodes (node INTEGER PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT 
   log_key BLOB NOT NULL, epoch INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT, session INTEGER NOT NULL,
   to_node_acked INTEGER NOT NULL, heard INTEGER NOT NULL, out INTEGER NOT NULL, si_out INTEGER NOT NULL,
   pool_per_day INTEGER, pool_habit_only INTEGER);
+CREATE TABLE revocations (node INTEGER PRIMARY KEY, at INTEGER NOT NULL);
 CREATE TABLE enrolments (lookup BLOB PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, secret BLOB NOT NULL,
   expires INTEGER NOT NULL, tries INTEGER NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE accounts (account INTEGER PRIMARY KEY, card TEXT NOT NULL, seasoned INTEGER NOT NULL,

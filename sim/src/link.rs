@@ -96,6 +96,8 @@ pub struct Site {
     pub disk: Disk,
     /// Milliseconds that its wall clock is ahead.
     pub skew_ms: i64,
+    /// True where its certificate has expired.
+    pub expired: bool,
     core: Option<NodeCore>,
     reader: Option<tables::NodeTables>,
     opened_at: u64,

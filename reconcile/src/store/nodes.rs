@@ -1,5 +1,7 @@
 //! Nodes and enrolment codes.
 
+use std::collections::BTreeMap;
+
 use ed25519_dalek::VerifyingKey;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{Body, EpochEnd};
@@ -150,6 +152,19 @@ pub(crate) fn put(db: &Connection, id: NodeId, node: &Node) -> Result<(), StoreE
         node.pool.map(|pool| pool.0.get()),
         node.pool.map(|pool| pool.1.get()),
     ])?;
+    Ok(())
+}
+
+/// The nodes whose certificates were revoked, and when.
+pub(crate) fn revocations(db: &Connection) -> Result<BTreeMap<NodeId, Timestamp>, StoreError> {
+    let mut statement = db.prepare("SELECT node, at FROM revocations")?;
+    let revoked = statement.query_map([], |row| Ok((NodeId(row.get(0)?), Timestamp(row.get(1)?))))?;
+    Ok(revoked.collect::<Result<_, _>>()?)
+}
+
+/// Notes a revocation.
+pub(crate) fn insert_revocation(db: &Connection, node: NodeId, at: Timestamp) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR IGNORE INTO revocations VALUES (?1, ?2)")?.execute(params![node.0, at.0])?;
     Ok(())
 }
 

@@ -182,7 +182,7 @@ impl Centre {
 
     fn link_up(&mut self, node: NodeId) -> Result<()> {
         let link = centre_io::LinkId(LINK);
-        self.step(vec![centre_io::Input::LinkUp { link, node, incarnation: 1 }])?;
+        self.step(vec![centre_io::Input::LinkUp { link, node, incarnation: 1, expired: false }])?;
         Ok(())
     }
 }

@@ -22,11 +22,12 @@ impl World {
         self.sites[site].wire = Some(Wire::new(link));
         self.sites[site].believes = Some(link);
         let identity = &self.sites[site].identity;
-        let (node, incarnation) = (identity.node, identity.incarnation);
+        let (node, incarnation, expired) = (identity.node, identity.incarnation, self.sites[site].expired);
         self.step_centre(vec![centre_io::Input::LinkUp {
             link: centre_io::LinkId(link),
             node,
             incarnation,
+            expired,
         }])?;
         self.step_node(site, vec![node_io::Input::LinkUp(node_io::LinkId(link))])
     }

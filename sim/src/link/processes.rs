@@ -131,6 +131,7 @@ impl World {
             identity,
             disk,
             skew_ms: 0,
+            expired: false,
             core: None,
             reader: None,
             opened_at: 0,
