@@ -4,7 +4,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -111,6 +111,15 @@ enum Export {
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// This node's whole log with its signatures, for `feiqian-reconcile import log` where the centre takes nothing from this
+    /// node any more
+    Log {
+        #[command(flatten)]
+        data: Data,
+        /// Where to
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -175,6 +184,7 @@ fn execute(command: Command) -> Result<ExitCode, anyhow::Error> {
         Command::Export { what: Export::Decisions { data, format, output } } => {
             export_decisions(&data.dir()?, format, output)
         }
+        Command::Export { what: Export::Log { data, output } } => export_log(&data.dir()?, &output),
         Command::TerminalKey { terminal, data, json } => terminal_key(&data.dir()?, &terminal, json),
     }
 }
@@ -296,6 +306,17 @@ fn export_decisions(
         }
     }
     out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn export_log(dir: &DataDir, output: &Path) -> Result<ExitCode, anyhow::Error> {
+    let (files, connection) = open_read_only(dir)?;
+    let file =
+        File::create(output).map_err(|error| anyhow::Error::new(error).context(output.display().to_string()))?;
+    let mut out = BufWriter::new(file);
+    let entries = export::log::<anyhow::Error>(connection, &files.identity, |bytes| Ok(out.write_all(bytes)?))?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    println!("{entries} entries of {}", files.identity.name);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -26,6 +26,7 @@ use crate::core::NodeCore;
 use crate::io::{Identity, Input, LinkId, Now, Output, Settings, Status, TapError, Ticket};
 use crate::link::LinkHandle;
 use crate::store::StoreError;
+use crate::tls::CertificateTime;
 
 /// The pause before the core is opened again, the first time and at most.
 const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -162,6 +163,8 @@ pub struct Options {
     pub settings: Settings,
     /// The wall clock.
     pub clock: WallClock,
+    /// What is told of the centre's time, and of this node's certificate.
+    pub certificates: CertificateTime,
 }
 
 /// The core's loop, before it runs.
@@ -473,6 +476,11 @@ impl Driver {
         }
         let mut outputs = Vec::new();
         core.step(self.now(opened), std::mem::take(inputs), &mut outputs)?;
+        self.options.certificates.set_expired(core.certificate_expired());
+        // A driven clock is the centre's, too, and no time that certificates live by.
+        if matches!(self.options.clock, WallClock::System) {
+            self.options.certificates.centre_signed(core.centre_time());
+        }
         for output in outputs {
             self.release(output);
         }
@@ -622,7 +630,8 @@ mod tests {
         let settings = Settings { ask_deadline_ms: 300 };
         let clock = if driven_clock { WallClock::Driven } else { WallClock::System };
         let database = Box::new(move || Connection::open(&database));
-        let options = Options { database, identity, settings, clock };
+        let certificates = CertificateTime::default();
+        let options = Options { database, identity, settings, clock, certificates };
         CoreThread::start(options, Handle::current()).unwrap()
     }
 

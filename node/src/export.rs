@@ -1,6 +1,8 @@
-//! What the node has decided, as rows for people and their tools.
+//! What the node has decided, as rows for people and their tools; and its log, to be carried to the centre in a file.
 
 use feiqian_protocol::campus::CampusConfig;
+use feiqian_protocol::frame::{Frame, LOG_FILE_MAGIC};
+use feiqian_protocol::ids::LogId;
 use feiqian_protocol::tap::DeclineReason;
 use feiqian_protocol::time::{BusinessCalendar, Timestamp};
 use jiff::fmt::temporal::DateTimePrinter;
@@ -10,7 +12,7 @@ use serde::Serialize;
 
 use crate::io::Identity;
 use crate::store::taps::{TapUse, each_tap};
-use crate::store::{StoreError, campus, check_version};
+use crate::store::{Store, StoreError, campus, check_version};
 
 /// One decided tap.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -79,6 +81,34 @@ pub fn decisions<E: From<StoreError>>(
             reversed_fen: tap.reversed.get(),
         })
     })
+}
+
+/// Writes the own log for `feiqian-reconcile import log`: what such a file begins with, then frames as on a stream, each with
+/// its length (4 bytes, big-endian) before it. Returns how many entries. It is not judged here: what was altered shows where
+/// it is proven.
+///
+/// # Errors
+/// [`StoreError`] where it cannot be read, or what `write` returned.
+pub fn log<E: From<StoreError>>(
+    connection: Connection,
+    identity: &Identity,
+    mut write: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<u64, E> {
+    check_version(&connection)?;
+    let own = LogId::node(identity.institution, identity.node);
+    let store = Store::reading(connection);
+    write(LOG_FILE_MAGIC)?;
+    let mut after = store.first_record(own)?.saturating_sub(1);
+    let mut entries = 0;
+    while let Some(frame) = store.every_commit(own, own, after)? {
+        let count = frame.records.len() as u64;
+        (after, entries) = (after + count, entries + count);
+        let bytes = Frame::Entries(frame).to_bytes();
+        let length = u32::try_from(bytes.len()).expect("a frame is shorter than its bound");
+        write(&length.to_be_bytes())?;
+        write(&bytes)?;
+    }
+    Ok(entries)
 }
 
 /// A time as people of the campus read it, with milliseconds and the offset from UTC.

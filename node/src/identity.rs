@@ -220,6 +220,14 @@ impl DataDir {
         self.write("identity.json", format!("{text}\n").as_bytes())
     }
 
+    /// Keeps a renewed certificate.
+    ///
+    /// # Errors
+    /// [`DataDirError::Io`].
+    pub fn store_certificate(&self, certificate: &[u8]) -> Result<(), DataDirError> {
+        self.write("node.crt", certificate_pem(certificate).as_bytes())
+    }
+
     fn identity_file(&self) -> PathBuf {
         self.path.join("identity.json")
     }

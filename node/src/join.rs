@@ -17,8 +17,6 @@ use quinn::EndpointConfig;
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::server::ParsedCertificate;
-use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -171,23 +169,27 @@ async fn send_and_read(
     send.write_all(&request).await.map_err(|error| broken(error.into()))?;
     // Fails only where the stream is closed, which reading reports.
     let _ = send.finish();
-    read_answer(&mut receive).await
+    let answer = read_answer(&mut receive).await.map_err(broken)?;
+    enrol::decode(&answer).map_err(|error| JoinError::Answer(error.to_string()))
 }
 
-async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> Result<EnrolAnswer, JoinError> {
-    let broken = |error: io::Error| JoinError::Answer(format!("the connection broke: {error}"));
-    let length = stream.read_u32().await.map_err(broken)? as usize;
+/// The bytes of an answer of the desk: 4 bytes of length, then so many.
+///
+/// # Errors
+/// Where the stream breaks, or they are too many.
+pub(crate) async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let length = stream.read_u32().await? as usize;
     if length > ENROL_BYTES_MAX {
-        return Err(JoinError::Answer(EnrolError::TooLong(length).to_string()));
+        return Err(io::Error::other(EnrolError::TooLong(length)));
     }
     let mut bytes = vec![0; length];
-    stream.read_exact(&mut bytes).await.map_err(broken)?;
-    enrol::decode(&bytes).map_err(|error| JoinError::Answer(error.to_string()))
+    stream.read_exact(&mut bytes).await?;
+    Ok(bytes)
 }
 
 fn tls_config(code: &EnrolCode) -> Result<ClientConfig, JoinError> {
     let keys = |error: rustls::Error| JoinError::Keys(error.to_string());
-    let mut config = ClientConfig::builder_with_details(tls::provider(), Arc::new(CertificateTime))
+    let mut config = ClientConfig::builder_with_details(tls::provider(), Arc::new(CertificateTime::default()))
         .with_protocol_versions(&[&TLS13])
         .map_err(keys)?
         .dangerous()
@@ -209,13 +211,8 @@ struct PinnedAuthority {
 
 impl PinnedAuthority {
     fn holds(&self, certificate: &CertificateDer<'_>) -> bool {
-        public_key(certificate).is_some_and(|key| EnrolCode::ca_pin(&key) == self.pin)
+        tls::public_key(certificate).is_some_and(|key| EnrolCode::ca_pin(&key) == self.pin)
     }
-}
-
-/// DER of the SubjectPublicKeyInfo.
-fn public_key(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
-    ParsedCertificate::try_from(certificate).ok().map(|parsed| parsed.subject_public_key_info().to_vec())
 }
 
 impl ServerCertVerifier for PinnedAuthority {
@@ -229,7 +226,8 @@ impl ServerCertVerifier for PinnedAuthority {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let other = || rustls::Error::General(OTHER_AUTHORITY.to_owned());
         let ca = intermediates.iter().find(|certificate| self.holds(certificate)).ok_or_else(other)?;
-        let verifier = tls::verifier(&ca.clone().into_owned()).map_err(|_| other())?;
+        let time = CertificateTime::default();
+        let verifier = tls::verifier(&ca.clone().into_owned(), time).map_err(|_| other())?;
         verifier.verify_server_cert(end_entity, &[], server_name, ocsp_response, now).map_err(|error| {
             match error {
                 // Anybody can send the CA's certificate along with one of his own.
@@ -273,15 +271,8 @@ fn check(enrolled: &Enrolled, code: &EnrolCode, tls_key: &KeyPair) -> Result<(),
     if !(PinnedAuthority { pin: code.ca }).holds(&ca) {
         return Err("the CA's certificate is not of the CA that the code names".to_owned());
     }
-    if public_key(&certificate) != Some(tls_key.subject_public_key_info()) {
-        return Err("the certificate is for another key".to_owned());
-    }
-    let now = CertificateTime.current_time().ok_or("there is no clock")?;
-    let name = ServerName::try_from(tls::node_name(enrolled.node)).map_err(|error| error.to_string())?;
-    tls::verifier(&ca)
-        .map_err(|error| error.to_string())?
-        .verify_server_cert(&certificate, &[], &name, &[], now)
-        .map_err(|error| error.to_string())?;
+    let key = tls_key.subject_public_key_info();
+    tls::check_certificate(&certificate, &ca, &key, enrolled.node, &CertificateTime::default())?;
     if ed25519_dalek::VerifyingKey::from_bytes(&enrolled.centre_log_key).is_err() {
         return Err("the centre's log key is no Ed25519 key".to_owned());
     }
@@ -293,6 +284,8 @@ mod tests {
     use feiqian_protocol::enrol::Role;
     use feiqian_protocol::ids::{CampusId, InstitutionId};
     use rcgen::{BasicConstraints, Certificate, IsCa, Issuer};
+
+    use rustls::time_provider::TimeProvider;
 
     use super::*;
     use crate::tls::CENTRE_NAME;
@@ -326,7 +319,7 @@ mod tests {
         chain: &[CertificateDer<'static>],
     ) -> Result<ServerCertVerified, rustls::Error> {
         let name = ServerName::try_from(CENTRE_NAME).unwrap();
-        let now = CertificateTime.current_time().unwrap();
+        let now = CertificateTime::default().current_time().unwrap();
         PinnedAuthority { pin: code.ca }.verify_server_cert(&chain[0], &chain[1..], &name, &[], now)
     }
 
@@ -394,7 +387,7 @@ mod tests {
         let mut bytes = u32::try_from(refused.len()).unwrap().to_be_bytes().to_vec();
         bytes.extend_from_slice(&refused);
         let answer = read_answer(&mut &bytes[..]).await.unwrap();
-        assert_eq!(answer, EnrolAnswer::Refused("used".to_owned()));
+        assert_eq!(enrol::decode::<EnrolAnswer>(&answer).unwrap(), EnrolAnswer::Refused("used".to_owned()));
         assert!(read_answer(&mut &[0xff; 8][..]).await.is_err());
         assert!(read_answer(&mut &bytes[..6]).await.is_err());
     }

@@ -24,6 +24,7 @@ pub mod join;
 pub mod link;
 pub mod policy;
 pub mod replication;
+pub mod renew;
 pub mod run;
 pub mod store;
 pub mod tls;

@@ -18,7 +18,7 @@ use quinn::{
     TransportConfig, VarInt,
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -35,6 +35,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// building that stays cut off costs money.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_millis(1_000);
+
+/// The pause of a node whose certificate was revoked: only an operator can help it.
+const PAUSE_REVOKED: Duration = Duration::from_secs(60);
 
 /// The round trip that a new connection reckons with before it has measured one: a campus, not a continent.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
@@ -59,6 +62,9 @@ const CLOSE_NORMAL: VarInt = VarInt::from_u32(0);
 const CLOSE_BY_CORE: VarInt = VarInt::from_u32(1);
 const CLOSE_VIOLATION: VarInt = VarInt::from_u32(2);
 
+/// The centre's code where the certificate was revoked.
+const CLOSED_REVOKED: VarInt = VarInt::from_u32(7);
+
 /// Where and how to connect.
 pub struct LinkSettings {
     /// The centre.
@@ -69,6 +75,8 @@ pub struct LinkSettings {
     pub tls: rustls::ClientConfig,
     /// Lets the pauses between attempts differ from those of other nodes.
     pub jitter_seed: u64,
+    /// Told once an expired certificate was renewed: the link is made anew, under the new one.
+    pub renewed: Arc<Notify>,
 }
 
 /// Why a connection does not stand or stands no longer.
@@ -200,13 +208,23 @@ pub async fn run(
                 tracing::info!(link = links, %address, "connected to the centre");
                 let since = Instant::now();
                 connected.store(true, Ordering::Relaxed);
-                let error = serve(&connection, link, &queue, &mut stop).await;
+                let error = tokio::select! {
+                    biased;
+                    error = serve(&connection, link, &queue, &mut stop) => error,
+                    () = settings.renewed.notified() => {
+                        connection.close(CLOSE_NORMAL, b"the certificate was renewed");
+                        Some(quinn::ConnectionError::LocallyClosed.into())
+                    }
+                };
                 connected.store(false, Ordering::Relaxed);
                 queue.link_down(link).await;
                 let Some(error) = error else { break };
                 tracing::warn!(link = links, error = %Chain(&error), "the link to the centre is lost");
                 if since.elapsed() > PAUSE_MAX {
                     pause = PAUSE_MIN;
+                }
+                if is_revoked(&error) {
+                    pause = PAUSE_REVOKED;
                 }
             }
             Err(error) => {
@@ -243,6 +261,14 @@ impl Jitter {
         let draw = (self.0 >> 55) as u32;
         pause * 3 / 4 + pause * draw / 1_024
     }
+}
+
+/// True where the centre has cut us off because our certificate was revoked.
+fn is_revoked(error: &LinkError) -> bool {
+    matches!(
+        error,
+        LinkError::Connection(quinn::ConnectionError::ApplicationClosed(close)) if close.error_code == CLOSED_REVOKED
+    )
 }
 
 async fn connect(

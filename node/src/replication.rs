@@ -10,10 +10,12 @@ use feiqian_protocol::frame::{
     Recall, Recalled, RefusalReason,
 };
 use feiqian_protocol::ids::{AccountId, LogId, Unit};
-use feiqian_protocol::limits::{ENTRIES_PER_FRAME_MAX, LINK_QUEUE_MAX, PENDING_TAPS_MAX, SHARDS};
+use feiqian_protocol::limits::{
+    CLOCK_AHEAD_MS_MAX, ENTRIES_PER_FRAME_MAX, LINK_QUEUE_MAX, PENDING_TAPS_MAX, SHARDS,
+};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::session::{Sender, pack, pack_with_every_head};
-use feiqian_protocol::time::Hlc;
+use feiqian_protocol::session::{Sender, pack};
+use feiqian_protocol::time::{Hlc, Timestamp};
 
 use crate::apply::Fault;
 use crate::core::NodeCore;
@@ -94,8 +96,12 @@ const fn ends_rights(reason: RefusalReason) -> bool {
         | RefusalReason::ShortLog
         | RefusalReason::ForkedLog
         | RefusalReason::ForeignGrants
-        | RefusalReason::Incarnation => true,
-        RefusalReason::Version | RefusalReason::Identity | RefusalReason::CentreBehind => false,
+        | RefusalReason::Incarnation
+        | RefusalReason::Revoked => true,
+        RefusalReason::Version
+        | RefusalReason::Identity
+        | RefusalReason::CentreBehind
+        | RefusalReason::Expired => false,
     }
 }
 
@@ -240,6 +246,12 @@ impl NodeCore {
     ) -> Result<(), Fault> {
         if hello.version != PROTOCOL_VERSION && hello.refused.is_none() {
             return Err(Fault::peer(format!("the centre speaks version {}", hello.version)));
+        }
+        let ahead_ms = now.wall.ms_since(hello.time);
+        if ahead_ms.unsigned_abs() > CLOCK_AHEAD_MS_MAX.unsigned_abs() {
+            let (seconds, direction) =
+                (ahead_ms.unsigned_abs() / 1_000, if ahead_ms > 0 { "ahead" } else { "behind" });
+            tracing::warn!(seconds, direction, "the clock of this machine is not the centre's; set it right");
         }
         if let Some(reason) = hello.refused {
             return self.on_refusal(now, link, hello, reason, outputs);
@@ -552,16 +564,12 @@ impl NodeCore {
     /// each commit is proven by itself.
     fn packed(&self, log: LogId, after: u64) -> Result<Option<Entries>, StoreError> {
         let own = self.own_log();
-        let mut records = self.store.records_after(own, after, ENTRIES_PER_FRAME_MAX)?;
-        let heads = self.store.heads_after(own, after, ENTRIES_PER_FRAME_MAX)?;
-        if log == own {
-            return Ok(pack(log, after, records, heads));
+        if log != own {
+            return self.store.every_commit(own, log, after);
         }
-        // Missing at the end of the log; see [`crate::store::Store::records_after`].
-        let signed = heads.last().map_or(0, |signed| signed.head.cursor.position.saturating_sub(after));
-        let signed = usize::try_from(signed).unwrap_or(usize::MAX).min(ENTRIES_PER_FRAME_MAX);
-        records.resize(records.len().max(signed), Vec::new());
-        Ok(pack_with_every_head(log, after, records, heads))
+        let records = self.store.records_after(own, after, ENTRIES_PER_FRAME_MAX)?;
+        let heads = self.store.heads_after(own, after, ENTRIES_PER_FRAME_MAX)?;
+        Ok(pack(log, after, records, heads))
     }
 
     fn mark(&mut self, now: &Now, link: LinkId, outputs: &mut Vec<Output>) {
@@ -581,6 +589,16 @@ impl NodeCore {
         self.marked.1 = clock;
         let position = self.state.writer.cursor().position;
         outputs.push(Output::Send(link, Frame::Mark(Mark { position, clock })));
+    }
+
+    /// True where the centre says that this node's certificate has expired.
+    pub fn certificate_expired(&self) -> bool {
+        matches!(self.link, Link::Refused(_, _, RefusalReason::Expired))
+    }
+
+    /// The latest time that the centre has signed, as far as this node has heard.
+    pub fn centre_time(&self) -> Timestamp {
+        self.state.saved.centre_time.max(self.state.saved.anchor)
     }
 
     /// When a mark may be due.

@@ -11,7 +11,7 @@ use feiqian_protocol::frame::ALPN_REPLICATION;
 use quinn::EndpointConfig;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::config::Config;
 use crate::control::{self, Control};
@@ -20,8 +20,9 @@ use crate::http::{self, Terminals, server};
 use crate::identity::{DataDir, DataDirError, NodeFiles};
 use crate::io::Settings;
 use crate::link::{self, LinkError, LinkSettings};
+use crate::renew::Renewal;
 use crate::store::StoreError;
-use crate::tls::{self, TlsError};
+use crate::tls::{self, CertificateTime, NodeCertificate, TlsError};
 
 /// How much longer than their answers may take terminals are waited for at the end.
 const FINISH_GRACE: Duration = Duration::from_millis(500);
@@ -78,9 +79,11 @@ async fn run_until_stopped(config: &Config, dir: &DataDir, files: NodeFiles) -> 
         identity: identity.clone(),
         settings: Settings { ask_deadline_ms: config.ask_deadline_ms },
         clock: if config.driven_clock { WallClock::Driven } else { WallClock::System },
+        certificates: CertificateTime::default(),
     };
+    let certificates = options.certificates.clone();
     let mut core = CoreThread::start(options, Handle::current())?;
-    let result = serve(config, dir, &files, &mut core, &mut signals).await;
+    let result = serve(config, dir, &files, certificates, &mut core, &mut signals).await;
     tracing::info!("stopping");
     if !core.stop().await {
         return Err(RunError::Core);
@@ -92,6 +95,7 @@ async fn serve(
     config: &Config,
     dir: &DataDir,
     files: &NodeFiles,
+    time: CertificateTime,
     core: &mut CoreThread,
     signals: &mut Signals,
 ) -> Result<(), RunError> {
@@ -111,16 +115,29 @@ async fn serve(
     let listen = config.terminal_listen;
     let listener = server::bind(listen).await.map_err(|error| RunError::Terminals(listen, error))?;
     let address = listener.local_addr()?;
-    let terminal_tls = tls::terminal_config(files)?;
+    let certificate = NodeCertificate::new(files)?;
+    let terminal_tls = tls::terminal_config(&certificate, &time)?;
     let runtime: Arc<dyn quinn::Runtime> = Arc::new(quinn::TokioRuntime);
     let endpoint = link::endpoint(runtime.clone(), link::bind(&*runtime)?, EndpointConfig::default())?;
+    let renewed = Arc::new(Notify::new());
     let settings = LinkSettings {
         centre: config.centre.clone(),
         idle_timeout: Duration::from_millis(config.idle_timeout_ms),
-        tls: tls::link_config(files, ALPN_REPLICATION)?,
+        tls: tls::link_config(&certificate, &time, ALPN_REPLICATION)?,
         // Without a draw every building has the same pauses, which costs a little at the centre and nothing else.
         jitter_seed: getrandom::u64().unwrap_or(0),
+        renewed: renewed.clone(),
     };
+    let renewal = Renewal {
+        dir: dir.clone(),
+        node: files.identity.node,
+        centre: config.centre.clone(),
+        endpoint: endpoint.clone(),
+        certificate,
+        time,
+        renewed,
+    };
+    let renewal_task = tokio::spawn(renewal.run());
     let connected = Arc::new(AtomicBool::new(false));
     let terminals = Arc::new(Terminals {
         queue: core.queue(),
@@ -146,6 +163,7 @@ async fn serve(
             _ => Err(RunError::Core),
         },
     };
+    renewal_task.abort();
     // Tasks that have ended already, or panicked, are not in the way of the others.
     let _ = stop.send(true);
     let _ = server_task.await;

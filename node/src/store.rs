@@ -266,6 +266,11 @@ impl Store {
         Ok(())
     }
 
+    /// For reading what is there, without a look at whose it is.
+    pub(crate) const fn reading(connection: Connection) -> Self {
+        Self { connection }
+    }
+
     #[cfg(test)]
     pub(crate) const fn connection(&self) -> &Connection {
         &self.connection
@@ -424,6 +429,8 @@ fn refusal(name: &str) -> Result<RefusalReason, StoreError> {
         RefusalReason::ForeignGrants,
         RefusalReason::Incarnation,
         RefusalReason::CentreBehind,
+        RefusalReason::Revoked,
+        RefusalReason::Expired,
     ]
     .into_iter()
     .find(|reason| reason.name() == name)

@@ -256,6 +256,7 @@ async fn serve_link(connection: quinn::Connection, link: LinkId, core: &CoreHand
     }
     tracing::info!(incarnation, peer = %connection.remote_address(), "link up");
     let end = tokio::select! {
+        biased;
         end = run_link(&connection, link, core, queues) => end,
         // It comes back, by a renewed certificate or to upload under this one.
         () = expired(until), if !peer.expired => {

@@ -2,7 +2,10 @@
 
 use ed25519_dalek::VerifyingKey;
 use feiqian_protocol::chain::{Cursor, Head, SignedHead};
+use feiqian_protocol::frame::Entries;
 use feiqian_protocol::ids::{InstitutionId, LogId};
+use feiqian_protocol::limits::ENTRIES_PER_FRAME_MAX;
+use feiqian_protocol::session::pack_with_every_head;
 use feiqian_protocol::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -76,6 +79,30 @@ impl Store {
             records.push(row.get(1)?);
         }
         Ok(records)
+    }
+
+    /// The next frame of a log after a position, as a log of the name `named`, with every head: where records were altered or
+    /// are missing, each commit is proven by itself.
+    pub(crate) fn every_commit(
+        &self,
+        log: LogId,
+        named: LogId,
+        after: u64,
+    ) -> Result<Option<Entries>, StoreError> {
+        let mut records = self.records_after(log, after, ENTRIES_PER_FRAME_MAX)?;
+        let heads = self.heads_after(log, after, ENTRIES_PER_FRAME_MAX)?;
+        // Missing at the end of the log.
+        let signed = heads.last().map_or(0, |signed| signed.head.cursor.position.saturating_sub(after));
+        let signed = usize::try_from(signed).unwrap_or(usize::MAX).min(ENTRIES_PER_FRAME_MAX);
+        records.resize(records.len().max(signed), Vec::new());
+        Ok(pack_with_every_head(named, after, records, heads))
+    }
+
+    /// Where a log's first record stands; 0 where it has none.
+    pub(crate) fn first_record(&self, log: LogId) -> Result<u64, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT coalesce(min(position), 0) FROM entries WHERE log = ?1")?;
+        Ok(statement.query_row([log.key()], |row| row.get::<_, i64>(0))? as u64)
     }
 
     /// Where a log's last record stands; 0 where it has none.

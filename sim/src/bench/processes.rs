@@ -441,7 +441,8 @@ struct Empty {
 
 impl Empty {
     async fn start(building: &Building) -> Result<Self> {
-        let tls = feiqian_node::tls::terminal_config(&building.files)?;
+        let certificate = feiqian_node::tls::NodeCertificate::new(&building.files)?;
+        let tls = feiqian_node::tls::terminal_config(&certificate, &Default::default())?;
         let (stop, stopping) = watch::channel(false);
         let (ready, is_ready) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -470,6 +470,7 @@ mod tests {
 
     fn status() -> Status {
         Status {
+            revoked: Vec::new(),
             nodes: vec![NodeStatus {
                 node: "a".into(),
                 connected: true,
