@@ -311,10 +311,11 @@ fn export_decisions(
 
 fn export_log(dir: &DataDir, output: &Path) -> Result<ExitCode, anyhow::Error> {
     let (files, connection) = open_read_only(dir)?;
-    let file =
-        File::create(output).map_err(|error| anyhow::Error::new(error).context(output.display().to_string()))?;
+    let file = File::create(output)
+        .map_err(|error| anyhow::Error::new(error).context(output.display().to_string()))?;
     let mut out = BufWriter::new(file);
-    let entries = export::log::<anyhow::Error>(connection, &files.identity, |bytes| Ok(out.write_all(bytes)?))?;
+    let entries =
+        export::log::<anyhow::Error>(connection, &files.identity, |bytes| Ok(out.write_all(bytes)?))?;
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     println!("{entries} entries of {}", files.identity.name);
     Ok(ExitCode::SUCCESS)

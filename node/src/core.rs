@@ -155,7 +155,9 @@ impl NodeCore {
                 return Ok(Some(format!("{log}: entries {} to {last} are under no signed head", signed + 1)));
             }
             if last < signed {
-                return Ok(Some(format!("{log}: a head is signed at {signed}, and the entries end at {last}")));
+                return Ok(Some(format!(
+                    "{log}: a head is signed at {signed}, and the entries end at {last}"
+                )));
             }
         }
         Ok(None)

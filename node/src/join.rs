@@ -189,12 +189,13 @@ pub(crate) async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> io::Re
 
 fn tls_config(code: &EnrolCode) -> Result<ClientConfig, JoinError> {
     let keys = |error: rustls::Error| JoinError::Keys(error.to_string());
-    let mut config = ClientConfig::builder_with_details(tls::provider(), Arc::new(CertificateTime::default()))
-        .with_protocol_versions(&[&TLS13])
-        .map_err(keys)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedAuthority { pin: code.ca }))
-        .with_no_client_auth();
+    let mut config =
+        ClientConfig::builder_with_details(tls::provider(), Arc::new(CertificateTime::default()))
+            .with_protocol_versions(&[&TLS13])
+            .map_err(keys)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(PinnedAuthority { pin: code.ca }))
+            .with_no_client_auth();
     config.alpn_protocols = vec![ALPN_ENROL.to_vec()];
     Ok(config)
 }

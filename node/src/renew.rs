@@ -126,7 +126,9 @@ impl Renewal {
         let config = link::client_config(tls, TIMEOUT)?;
         let addresses = link::addresses(&self.centre).await?;
         let connection = link::connect_any(&self.endpoint, &config, addresses, TIMEOUT).await?;
-        let answer = tokio::time::timeout(TIMEOUT, ask(&connection)).await.unwrap_or_else(|elapsed| Err(elapsed.into()));
+        let answer = tokio::time::timeout(TIMEOUT, ask(&connection))
+            .await
+            .unwrap_or_else(|elapsed| Err(elapsed.into()));
         let answer = answer.map_err(|error| match connection.close_reason() {
             // The connection's own end says more than that of the stream which broke with it.
             Some(reason) => RenewError::Link(reason.into()),

@@ -54,10 +54,9 @@ impl Link {
     const fn id(&self) -> Option<LinkId> {
         match self {
             Self::Down => None,
-            Self::Opening(link)
-            | Self::Up(link, _)
-            | Self::Refused(link, ..)
-            | Self::Damaged(link, _) => Some(*link),
+            Self::Opening(link) | Self::Up(link, _) | Self::Refused(link, ..) | Self::Damaged(link, _) => {
+                Some(*link)
+            }
         }
     }
 

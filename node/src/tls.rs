@@ -114,7 +114,8 @@ impl CertificateTime {
         match verify(now) {
             // Our clock is behind: nobody but the CA makes certificates for later.
             Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
-                not_before, ..
+                not_before,
+                ..
             })) => {
                 tracing::warn!(
                     clock = now.as_secs(),

@@ -456,8 +456,8 @@ impl Batch {
         let mut entries = Vec::with_capacity(linked.len());
         let mut clock = self.clock;
         for (Cursor { position, hash }, record) in linked {
-            let entry = Entry::from_record(&record)
-                .map_err(|source| ChainError::Record { log, position, source })?;
+            let entry =
+                Entry::from_record(&record).map_err(|source| ChainError::Record { log, position, source })?;
             if entry.clock < clock {
                 return Err(ChainError::ClockFell { log, position });
             }

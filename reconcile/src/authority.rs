@@ -263,9 +263,9 @@ impl ClientCertVerifier for ExpiredToo {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         match self.0.verify_client_cert(end_entity, intermediates, now) {
-            Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
-                self.0.verify_client_cert(end_entity, intermediates, not_after)
-            }
+            Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+                not_after, ..
+            })) => self.0.verify_client_cert(end_entity, intermediates, not_after),
             verdict => verdict,
         }
     }

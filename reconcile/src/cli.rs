@@ -452,7 +452,11 @@ fn print_status(out: &mut impl Write, status: &Status) -> std::io::Result<()> {
         )?;
     }
     for revoked in &status.revoked {
-        writeln!(out, "revoked: {}, enrolment {} (node {})", revoked.node, revoked.enrolment, revoked.number)?;
+        writeln!(
+            out,
+            "revoked: {}, enrolment {} (node {})",
+            revoked.node, revoked.enrolment, revoked.number
+        )?;
     }
     Ok(())
 }

@@ -127,10 +127,8 @@ impl Shell {
         }
         let command: Command =
             serde_json::from_value(request).map_err(|why| error("command", why.to_string()))?;
-        if matches!(
-            command,
-            Command::LookUpEnrolment { .. } | Command::Enrol { .. } | Command::Renew { .. }
-        ) {
+        if matches!(command, Command::LookUpEnrolment { .. } | Command::Enrol { .. } | Command::Renew { .. })
+        {
             return Err(error("command", "only the enrolment desk does that".to_owned()));
         }
         // Of a driven process the core itself says that there is no clock yet.

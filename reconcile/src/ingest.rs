@@ -153,9 +153,15 @@ impl Round<'_> {
     fn lose(&mut self, log: LogId, first: u64, signed: &SignedHead) -> Result<(), StoreError> {
         let cursor = signed.head.cursor;
         // What the branch has in common with the log is in the log, whatever became of it on the node's disk.
-        if logs::hash_at(self.db, LogId::node(log.institution, log.writer), cursor.position)? != Some(cursor.hash) {
+        if logs::hash_at(self.db, LogId::node(log.institution, log.writer), cursor.position)?
+            != Some(cursor.hash)
+        {
             let last = cursor.position;
-            self.fault(log, last, &format!("lost: entries {first} to {last} are not what their head was signed over"))?;
+            self.fault(
+                log,
+                last,
+                &format!("lost: entries {first} to {last} are not what their head was signed over"),
+            )?;
             logs::insert_head(self.db, log, signed)?;
             let mut state = self.state.log(log);
             state.cursor = cursor;

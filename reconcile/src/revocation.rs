@@ -23,7 +23,9 @@ impl Round<'_> {
             .state
             .nodes
             .iter()
-            .filter(|(_, node)| node.name == *name && enrolment.is_none_or(|wanted| wanted == node.incarnation))
+            .filter(|(_, node)| {
+                node.name == *name && enrolment.is_none_or(|wanted| wanted == node.incarnation)
+            })
             .map(|(id, node)| (*id, node.incarnation))
             .max();
         let Some((id, incarnation)) = found else { return Ok(refused("unknown_node", "no such node")) };

@@ -120,7 +120,8 @@ impl Round<'_> {
         let links = self.state.links.values_mut().filter(|link| link.node == node && !link.clock_told);
         for link in links {
             link.clock_told = true;
-            let (seconds, direction) = (ahead_ms.unsigned_abs() / 1_000, if ahead_ms > 0 { "ahead" } else { "behind" });
+            let (seconds, direction) =
+                (ahead_ms.unsigned_abs() / 1_000, if ahead_ms > 0 { "ahead" } else { "behind" });
             tracing::warn!(node = node.0, seconds, direction, "the clock of a node is wrong");
         }
     }

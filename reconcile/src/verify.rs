@@ -235,7 +235,9 @@ impl<'a> Examination<'a> {
         let hash = match logs::hash_at(self.db, own, position)? {
             Some(hash) => hash,
             // It begins with something lost.
-            None => logs::head_at(self.db, log, position)?.map(|head| head.head.cursor.hash).unwrap_or_default(),
+            None => {
+                logs::head_at(self.db, log, position)?.map(|head| head.head.cursor.hash).unwrap_or_default()
+            }
         };
         Ok(Cursor { position, hash })
     }

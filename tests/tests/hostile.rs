@@ -2,21 +2,22 @@
 //! the log says why.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use feiqian_protocol::enrol::EnrolCode;
-use feiqian_protocol::frame::{ALPN_ENROL, ALPN_REPLICATION};
+use feiqian_protocol::enrol::{EnrolAnswer, EnrolCode, EnrolRequest, SealedEnrolRequest, decode};
+use feiqian_protocol::frame::{ALPN_ENROL, ALPN_RENEW, ALPN_REPLICATION};
 use feiqian_protocol::ids::{InstitutionId, NodeId};
+use feiqian_protocol::limits::ENROL_TRIES_MAX;
 use feiqian_protocol::time::Timestamp;
-use feiqian_reconcile::authority::Authority;
+use feiqian_reconcile::authority::{Authority, validity};
 use feiqian_reconcile::driver::real_now;
+use feiqian_tests::clock::WrongClock;
 use feiqian_tests::kept::number;
+use feiqian_tests::liar::{Shown, block_on, connect, ended};
 use feiqian_tests::stand::{NODE, Plan, Stand, wait_for};
-use quinn::crypto::rustls::QuicClientConfig;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -24,62 +25,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 const CARD: &str = "card-1001";
 const YEAR_MS: i64 = 365 * 24 * 3_600_000;
 
-/// What a client shows of itself.
-struct Identity {
-    certificate: CertificateDer<'static>,
-    key: PrivateKeyDer<'static>,
-}
-
-impl Identity {
-    /// That of a node, from its data directory.
-    fn of_node(data: &Path) -> Result<Self> {
-        let certificate = CertificateDer::from_pem_file(data.join("node.crt"))?;
-        Ok(Self { certificate, key: PrivateKeyDer::from_pem_file(data.join("tls.key"))? })
-    }
-
-    /// A certificate for node 1, first enrolment, signed at `at` by the authority in `ca`.
-    fn signed(ca: &Path, key_pem: &str, at: Timestamp) -> Result<Self> {
-        let key = KeyPair::from_pem(key_pem)?;
-        let authority = Authority::open(ca, real_now())?;
-        let request = CertificateParams::default().serialize_request(&key)?;
-        let requested = authority.check_request(request.der())?;
-        let certificate = authority.sign_node(&requested, NodeId(1), 1, at)?;
-        Ok(Self { certificate, key: PrivateKeyDer::from_pem_slice(key_pem.as_bytes())? })
-    }
-}
-
-/// A QUIC connection to the centre of a stand.
-async fn connect(
-    stand: &Stand,
-    identity: Option<Identity>,
-    alpn: &[u8],
-) -> Result<(quinn::Endpoint, quinn::Connection)> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(stand.centre.data.join("ca.crt"))?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots);
-    let mut tls = match identity {
-        Some(identity) => builder.with_client_auth_cert(vec![identity.certificate], identity.key)?,
-        None => builder.with_no_client_auth(),
-    };
-    tls.alpn_protocols = vec![alpn.to_vec()];
-    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-    let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, stand.centre_port));
-    let connection = endpoint.connect_with(config, address, "centre.feiqian.internal")?.await?;
-    Ok((endpoint, connection))
-}
-
-/// How the centre ends a connection, which it must do soon.
-async fn ended(connection: &quinn::Connection) -> Result<String> {
-    let reason = tokio::time::timeout(Duration::from_secs(20), connection.closed()).await;
-    Ok(reason.context("the centre does not end the connection")?.to_string())
-}
-
-fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(work)
+/// A certificate for node 1, first enrolment, signed at `at` by the authority in `ca`.
+fn signed(ca: &Path, key_pem: &str, at: Timestamp) -> Result<Shown> {
+    let key = KeyPair::from_pem(key_pem)?;
+    let authority = Authority::open(ca, real_now())?;
+    let request = CertificateParams::default().serialize_request(&key)?;
+    let requested = authority.check_request(request.der())?;
+    let certificate = authority.sign_node(&requested, NodeId(1), 1, at)?;
+    Ok(Shown { certificate, key: PrivateKeyDer::from_pem_slice(key_pem.as_bytes())? })
 }
 
 /// The stand's own building is as it was: in the same session, and selling.
@@ -104,13 +57,18 @@ fn who_has_no_certificate_of_the_institution_gets_no_session() -> Result<()> {
         std::fs::create_dir(&other)?;
         Authority::create(&other, InstitutionId(2), real_now())?;
         let key = KeyPair::generate_for(&rcgen::PKCS_ED25519)?.serialize_pem();
-        let stranger = Identity::signed(&other, &key, real_now())?;
+        let stranger = signed(&other, &key, real_now())?;
         let reason = match connect(&stand, Some(stranger), ALPN_REPLICATION).await {
             Ok((_endpoint, connection)) => ended(&connection).await?,
             Err(error) => error.to_string(),
         };
         ensure!(reason.contains("UnknownCA") || reason.contains("certificate"), "{reason}");
         stand.centre.wait_for_log("handshake failed")?;
+
+        // Nor is anything renewed that is not shown.
+        let (_endpoint, connection) = connect(&stand, None, ALPN_RENEW).await?;
+        let reason = ended(&connection).await?;
+        ensure!(reason.contains("needs the certificate of a node"), "{reason}");
 
         // Nobody's certificate can be used for a name of an own choice, and no other protocol is spoken.
         let none = connect(&stand, None, b"h3").await;
@@ -143,30 +101,85 @@ fn a_building_does_not_talk_to_another_institutions_centre() -> Result<()> {
     stand.finish()
 }
 
-/// An expired certificate opens no session; both sides say so. What was sold meanwhile is uploaded by a valid one.
+/// Turns renewal on or off in the centre's configuration.
+fn renews(stand: &Stand, on: bool) -> Result<()> {
+    let config = std::fs::read_to_string(&stand.centre.config)?;
+    let config: String =
+        config.lines().filter(|line| !line.starts_with("renew_")).map(|line| format!("{line}\n")).collect();
+    Ok(std::fs::write(&stand.centre.config, format!("{config}renew_certificates = {on}\n"))?)
+}
+
+/// An expired certificate uploads what was sold, and gets nothing but a new one; both sides say so.
 #[test]
-fn an_expired_certificate_is_named_by_both_sides() -> Result<()> {
-    let mut stand = Stand::start(Plan::default())?;
+fn an_expired_certificate_uploads_and_renews_and_nothing_else() -> Result<()> {
+    let mut stand = Stand::start(Plan { buildings: vec!["canteen", "shop"], ..Plan::default() })?;
+    stand.till(0)?.hold("hold", CARD, 1_000)?;
+    stand.settle()?;
     stand.centre.stop()?;
+    renews(&stand, false)?;
     ensure!(stand.till(0)?.tap("1", CARD, 100)?.approved_fen() == 100);
     stand.nodes[0].stop()?;
     let file = stand.nodes[0].data.join("node.crt");
-    let valid = std::fs::read(&file)?;
     let key = std::fs::read_to_string(stand.nodes[0].data.join("tls.key"))?;
-    let expired = Identity::signed(&stand.centre.data, &key, real_now().plus_ms(-2 * YEAR_MS))?;
+    let expired = signed(&stand.centre.data, &key, real_now().plus_ms(-2 * YEAR_MS))?;
     std::fs::write(&file, pem(&expired.certificate)?)?;
     stand.centre.start()?;
     stand.nodes[0].start()?;
-    stand.nodes[0].wait_for_log("xpired")?;
-    stand.centre.wait_for_log("handshake failed")?;
-    ensure!(stand.centre.log().contains("xpired"), "{}", stand.centre.log());
-    ensure!(stand.nodes[0].status()?["link"] != "up");
+    stand.nodes[0].wait_for_log("the centre refuses this node")?;
+    let status = stand.nodes[0].status()?;
+    ensure!(status["link"] == "refused" && status["refused"] == "expired", "{status}");
+    stand.centre.wait_for_log("the certificate of this node has expired")?;
+    ensure!(stand.centre.log().contains("reason=\"expired\""), "{}", stand.centre.log());
+    // What it sold arrives.
+    wait_for("its upload", || Ok(stand.balances()?[CARD] == 100_000 - 100))?;
+    wait_for("its acknowledgement", || {
+        let status = stand.nodes[0].status()?;
+        Ok(status["acked"] == status["position"])
+    })?;
+    // It sells from the right that it holds, which is its own, and gets nothing of what is new.
+    ensure!(stand.till(0)?.tap("2", CARD, 100)?.approved_fen() == 100);
+    let before = stand.nodes[0].status()?;
+    let out = stand.at_centre("canteen")?["out_fen"].as_i64().context("a figure")?;
+    stand.centre.run_ok(["topup", "--card", "card-1002", "--fen", "500", "--channel", "bank", "--key", "k1"]);
+    wait_for("the shop", || Ok(stand.nodes[1].status()?["shards"] != before["shards"]))?;
+    let told = stand.till(0)?.tap("3", CARD, out)?;
+    ensure!(told.outcome() == "declined" && told.reason() == "insufficient", "{told:?}");
+    let after = stand.nodes[0].status()?;
+    ensure!(
+        after["shards"] == before["shards"] && after["applied"] == before["applied"],
+        "{after}, was {before}"
+    );
+    ensure!(stand.at_centre("canteen")?["out_fen"].as_i64() <= Some(out), "nothing is granted");
+    stand.nodes[0].wait_for_log("renew_certificates")?;
+    stand.centre.wait_for_log("renewal refused")?;
+
+    // The operator allows renewal: it takes care of itself.
+    stand.centre.stop()?;
+    renews(&stand, true)?;
+    stand.centre.start()?;
     stand.nodes[0].stop()?;
-    std::fs::write(&file, valid)?;
     stand.nodes[0].start()?;
-    wait_for("a session", || Ok(stand.nodes[0].status()?["link"] == "up"))?;
+    wait_for("a session", || Ok(stand.nodes[0].status()?["link"] == "up"))
+        .with_context(|| stand.nodes[0].log())?;
+    ensure!(stand.nodes[0].log().contains("certificate renewed"), "{}", stand.nodes[0].log());
+    ensure!(stand.centre.log().contains("certificate renewed"), "{}", stand.centre.log());
+    let (_, until) = validity(&CertificateDer::from_pem_file(&file)?).context("a certificate")?;
+    ensure!(until.ms_since(real_now()) > YEAR_MS / 2, "{until:?}");
+    stand.till(0)?.sell("4", CARD, out)?;
     stand.settle()?;
-    ensure!(stand.balances()?[CARD] == 100_000 - 100);
+    ensure!(stand.balances()?[CARD] == 100_000 - 200 - out);
+
+    // One that is near its end is renewed in time, while the building is in session.
+    stand.nodes[0].stop()?;
+    let old = signed(&stand.centre.data, &key, real_now().plus_ms(-YEAR_MS / 4 * 3))?;
+    std::fs::write(&file, pem(&old.certificate)?)?;
+    stand.nodes[0].start()?;
+    wait_for("renewal", || Ok(CertificateDer::from_pem_file(&file)? != old.certificate))?;
+    wait_for("a session", || Ok(stand.nodes[0].status()?["link"] == "up"))?;
+    let session = stand.nodes[0].status()?["session"].clone();
+    undisturbed(&stand, &session, "5")?;
+    // Terminals see the new one as well; and it is not asked for again.
+    ensure!(stand.nodes[0].log().matches("certificate renewed").count() == 2, "{}", stand.nodes[0].log());
     stand.finish()
 }
 
@@ -211,6 +224,26 @@ fn a_wrong_used_or_late_code_makes_no_node() -> Result<()> {
     stand.centre.start()?;
     refused(&stand, &code, "has expired")?;
 
+    // Altered on its way: the seal is the code's, and the request another.
+    let code: EnrolCode = stand.code("canteen", "pos")?.parse()?;
+    let key = KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
+    let request = CertificateParams::default().serialize_request(&key)?;
+    let mut request = EnrolRequest {
+        lookup: code.lookup(),
+        certificate_request: request.der().to_vec().into(),
+        log_key: ed25519_dalek::SigningKey::from_bytes(&[1; 32]).verifying_key().to_bytes(),
+    };
+    let mac = code.mac(&request);
+    request.log_key = ed25519_dalek::SigningKey::from_bytes(&[2; 32]).verifying_key().to_bytes();
+    for attempt in 0..=ENROL_TRIES_MAX {
+        let why = block_on(enrol(&stand, &SealedEnrolRequest { request: request.clone(), mac }))?;
+        let expected =
+            if attempt < ENROL_TRIES_MAX { "not sealed with this code" } else { "tried too often" };
+        ensure!(why.contains(expected), "{attempt}: {why}");
+    }
+    // Nobody gets any further by guessing; the code is used up, for its owner as well.
+    refused(&stand, &code.to_string(), "tried too often")?;
+
     let code = stand.code("canteen", "pos")?;
     let fresh = stand.path("fresh");
     ensure!(stand.join(&fresh, &code).status.success(), "a good one is good");
@@ -218,6 +251,88 @@ fn a_wrong_used_or_late_code_makes_no_node() -> Result<()> {
     let nobody = stand.join(&stand.path("refused"), &stand.code("shop", "door")?);
     ensure!(nobody.status.success(), "what was refused may try again with a good code");
     stand.no_panic()
+}
+
+/// Says an enrolment request to the desk; returns why it is refused.
+async fn enrol(stand: &Stand, sealed: &SealedEnrolRequest) -> Result<String> {
+    let (_endpoint, connection) = connect(stand, None, ALPN_ENROL).await?;
+    let (mut send, mut receive) = connection.open_bi().await?;
+    let bytes = minicbor::to_vec(sealed)?;
+    send.write_all(&u32::try_from(bytes.len())?.to_be_bytes()).await?;
+    send.write_all(&bytes).await?;
+    send.finish()?;
+    let answer = receive.read_to_end(20_000).await?;
+    match decode(answer.get(4..).context("an answer")?)? {
+        EnrolAnswer::Refused(why) => Ok(why),
+        EnrolAnswer::Enrolled(_) => anyhow::bail!("enrolled"),
+    }
+}
+
+/// A machine whose clock stands in 1970, and one whose clock stands in 2038: they join, find their centre, sell, and are
+/// kept out of the books; both sides say whose clock is wrong.
+#[test]
+fn a_machine_of_1970_or_2038_joins_and_sells() -> Result<()> {
+    const BUILDINGS: [&str; 3] = ["old", "new", "right"];
+    let clocks = [Some(5), Some(2_147_483_647), None];
+    let mut stand = Stand::centre_alone(Plan { buildings: BUILDINGS.to_vec(), ..Plan::default() })?;
+    let shim = WrongClock::build(stand.directory.path())?;
+    for (name, clock) in BUILDINGS.iter().zip(clocks) {
+        let data = stand.path(name);
+        let code = stand.code(name, "pos")?;
+        let mut join = std::process::Command::new(feiqian_tests::binaries::binary(NODE));
+        join.args(["join", "--centre", &stand.centre_address(), "--code", &code, "--data"]).arg(&data);
+        let mut node = stand.service(&data)?;
+        let mut run = node.command();
+        if let Some(clock) = clock {
+            shim.set(&mut join, clock);
+            shim.set(&mut run, clock);
+        }
+        let joined = join.output()?;
+        ensure!(joined.status.success(), "{name}: {}", String::from_utf8_lossy(&joined.stderr));
+        node.start_as(run)?;
+        wait_for("a session", || Ok(node.status()?["link"] == "up")).with_context(|| node.log())?;
+        if let Some(clock) = clock {
+            let shown = node.status()?["wall"].as_i64().context("a clock")? / 1_000;
+            ensure!((clock..clock + 60).contains(&shown), "{name} lives at {shown}");
+        }
+        stand.nodes.push(node);
+    }
+    for (node, building) in BUILDINGS.iter().enumerate() {
+        stand.till(node)?.sell("online", CARD, 100).with_context(|| *building)?;
+        stand.till(node)?.hold("hold", CARD, 1_000).with_context(|| *building)?;
+    }
+    stand.settle()?;
+    stand.centre.stop()?;
+    for (node, building) in BUILDINGS.iter().enumerate() {
+        let told = stand.till(node)?.tap("offline", CARD, 100)?;
+        ensure!(told.approved_fen() == 100, "{building}: {told:?}");
+    }
+    stand.centre.start()?;
+    for node in &stand.nodes {
+        wait_for("a session", || Ok(node.status()?["link"] == "up"))?;
+    }
+    stand.settle()?;
+    ensure!(stand.balances()?[CARD] == 100_000 - 600, "{:?}", stand.balances()?);
+    let now = real_now().0;
+    for debit in stand.export("entries")?.iter().filter(|row| row["kind"] == "debit") {
+        ensure!(
+            (now - 600_000..=now).contains(&number(debit, "order_key_ms")),
+            "ordered by a wrong clock: {debit:?}"
+        );
+    }
+    for (node, direction) in [(0, "behind"), (1, "ahead")] {
+        let log = stand.nodes[node].log();
+        ensure!(log.contains("the clock of this machine is not the centre's"), "{log}");
+        ensure!(log.contains(&format!("direction=\"{direction}\"")), "{log}");
+        let said = format!("the clock of a node is wrong node={}", node + 1);
+        let named = |line: &str| line.contains(&said) && line.contains(&format!("direction=\"{direction}\""));
+        wait_for("the centre's word", || Ok(stand.centre.log().lines().any(named)))
+            .with_context(|| stand.centre.log())?;
+    }
+    ensure!(!stand.nodes[2].log().contains("the clock of this machine"), "{}", stand.nodes[2].log());
+    // That of 2038 says as well why it believes the centre.
+    ensure!(stand.nodes[1].log().contains("the clock is taken to be ahead"), "{}", stand.nodes[1].log());
+    stand.finish()
 }
 
 /// A controller whose battery is dead, and one whose clock is set by a prankster.
@@ -288,7 +403,7 @@ fn garbage_frames_cost_their_connection_only() -> Result<()> {
             ("an empty frame", empty),
             ("noise", random),
         ] {
-            let identity = Identity::of_node(&stand.nodes[0].data)?;
+            let identity = Shown::of_node(&stand.nodes[0].data)?;
             let (_endpoint, connection) = connect(&stand, Some(identity), ALPN_REPLICATION).await?;
             let mut stream = connection.open_uni().await?;
             // The other end may hang up in the middle of it.
@@ -362,19 +477,27 @@ fn dawdlers_and_crowds_do_not_keep_others_from_being_served() -> Result<()> {
     block_on(async {
         let mut idle = Vec::new();
         for n in 0..60 {
-            let identity = (n % 2 == 0).then(|| Identity::of_node(&stand.nodes[0].data)).transpose()?;
+            let identity = (n % 2 == 0).then(|| Shown::of_node(&stand.nodes[0].data)).transpose()?;
             let alpn = if n % 2 == 0 { ALPN_REPLICATION } else { ALPN_ENROL };
             let (endpoint, connection) = connect(&stand, identity, alpn).await?;
             if n % 2 == 0 {
-                let mut lane = connection.open_uni().await?;
-                // The connection may be over already where too many are open.
-                let _ = lane.write_all(&[0, 0, 0]).await;
-                idle.push((endpoint, connection, Some(lane)));
+                // The connection is over already where the building has too many.
+                let mut lane = connection.open_uni().await.ok();
+                if let Some(lane) = &mut lane {
+                    let _ = lane.write_all(&[0, 0, 0]).await;
+                }
+                idle.push((endpoint, connection, lane));
             } else {
                 idle.push((endpoint, connection, None));
             }
         }
-        tokio::task::block_in_place(|| undisturbed(&stand, &session, "beside"))
+        tokio::task::block_in_place(|| undisturbed(&stand, &session, "beside"))?;
+        // Of one building only some are let in, and who says nothing is not waited for.
+        ensure!(stand.centre.log().contains("too many connections of this node"), "{}", stand.centre.log());
+        let (_, waiting, _) = &idle[0];
+        let reason = ended(waiting).await?;
+        ensure!(reason.contains("no word for too long"), "{reason}");
+        anyhow::Ok(())
     })?;
     // Whoever dawdles over a body is told so and hung up on.
     wait_for("the end of a dawdler", || {

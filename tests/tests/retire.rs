@@ -1,7 +1,10 @@
 //! A building is closed, in order or by force, and comes back: its right comes home, what it spent counts, what nothing
 //! covers becomes a case.
 
-use anyhow::{Result, ensure};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
 use feiqian_tests::kept::number;
 use feiqian_tests::stand::{CENTRE, Plan, Stand, wait_for};
 use rustix::process::{Signal, kill_process};
@@ -14,6 +17,10 @@ fn two_buildings() -> Result<Stand> {
 
 fn state(stand: &Stand, name: &str) -> Result<String> {
     Ok(stand.at_centre(name)?["state"].as_str().unwrap_or_default().to_owned())
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn right(stand: &Stand, name: &str) -> Result<i64> {
@@ -155,4 +162,131 @@ fn a_retired_building_comes_back_by_enrolling_anew() -> Result<()> {
     stand.till(2)?.sell("undisturbed", CARD, 100)?;
     stand.nodes[0].stop()?;
     stand.finish()
+}
+
+/// A stolen controller: its session ends at once, nothing of it is taken from the network any more, and what its disk holds
+/// comes in from a file.
+#[test]
+fn a_revoked_building_is_cut_off_and_its_log_comes_in_from_a_file() -> Result<()> {
+    let mut stand = two_buildings()?;
+    stand.till(0)?.hold("hold", CARD, 2_000)?;
+    stand.settle()?;
+    // What it sold and has not told; and a copy of its disk, which sold something else.
+    stand.centre.stop()?;
+    stand.nodes[0].stop()?;
+    let data = stand.path("copy");
+    ensure!(Command::new("cp").arg("-a").arg(&stand.nodes[0].data).arg(&data).status()?.success());
+    stand.nodes[0].start()?;
+    ensure!(stand.till(0)?.tap("untold", CARD, 500)?.approved_fen() == 500);
+    let mut copy = stand.service(&data)?;
+    copy.start()?;
+    stand.nodes.push(copy);
+    ensure!(stand.till(2)?.tap("copied", CARD, 300)?.approved_fen() == 300);
+    stand.nodes[2].stop()?;
+    stand.nodes[0].stop()?;
+    stand.centre.start()?;
+
+    let output = stand.centre.run(["revoke", "nowhere"]);
+    ensure!(output.status.code() == Some(1) && said(&output).contains("no such node"), "{}", said(&output));
+    let (log, copied) = (stand.path("canteen.log"), stand.path("copy.log"));
+    stand.nodes[0].run_ok(["export".as_ref(), "log".as_ref(), "--output".as_ref(), log.as_os_str()]);
+    stand.nodes[2].run_ok(["export".as_ref(), "log".as_ref(), "--output".as_ref(), copied.as_os_str()]);
+    let import =
+        |stand: &Stand, file: &Path| stand.centre.run(["import".as_ref(), "log".as_ref(), file.as_os_str()]);
+    // As long as it is trusted it says by itself what it has.
+    let output = import(&stand, &log);
+    ensure!(output.status.code() == Some(1) && said(&output).contains("is not closed"), "{}", said(&output));
+
+    let told = stand.centre.run_ok(["revoke", "canteen"]);
+    ensure!(told.contains("revoked: canteen, enrolment 1"), "{told}");
+    ensure!(state(&stand, "canteen")?.starts_with("closed: revoked"), "{}", state(&stand, "canteen")?);
+    ensure!(right(&stand, "canteen")? == 0);
+    stand.nodes[0].start()?;
+    stand.nodes[0].wait_for_log("reason=\"revoked\"")?;
+    stand.nodes[0].wait_for_log("the certificate of this node was revoked")?;
+    wait_for("no right", || {
+        let status = stand.nodes[0].status()?;
+        Ok(status["unspent_fen"] == 0 && status["refused"] == "revoked")
+    })?;
+    let told = stand.till(0)?.tap("late", CARD, 1)?;
+    ensure!(told.outcome() == "declined" && told.reason() == "out_of_service", "{told:?}");
+    ensure!(stand.centre.log().contains("reason=\"revoked\""), "{}", stand.centre.log());
+    ensure!(stand.balances()?[CARD] == 100_000, "nothing of it is taken from the network");
+
+    // What is no log, or broken, or altered, is named; what is good comes in once.
+    std::fs::write(stand.path("none.log"), "card,patron_class\n")?;
+    let output = import(&stand, &stand.path("none.log"));
+    ensure!(
+        output.status.code() == Some(1) && said(&output).contains("is no log of a node"),
+        "{}",
+        said(&output)
+    );
+    let bytes = std::fs::read(&log)?;
+    std::fs::write(stand.path("cut.log"), &bytes[..bytes.len() - 5])?;
+    let output = import(&stand, &stand.path("cut.log"));
+    ensure!(output.status.code() == Some(1) && said(&output).contains("breaks off"), "{}", said(&output));
+    let mut forged = bytes.clone();
+    let signature = forged.len() - 3;
+    forged[signature] ^= 1;
+    std::fs::write(stand.path("forged.log"), &forged)?;
+    let output = import(&stand, &stand.path("forged.log"));
+    ensure!(
+        output.status.code() == Some(1) && said(&output).contains("not signed by its writer"),
+        "{}",
+        said(&output)
+    );
+    ensure!(stand.balances()?[CARD] >= 100_000 - 500, "{:?}", stand.balances()?);
+    for new in [true, false] {
+        let output = import(&stand, &log);
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success() && told.contains("imported into node-1"), "{told} {}", said(&output));
+        ensure!(new || told.starts_with("0 new"), "{told}");
+        wait_for("what it sold", || Ok(stand.balances()?[CARD] == 100_000 - 500))?;
+    }
+    // The copy's history is another one: it is kept beside, and counts as well.
+    for new in [true, false] {
+        let output = import(&stand, &copied);
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success() && told.contains("a copy, a fork, or altered"),
+            "{told} {}",
+            said(&output)
+        );
+        ensure!(new || told.starts_with("0 new"), "{told}");
+        wait_for("what the copy sold", || Ok(stand.balances()?[CARD] == 100_000 - 500 - 300))?;
+    }
+    ensure!(stand.cases()?.is_empty(), "there is money for it: {:?}", stand.cases()?);
+
+    // It stays so over starts, and beside the building's new enrolment.
+    stand.centre.stop()?;
+    stand.centre.start()?;
+    let fresh = stand.path("canteen-again");
+    let again = stand.add_node("canteen", "pos", &fresh)?;
+    stand.till(again)?.sell("again", CARD, 100)?;
+    let shown = stand.centre.run_ok(["status"]);
+    ensure!(shown.contains("revoked: canteen, enrolment 1 (node 1)"), "{shown}");
+    stand.nodes[0].stop()?;
+    let refusals = || stand.centre.log().matches("reason=\"revoked\"").count();
+    let before = refusals();
+    let mut old = stand.service(&stand.nodes[0].data)?;
+    old.start()?;
+    wait_for("a refusal", || Ok(refusals() > before))?;
+    old.stop()?;
+
+    // In the middle of a session it ends at once.
+    stand.till(1)?.sell("undisturbed", CARD, 100)?;
+    stand.settle()?;
+    stand.centre.run_ok(["revoke", "shop"]);
+    wait_for("the end of its session", || Ok(stand.nodes[1].status()?["refused"] == "revoked"))
+        .with_context(|| stand.nodes[1].log())?;
+    let told = stand.till(1)?.tap("late", CARD, 1)?;
+    ensure!(told.outcome() == "declined" && told.reason() == "out_of_service", "{told:?}");
+    ensure!(stand.at_centre("shop")?["connected"] == false);
+    stand.till(again)?.sell("undisturbed", CARD, 100)?;
+    stand.nodes[1].stop()?;
+    stand.settle()?;
+    stand.centre.stop()?;
+    let report = stand.centre.verify()?;
+    ensure!(report["ok"] == true, "{report}");
+    stand.no_panic()
 }

@@ -100,15 +100,17 @@ impl Store {
 
     /// Where a log's first record stands; 0 where it has none.
     pub(crate) fn first_record(&self, log: LogId) -> Result<u64, StoreError> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT coalesce(min(position), 0) FROM entries WHERE log = ?1")?;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT coalesce(min(position), 0) FROM entries WHERE log = ?1")?;
         Ok(statement.query_row([log.key()], |row| row.get::<_, i64>(0))? as u64)
     }
 
     /// Where a log's last record stands; 0 where it has none.
     pub(crate) fn last_record(&self, log: LogId) -> Result<u64, StoreError> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT coalesce(max(position), 0) FROM entries WHERE log = ?1")?;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT coalesce(max(position), 0) FROM entries WHERE log = ?1")?;
         Ok(statement.query_row([log.key()], |row| row.get::<_, i64>(0))? as u64)
     }
 

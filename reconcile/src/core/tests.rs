@@ -271,7 +271,10 @@ impl Bench {
         node.link = Some(link);
         node.closed = None;
         let (id, incarnation, hello) = (node.id, node.incarnation, node.hello());
-        self.step(vec![Input::LinkUp { link, node: id, incarnation, expired: false }, Input::Frame(link, hello)]);
+        self.step(vec![
+            Input::LinkUp { link, node: id, incarnation, expired: false },
+            Input::Frame(link, hello),
+        ]);
     }
 
     fn cut(&mut self, index: usize) {
