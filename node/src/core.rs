@@ -26,7 +26,7 @@ use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Hlc};
 use rusqlite::Connection;
 
 use crate::core::attempt::Guard;
-use crate::edge::Queues;
+use crate::edge::{Queues, UnknownCards};
 use crate::io::{Identity, Input, LinkState, Now, Output, Settings, Status};
 use crate::replication::Link;
 use crate::store::accounts::Totals;
@@ -57,6 +57,8 @@ pub struct NodeCore {
     pub(crate) blocked: BTreeSet<LogId>,
     /// What keeps this database from being written, as found when it was opened. It is only uploaded then.
     pub(crate) damage: Option<String>,
+    /// Declines of unknown cards, which are written only so often.
+    pub(crate) unknown_cards: UnknownCards,
     /// When a mark was last looked at, and the clock of the last one sent.
     pub(crate) marked: (u64, Hlc),
     /// What is taken back where one input fails by itself.
@@ -121,6 +123,7 @@ impl NodeCore {
             acks: BTreeSet::new(),
             blocked: BTreeSet::new(),
             damage: None,
+            unknown_cards: UnknownCards::default(),
             marked: (0, state.writer.clock()),
             guard: Guard::Step,
             state,
@@ -323,6 +326,7 @@ impl NodeCore {
             applied: to_node.position,
             shards: shards.iter().map(|cursor| cursor.position).collect(),
             pending: self.queues.len(),
+            unknown_cards_not_kept: self.unknown_cards.not_kept,
             accounts: totals.accounts,
             campus_version: self.campus.as_ref().map_or(0, |campus| campus.version),
             unspent_fen: totals.unspent.get(),

@@ -167,6 +167,9 @@ async fn serve(State(terminals): State<Arc<Terminals>>, request: HttpRequest<Bod
         tracing::warn!(%terminal, "a request with a wrong MAC");
         return respond(Err(Failure::unauthenticated()), None);
     }
+    if let Some(known) = parts.extensions.get::<server::Known>() {
+        known.set();
+    }
     let answer = match (parts.method, parts.uri.path()) {
         (Method::POST, "/v1/taps") => tap(&terminals, &terminal, &body).await,
         (Method::POST, "/v1/reversals") => reversal(&terminals, &terminal, &body).await,

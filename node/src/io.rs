@@ -173,6 +173,8 @@ pub struct Status {
     pub shards: Vec<u64>,
     /// Taps that wait for an answer.
     pub pending: usize,
+    /// Declines of unknown cards that were not written, because they were too many, since the start.
+    pub unknown_cards_not_kept: u64,
     /// Accounts known.
     pub accounts: u64,
     /// Version of the campus configuration.

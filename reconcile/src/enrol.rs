@@ -24,8 +24,11 @@ use crate::authority::{Authority, peer_of, validity};
 use crate::driver::{CoreHandle, chain, real_now};
 use crate::io::Command;
 
-/// Enrolments at once; a campus enrols one node after the other.
-const ENROLMENTS_MAX: usize = 32;
+/// Enrolments at once. A campus enrols one node after the other, but whoever can reach the port can wait in one.
+const ENROLMENTS_MAX: usize = 256;
+
+/// Renewals at once, which nobody without a certificate can ask for.
+const RENEWALS_MAX: usize = 32;
 
 /// Time for each side of an enrolment.
 const ENROLMENT_TIME: Duration = Duration::from_secs(10);
@@ -34,7 +37,8 @@ const ENROLMENT_TIME: Duration = Duration::from_secs(10);
 pub struct Desk {
     authority: Arc<Authority>,
     core: CoreHandle,
-    places: Semaphore,
+    enrolments: Semaphore,
+    renewals: Semaphore,
     renews: bool,
 }
 
@@ -60,12 +64,14 @@ struct Made {
 impl Desk {
     /// A desk that signs with `authority` what `core` allows, renewals only where `renews`.
     pub fn new(authority: Arc<Authority>, core: CoreHandle, renews: bool) -> Self {
-        Self { authority, core, places: Semaphore::new(ENROLMENTS_MAX), renews }
+        let (enrolments, renewals) = (Semaphore::new(ENROLMENTS_MAX), Semaphore::new(RENEWALS_MAX));
+        Self { authority, core, enrolments, renewals, renews }
     }
 
     /// Serves one connection: of a node that renews `certificate`, or of one that enrols.
     pub async fn serve(&self, connection: quinn::Connection, certificate: Option<CertificateDer<'static>>) {
-        let Ok(_place) = self.places.try_acquire() else {
+        let places = if certificate.is_some() { &self.renewals } else { &self.enrolments };
+        let Ok(_place) = places.try_acquire() else {
             connection.close(super::listener::code::BUSY, b"too many enrolments at once; try again");
             return;
         };

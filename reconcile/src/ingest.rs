@@ -662,6 +662,7 @@ impl Round<'_> {
     }
 }
 
-fn in_range(amount: Fen) -> bool {
+/// True for an amount that an entry can be about.
+pub(crate) fn in_range(amount: Fen) -> bool {
     !amount.is_negative() && amount <= AMOUNT_FEN_MAX
 }

@@ -17,6 +17,7 @@ use feiqian_protocol::money::Fen;
 use rusqlite::Connection;
 use serde::Serialize;
 
+use crate::ingest::in_range;
 use crate::store::money::wallet_of;
 use crate::store::nodes;
 use crate::store::{StoreError, check, logs};
@@ -285,15 +286,31 @@ impl<'a> Examination<'a> {
         if log.writer == NodeId::CENTRE || position > posted_up_to {
             return;
         }
-        let (account, wallet, effect) = match &entry.body {
-            Body::Debit(debit) => (debit.account, debit.wallet, -debit.amount()),
-            Body::Reversal(reversal) => (reversal.account, reversal.wallet, reversal.amount()),
-            Body::TakenIn(taken_in) => (taken_in.account, taken_in.wallet, taken_in.amount),
+        let (account, wallet, parts) = match &entry.body {
+            Body::Debit(debit) => {
+                (debit.account, debit.wallet, [debit.from_right, debit.stand_in, Fen::ZERO])
+            }
+            Body::Reversal(back) => {
+                (back.account, back.wallet, [back.right_back, back.right_home, back.stand_in_home])
+            }
+            Body::TakenIn(taken_in) => {
+                (taken_in.account, taken_in.wallet, [taken_in.amount, Fen::ZERO, Fen::ZERO])
+            }
             _ => return,
         };
+        let is_fault = self.faults.contains(&(log.key(), position));
+        if !parts.into_iter().all(in_range) {
+            // A sum of what somebody made up may be no number at all; it is nobody's money.
+            if !is_fault || self.moves_wallet(log, position) {
+                self.report.problem(format!("{log}: entry {position} of an impossible amount is no fault"));
+            }
+            return;
+        }
+        let sum: Fen = parts.into_iter().sum();
+        let effect = if matches!(entry.body, Body::Debit(_)) { -sum } else { sum };
         let size = if effect.is_negative() { -effect } else { effect };
         let found = self.posted.get(&(log.key(), position)).copied();
-        if self.faults.contains(&(log.key(), position)) {
+        if is_fault {
             // What breaks a rule may be posted to suspense, or not at all; if it moved the wallet, the ledger says so.
             if found.is_some() && self.moves_wallet(log, position) {
                 *self.by_nodes.entry((account, wallet)).or_default() += effect;

@@ -417,15 +417,44 @@ impl Till {
     /// Where there is no answer, or one with a wrong MAC.
     pub fn send(&self, path: &str, mac: &str, body: &[u8]) -> Result<Told> {
         let mut stream = self.connect()?;
-        let head = format!(
+        // A server that has seen enough of a body answers and hangs up.
+        let _ = stream
+            .write_all(self.head(path, mac, body, "close").as_bytes())
+            .and_then(|()| stream.write_all(body));
+        self.answer(&mut stream, mac)
+    }
+
+    fn head(&self, path: &str, mac: &str, body: &[u8], connection: &str) -> String {
+        format!(
             "POST {path} HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\nx-feiqian-terminal: {}\r\n\
-             x-feiqian-mac: {mac}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+             x-feiqian-mac: {mac}\r\ncontent-length: {}\r\nconnection: {connection}\r\n\r\n",
             self.terminal,
             body.len()
-        );
-        // A server that has seen enough of a body answers and hangs up.
-        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
-        self.answer(&mut stream, mac)
+        )
+    }
+
+    /// A connection for many requests.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn keep_alive(&self) -> Result<StreamOwned<ClientConnection, TcpStream>> {
+        self.connect()
+    }
+
+    /// Asks on such a connection.
+    ///
+    /// # Errors
+    /// Where there is no answer, or one with a wrong MAC.
+    pub fn ask_on(
+        &self,
+        stream: &mut StreamOwned<ClientConnection, TcpStream>,
+        path: &str,
+        body: &[u8],
+    ) -> Result<Told> {
+        let mac = self.mac(path, body);
+        let request = [self.head(path, &mac, body, "keep-alive").as_bytes(), body].concat();
+        stream.write_all(&request)?;
+        self.answer(stream, &mac)
     }
 
     /// A TLS connection to the building.

@@ -188,7 +188,7 @@ fn a_revoked_building_is_cut_off_and_its_log_comes_in_from_a_file() -> Result<()
 
     let output = stand.centre.run(["revoke", "nowhere"]);
     ensure!(output.status.code() == Some(1) && said(&output).contains("no such node"), "{}", said(&output));
-    let (log, copied) = (stand.path("canteen.log"), stand.path("copy.log"));
+    let (log, copied) = (stand.path("canteen.export"), stand.path("copy.export"));
     stand.nodes[0].run_ok(["export".as_ref(), "log".as_ref(), "--output".as_ref(), log.as_os_str()]);
     stand.nodes[2].run_ok(["export".as_ref(), "log".as_ref(), "--output".as_ref(), copied.as_os_str()]);
     let import =
@@ -214,22 +214,22 @@ fn a_revoked_building_is_cut_off_and_its_log_comes_in_from_a_file() -> Result<()
     ensure!(stand.balances()?[CARD] == 100_000, "nothing of it is taken from the network");
 
     // What is no log, or broken, or altered, is named; what is good comes in once.
-    std::fs::write(stand.path("none.log"), "card,patron_class\n")?;
-    let output = import(&stand, &stand.path("none.log"));
+    std::fs::write(stand.path("none.export"), "card,patron_class\n")?;
+    let output = import(&stand, &stand.path("none.export"));
     ensure!(
         output.status.code() == Some(1) && said(&output).contains("is no log of a node"),
         "{}",
         said(&output)
     );
     let bytes = std::fs::read(&log)?;
-    std::fs::write(stand.path("cut.log"), &bytes[..bytes.len() - 5])?;
-    let output = import(&stand, &stand.path("cut.log"));
+    std::fs::write(stand.path("cut.export"), &bytes[..bytes.len() - 5])?;
+    let output = import(&stand, &stand.path("cut.export"));
     ensure!(output.status.code() == Some(1) && said(&output).contains("breaks off"), "{}", said(&output));
     let mut forged = bytes.clone();
     let signature = forged.len() - 3;
     forged[signature] ^= 1;
-    std::fs::write(stand.path("forged.log"), &forged)?;
-    let output = import(&stand, &stand.path("forged.log"));
+    std::fs::write(stand.path("forged.export"), &forged)?;
+    let output = import(&stand, &stand.path("forged.export"));
     ensure!(
         output.status.code() == Some(1) && said(&output).contains("not signed by its writer"),
         "{}",

@@ -3,10 +3,10 @@
 use anyhow::{Result, ensure};
 use feiqian_node::io::LinkState;
 use feiqian_protocol::money::Fen;
-use feiqian_sim::link::{Notice, World};
+use feiqian_sim::link::{Direction, Notice, World};
 use feiqian_sim::vfs::Disk;
 
-use super::shortcuts::{approved, connected, strict};
+use super::shortcuts::{approved, connected, retire, strict};
 
 fn refusal(world: &mut World, site: usize) -> Result<Option<String>> {
     let status = world.node_status(site)?;
@@ -143,5 +143,118 @@ fn enrolment_anew_gives_rights_again() -> Result<()> {
     ensure!(refusal(&mut world, again)?.is_none());
     let told = world.tap_and_wait(again, "c1", 200)?;
     ensure!(told.approved() == Some(Fen::new(200)), "{told:?}");
+    Ok(())
+}
+
+/// Two copies that take turns with the centre, in either order, online and cut off: the first Hello of the second one ends
+/// it, and all that both spent stays within the money and what the copy held when it was made.
+#[test]
+fn copies_that_take_turns_spend_no_more_than_was_held() -> Result<()> {
+    for first in [0, 1] {
+        for offline_taps in [0, 2] {
+            let mut world = connected(strict(2, 2_000))?;
+            world.hold(0, "c1", 1_000)?;
+            let held = world.right_at(0, "c1")?;
+            world.cut(0, Notice::Both)?;
+            let image = world.image(0);
+            let clone = world.clone_site(0, &image)?;
+            let copies = [0, clone];
+            let mut spent = Fen::ZERO;
+            for turn in 0..6 {
+                let site = copies[(first + turn) % 2];
+                for _ in 0..offline_taps {
+                    spent += world.tap_and_wait(site, "c1", 150)?.approved().unwrap_or_default();
+                }
+                world.connect(site)?;
+                world.run(2_000)?;
+                spent += world.tap_and_wait(site, "c1", 150)?.approved().unwrap_or_default();
+                world.run(1_000)?;
+                world.cut(site, Notice::Both)?;
+            }
+            for site in copies {
+                ensure!(world.right_at(site, "c1")? == Fen::ZERO, "both are shut out in the end");
+            }
+            while let Some(amount) = world.tap_and_wait(1, "c1", 50)?.approved() {
+                spent += amount;
+            }
+            ensure!(spent <= Fen::new(2_000) + held, "{spent} of 20.00, {held} was held");
+            // Nothing of it is lost: what either of them sold is posted.
+            for site in copies {
+                world.connect(site)?;
+                world.run(3_000)?;
+                ensure!(world.node_status(site)?.exposed_fen == 0);
+                world.cut(site, Notice::Both)?;
+            }
+            let funds: Fen = world.centre_tables()?.wallets()?.values().map(|held| held.funds).sum();
+            ensure!(funds == Fen::new(2_000) - spent, "{funds} are left of 20.00, {spent} were spent");
+        }
+    }
+    Ok(())
+}
+
+/// An expired certificate: what was sold is taken, nothing is given, and no right is lost by it.
+#[test]
+fn an_expired_certificate_costs_no_right_and_gets_none() -> Result<()> {
+    let mut world = connected(strict(2, 2_000))?;
+    world.hold(0, "c1", 1_000)?;
+    let held = world.right_at(0, "c1")?;
+    world.cut(0, Notice::Both)?;
+    let told = world.tap_and_wait(0, "c1", 300)?;
+    ensure!(told.approved() == Some(Fen::new(300)), "{told:?}");
+    world.site_mut(0).expired = true;
+    world.connect(0)?;
+    world.run(3_000)?;
+    let status = world.node_status(0)?;
+    ensure!(status.link == LinkState::Refused && status.refused.as_deref() == Some("expired"), "{status:?}");
+    ensure!(status.acked == status.position && status.exposed_fen == 0, "{status:?}");
+    ensure!(world.right_at(0, "c1")? == held - Fen::new(300), "its right is its own");
+    // All the rest is at the centre or elsewhere, and it does not get it.
+    let told = world.tap_and_wait(0, "c1", 1_700)?;
+    ensure!(told.approved().is_none(), "{told:?}");
+    let right = world.right_at(0, "c1")?;
+    let told = world.tap_and_wait(0, "c1", right.get())?;
+    ensure!(told.approved() == Some(right), "{told:?}");
+    // Its certificate is renewed: as if nothing had been.
+    world.cut(0, Notice::Both)?;
+    world.site_mut(0).expired = false;
+    world.connect(0)?;
+    world.run(3_000)?;
+    ensure!(world.node_status(0)?.link == LinkState::Up);
+    let rest = Fen::new(2_000 - 300) - right;
+    let told = world.tap_and_wait(0, "c1", rest.get())?;
+    ensure!(told.approved() == Some(rest), "{told:?}");
+    world.run(3_000)?;
+    world.check_healed()
+}
+
+/// A building is asked to close, cannot hear it, and is closed by force; its word comes after all. Whichever the centre has
+/// written first has moved the epoch, and the other one moves nothing.
+#[test]
+fn an_orderly_and_a_forced_closing_may_cross() -> Result<()> {
+    for told_first in [false, true] {
+        let mut world = connected(strict(2, 2_000))?;
+        world.hold(0, "c1", 1_000)?;
+        retire(&mut world, 0, false)?;
+        if told_first {
+            // The request arrives, the answer does not.
+            world.deliver_where(|frame| frame.direction == Direction::Down)?;
+        }
+        world.cut(0, Notice::Both)?;
+        retire(&mut world, 0, true)?;
+        retire(&mut world, 0, true)?;
+        world.check()?;
+        let mut spent = Fen::ZERO;
+        while let Some(amount) = world.tap_and_wait(1, "c1", 500)?.approved() {
+            spent += amount;
+        }
+        ensure!(spent == Fen::new(2_000), "all of it is free again: {spent}");
+        world.connect(0)?;
+        world.run(3_000)?;
+        ensure!(world.right_at(0, "c1")? == Fen::ZERO);
+        world.run(3_000)?;
+        world.check_healed()?;
+        ensure!(world.money("c1")? == Fen::ZERO);
+        ensure!(world.centre_tables()?.cases()?.is_empty());
+    }
     Ok(())
 }

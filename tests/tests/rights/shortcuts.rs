@@ -51,7 +51,8 @@ pub fn up(frame: &Waiting) -> bool {
     frame.direction == Direction::Up
 }
 
-fn retire(world: &mut World, site: usize, force: bool) -> Result<()> {
+/// Closes a building's rights, in order or by force.
+pub fn retire(world: &mut World, site: usize, force: bool) -> Result<()> {
     let node: NodeName = world.site(site).identity.name.clone();
     world.command(Command::Retire { node, force })?;
     Ok(())
