@@ -56,10 +56,17 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names file, line and key.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
-        let text = read_text(file)?;
-        let config: Self = parse(file, &text)?;
+        Self::parse(file, &read_text(file)?)
+    }
+
+    /// Checks the text of a file; `file` is only named.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = parse(file, text)?;
         if !(100..=600_000).contains(&config.idle_timeout_ms) {
-            return Err(ConfigError::at(file, &text, "idle_timeout_ms", 1, "must be from 100 to 600000"));
+            return Err(ConfigError::at(file, text, "idle_timeout_ms", 1, "must be from 100 to 600000"));
         }
         Ok(config)
     }
@@ -76,7 +83,15 @@ impl Config {
 /// [`ConfigError`] names file, line and key.
 pub fn read_campus(file: &Path) -> Result<(CampusConfig, String), ConfigError> {
     let text = read_text(file)?;
-    let campus: CampusConfig = parse(file, &text)?;
+    Ok((parse_campus(file, &text)?, text))
+}
+
+/// Checks the text of a campus file; `file` is only named.
+///
+/// # Errors
+/// As [`read_campus`].
+pub fn parse_campus(file: &Path, text: &str) -> Result<CampusConfig, ConfigError> {
+    let campus: CampusConfig = parse(file, text)?;
     campus.check().and_then(|()| campus.to_bytes().map(drop)).map_err(|error| {
         // The types do not know lines, so the line is that of the name which the error names.
         let (needle, nth) = match &error {
@@ -86,9 +101,9 @@ pub fn read_campus(file: &Path) -> Result<(CampusConfig, String), ConfigError> {
             CampusError::OutOfRange { key, .. } => ((*key).to_owned(), 1),
             CampusError::Malformed(_) | CampusError::TooLarge(_) => (String::new(), 0),
         };
-        ConfigError::at(file, &text, &needle, nth, &error.to_string())
+        ConfigError::at(file, text, &needle, nth, &error.to_string())
     })?;
-    Ok((campus, text))
+    Ok(campus)
 }
 
 /// What is wrong with a file that an operator wrote.

@@ -129,7 +129,10 @@ fn next_frame(input: &mut impl Read) -> anyhow::Result<Option<Vec<u8>>> {
 }
 
 /// Reads all accounts, or says for each line what is wrong with it.
-fn parse(input: impl Read) -> Result<Vec<ImportedAccount>, Vec<(u64, String)>> {
+///
+/// # Errors
+/// Line numbers, from 1, and what is wrong there.
+pub fn parse(input: impl Read) -> Result<Vec<ImportedAccount>, Vec<(u64, String)>> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
     let columns = match reader.headers() {
         Ok(header) => columns(header).map_err(|error| vec![(1, error)])?,

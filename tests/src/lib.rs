@@ -3,6 +3,7 @@
 
 pub mod binaries;
 pub mod clock;
+pub mod fuzz;
 pub mod kept;
 pub mod liar;
 pub mod mount;

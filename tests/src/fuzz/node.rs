@@ -1,0 +1,699 @@
+//! A node's core against a script: terminals that say anything, links that come and go, clocks that jump, restarts, an old
+//! copy of the disk, and a centre that signs what it likes. Whatever comes, no step fails, what was approved is
+//! answered the same for ever, and the tables say what the entries say.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use ed25519_dalek::SigningKey;
+use feiqian_node::core::NodeCore;
+use feiqian_node::io::{Identity, Input, LinkId, LinkState, Now, Output, Settings, Status, Ticket};
+use feiqian_node::verify::verify;
+use feiqian_protocol::account::{Document, NewAccount, actor_id};
+use feiqian_protocol::campus::{Building, CampusConfig, Merchant, Mode, Policy, Terminal};
+use feiqian_protocol::chain::{Countersignature, Cursor, LogWriter, SignedHead};
+use feiqian_protocol::enrol::Role;
+use feiqian_protocol::entry::{
+    AccountOpened, Actor, Anchor, Body, CampusPublished, Credit, Grant, Hint, Pool, ShareGrant, StandInGrant,
+};
+use feiqian_protocol::frame::{
+    Ack, Branch, CentreHello, Entries, Frame, LossNotice, No, PROTOCOL_VERSION, Recall, RefusalReason,
+};
+use feiqian_protocol::ids::{
+    AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, TerminalId, Wallet,
+};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::tap::{Decision, Pin, ReversalRequest, TapKey, TapKind, TapRequest};
+use feiqian_protocol::time::{BusinessCalendar, Hlc, Timestamp};
+use feiqian_sim::vfs::{Disk, Image};
+
+use super::script::{INSTITUTION, START, Script};
+
+const NODE: NodeId = NodeId(1);
+
+/// Moves of one script, which bounds what one run costs.
+const MOVES_MAX: usize = 120;
+
+/// Accounts that the node knows; cards `c5` and `c6` have none.
+const ACCOUNTS: u64 = 4;
+
+const SETTINGS: Settings = Settings { ask_deadline_ms: 300 };
+
+/// What a script begins with.
+struct Start {
+    image: Image,
+    streams: BTreeMap<LogId, Stream>,
+    documents: BTreeMap<AccountId, Vec<u8>>,
+}
+
+/// One stream that the centre writes.
+#[derive(Clone)]
+struct Stream {
+    writer: LogWriter,
+    records: Vec<Vec<u8>>,
+    heads: Vec<SignedHead>,
+}
+
+impl Stream {
+    fn new(log: LogId) -> Self {
+        let writer = LogWriter::new(log, Cursor::START, Hlc::default());
+        Self { writer, records: Vec::new(), heads: Vec::new() }
+    }
+
+    fn commit(&mut self, wall: Timestamp, anchor: Timestamp, bodies: Vec<Body>) {
+        for body in bodies {
+            let appended = self.writer.append(wall, CampusId(1), Actor::centre(), body);
+            self.records.push(appended.record);
+        }
+        self.heads.extend(self.writer.sign_head(0, anchor, &centre_key()));
+    }
+
+    /// Everything after a position, as one frame.
+    fn after(&self, position: u64) -> Option<Entries> {
+        let records = self.records.get(usize::try_from(position).ok()?..)?;
+        let heads = self.heads.iter().filter(|head| head.head.cursor.position > position);
+        (!records.is_empty()).then(|| Entries {
+            log: self.writer.log(),
+            first: position + 1,
+            records: records.iter().cloned().map(Into::into).collect(),
+            heads: heads.copied().collect(),
+        })
+    }
+}
+
+fn centre_key() -> SigningKey {
+    SigningKey::from_bytes(&[9; 32])
+}
+
+fn identity() -> Identity {
+    Identity {
+        institution: INSTITUTION,
+        campus: CampusId(1),
+        node: NODE,
+        name: NodeName::new("n1").expect("a letter and a digit make a name"),
+        role: Role::Kiosk,
+        incarnation: 1,
+        log_key: SigningKey::from_bytes(&[1; 32]),
+        centre_key: centre_key().verifying_key(),
+    }
+}
+
+/// A campus of one building with two tills and a door.
+pub(crate) fn campus(mode: Mode) -> CampusConfig {
+    let terminal = |id: &str, merchant| Terminal {
+        id: TerminalId::new(id).expect("letters and digits make a name"),
+        merchant,
+        groups: Vec::new(),
+    };
+    let tariff = [("student".to_owned(), "0.024".parse().expect("a price"))].into();
+    CampusConfig {
+        institution: INSTITUTION,
+        campus: CampusId(1),
+        calendar: BusinessCalendar::CHINA,
+        single_limit_fen: Fen::new(2_000),
+        daily_limit_fen: Fen::new(5_000),
+        policy: Policy { mode, ..Policy::default() },
+        merchants: vec![Merchant { id: 1, name: "counter".to_owned(), tariff }],
+        buildings: vec![Building {
+            node: identity().name,
+            terminals: vec![terminal("t1", Some(1)), terminal("t2", Some(1)), terminal("door", None)],
+        }],
+    }
+}
+
+fn shard(account: AccountId) -> LogId {
+    LogId::shard(INSTITUTION, account.shard())
+}
+
+const TO_NODE: LogId = LogId::to_node(INSTITUTION, NODE);
+const OWN: LogId = LogId::node(INSTITUTION, NODE);
+
+fn start() -> &'static Start {
+    static START: OnceLock<Start> = OnceLock::new();
+    START.get_or_init(prepare)
+}
+
+/// Accounts, credits, rights, shares, hints and a pool, all applied, and the node alone again.
+fn prepare() -> Start {
+    let mut streams: BTreeMap<LogId, Stream> = BTreeMap::new();
+    let mut documents = BTreeMap::new();
+    let mut write = |log: LogId, bodies: Vec<Body>| {
+        streams.entry(log).or_insert_with(|| Stream::new(log)).commit(START, START, bodies);
+    };
+    let config = campus(Mode::Hybrid).to_bytes().expect("a small configuration");
+    write(LogId::shard(INSTITUTION, 0), vec![CampusPublished { version: 1, config: config.into() }.into()]);
+    write(TO_NODE, vec![Anchor { session: 1, time: START }.into()]);
+    for account in (1..=ACCOUNTS).map(AccountId) {
+        let new = NewAccount {
+            class: "student".to_owned(),
+            cards: vec![CardNumber::new(format!("c{account}")).expect("letters and digits make a name")],
+            single_limit: Fen::new(2_000),
+            daily_limit: Fen::new(5_000),
+            groups: Vec::new(),
+        };
+        let actor = actor_id(INSTITUTION, NodeId::CENTRE, 1, 1, account);
+        let mut document = Document::create(&new, actor, START).expect("limits are in range");
+        let saved = document.save();
+        let opened = AccountOpened { account, document: saved.clone().into(), seasoned: true };
+        let key = Key::new(format!("k{account}")).expect("letters and digits make a name");
+        let (wallet, amount) = (Wallet::Cash, Fen::new(10_000));
+        let credit = Credit { account, wallet, amount, channel: key.clone(), key };
+        write(shard(account), vec![opened.into(), credit.into()]);
+        documents.insert(account, saved);
+        let (epoch, time) = (Epoch::FIRST, START);
+        let grant = |fen| Grant { account, wallet, epoch, amount: Fen::new(fen), total: Fen::new(fen), time };
+        let from_day = BusinessCalendar::CHINA.day(START);
+        let share = Fen::new(2_500);
+        write(
+            TO_NODE,
+            vec![
+                grant(3_000).into(),
+                StandInGrant(grant(2_000)).into(),
+                ShareGrant { account, epoch, from_day, amount: share, total: share, time }.into(),
+                Hint {
+                    account,
+                    elsewhere_per_day: Fen::new(800),
+                    purchase_mean: Fen::new(420),
+                    elsewhere_per_meal: Fen::new(500),
+                    habit: true,
+                    seasoned: true,
+                }
+                .into(),
+                Pool { from_day, per_day: Fen::new(100_000), habit_only: Fen::new(50_000) }.into(),
+            ],
+        );
+    }
+    let disk = Disk::new();
+    let mut rig = Rig::open(disk.clone(), streams.clone(), documents.clone());
+    rig.meet();
+    assert_eq!(rig.status.applied, streams[&TO_NODE].writer.cursor().position);
+    rig.inputs.push(Input::LinkDown(LinkId(rig.link)));
+    rig.step();
+    drop(rig);
+    Start { image: disk.image(), streams, documents }
+}
+
+/// One script.
+pub fn session(data: &[u8]) {
+    let mut script = Script::new(data);
+    let start = start();
+    let disk = Disk::from_image(&start.image);
+    let mut rig = Rig::open(disk, start.streams.clone(), start.documents.clone());
+    for _ in 0..MOVES_MAX {
+        if script.is_over() {
+            break;
+        }
+        rig.play(&mut script);
+    }
+    rig.end();
+}
+
+/// What somebody at a terminal asked for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Asked {
+    Tap(TapRequest),
+    Reversal(ReversalRequest),
+}
+
+impl Asked {
+    fn key(&self) -> &TapKey {
+        match self {
+            Self::Tap(tap) => &tap.key,
+            Self::Reversal(reversal) => &reversal.key,
+        }
+    }
+
+    fn input(&self, ticket: Ticket) -> Input {
+        match self.clone() {
+            Self::Tap(tap) => Input::Tap(ticket, tap),
+            Self::Reversal(reversal) => Input::Reversal(ticket, reversal),
+        }
+    }
+}
+
+/// What was approved, by key.
+type Approved = BTreeMap<TapKey, (Asked, Decision)>;
+
+/// An old copy: of the disk, and of what had been approved by then.
+struct Copy {
+    image: Image,
+    approved: Approved,
+}
+
+struct Rig {
+    disk: Disk,
+    core: NodeCore,
+    now: Now,
+    link: u64,
+    tickets: u64,
+    inputs: Vec<Input>,
+    asked: BTreeMap<Ticket, Asked>,
+    approved: Approved,
+    status: Status,
+    streams: BTreeMap<LogId, Stream>,
+    documents: BTreeMap<AccountId, Vec<u8>>,
+    /// The node's log as far as it was sent.
+    own: Stream,
+    ingested: Cursor,
+    totals: BTreeMap<(AccountId, u8), i64>,
+    copy: Option<Copy>,
+}
+
+impl Rig {
+    fn open(
+        disk: Disk,
+        streams: BTreeMap<LogId, Stream>,
+        documents: BTreeMap<AccountId, Vec<u8>>,
+    ) -> Self {
+        let connection = disk.open("node.db").expect("a disk in memory opens");
+        let mut core = NodeCore::open(connection, identity(), SETTINGS).expect("a sound database opens");
+        let now = Now { mono_ms: 0, wall: START, elapsed_ms: 0 };
+        let status = status_of(&mut core, now);
+        Self {
+            disk,
+            core,
+            now,
+            link: 0,
+            tickets: 0,
+            inputs: Vec::new(),
+            asked: BTreeMap::new(),
+            approved: Approved::new(),
+            status,
+            streams,
+            documents,
+            own: Stream::new(OWN),
+            ingested: Cursor::START,
+            totals: BTreeMap::new(),
+            copy: None,
+        }
+    }
+
+    fn play(&mut self, script: &mut Script<'_>) {
+        match script.choice(24) {
+            0..=4 => {
+                let asked = tap(script);
+                self.ask(asked);
+            }
+            5 | 6 => {
+                let asked = reversal(script);
+                self.ask(asked);
+            }
+            7 => self.inputs.push(Input::Balance(Ticket(0), script.card())),
+            8 => self.link_up(),
+            9 => {
+                let link = if script.rarely(4) { script.u64() } else { self.link };
+                self.inputs.push(Input::LinkDown(LinkId(link)));
+            }
+            10 => self.meet(),
+            11 => {
+                let hello = self.hello(script);
+                self.hear(Frame::CentreHello(hello));
+            }
+            12 | 13 => self.commit(script),
+            14 => self.grant(script),
+            15 => {
+                let ack = self.ack(script);
+                self.hear(Frame::Ack(ack));
+            }
+            16 => {
+                let no = No {
+                    account: script.account(),
+                    unit: script.unit(),
+                    want: script.fen(),
+                    r#final: script.rarely(2),
+                    free: script.fen(),
+                };
+                self.hear(Frame::No(no));
+            }
+            17 => {
+                let recall = Recall {
+                    account: script.account(),
+                    unit: script.unit(),
+                    epoch: script.epoch(Epoch(self.status.epoch)),
+                    amount: script.fen(),
+                    after: script.near(self.status.applied),
+                    from_day: script.day(),
+                };
+                self.hear(Frame::Recall(recall));
+            }
+            18 => {
+                let (account, card) = (script.account(), script.card());
+                let log = if script.rarely(3) { script.log() } else { shard(account) };
+                let notice = LossNotice { account, card, log, position: script.u64() };
+                self.hear(Frame::LossNotice(notice));
+            }
+            19 => {
+                if let Ok(frame) = Frame::from_bytes(script.bytes(512)) {
+                    self.hear(frame);
+                }
+            }
+            20 => self.pass(script),
+            21 => self.restart(),
+            22 => self.copy_or_restore(script),
+            _ => self.tail(script),
+        }
+        // Several inputs share a step now and then.
+        if !script.rarely(4) {
+            self.step();
+        }
+    }
+
+    fn ask(&mut self, asked: Asked) {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.inputs.push(asked.input(ticket));
+        self.asked.insert(ticket, asked);
+    }
+
+    fn hear(&mut self, frame: Frame) {
+        self.inputs.push(Input::Frame(LinkId(self.link), frame));
+    }
+
+    fn link_up(&mut self) {
+        self.link += 1;
+        self.inputs.push(Input::LinkUp(LinkId(self.link)));
+    }
+
+    /// A session as it should be: Hello each way, then all that the node lacks.
+    fn meet(&mut self) {
+        self.link_up();
+        self.step();
+        self.hear(Frame::CentreHello(CentreHello {
+            version: PROTOCOL_VERSION,
+            session: self.link,
+            time: self.now.wall,
+            log: self.ingested,
+            refused: None,
+            branch: None,
+        }));
+        self.step();
+        let frames: Vec<Entries> =
+            self.streams.values().filter_map(|stream| stream.after(self.held(stream.writer.log()))).collect();
+        for entries in frames {
+            self.hear(Frame::Entries(entries));
+        }
+        self.step();
+    }
+
+    /// How much of a stream the node has applied.
+    fn held(&self, log: LogId) -> u64 {
+        match log.as_shard() {
+            Some(shard) => self.status.shards.get(usize::from(shard)).copied().unwrap_or(0),
+            None => self.status.applied,
+        }
+    }
+
+    fn hello(&self, script: &mut Script<'_>) -> CentreHello {
+        let reasons = [
+            RefusalReason::ShortLog,
+            RefusalReason::ForkedLog,
+            RefusalReason::StaleGrants,
+            RefusalReason::CentreBehind,
+            RefusalReason::Incarnation,
+            RefusalReason::Version,
+        ];
+        let refused = script.rarely(3).then(|| script.pick(&reasons));
+        let branch = script.rarely(6).then(|| Branch {
+            log: if script.rarely(4) { script.log() } else { LogId::branch(INSTITUTION, NODE, 1) },
+            after: script.near(self.status.position),
+        });
+        let mut log = self.ingested;
+        if script.rarely(4) {
+            log.position = script.near(self.status.position);
+        }
+        CentreHello {
+            version: if script.rarely(16) { script.u32() as u16 } else { PROTOCOL_VERSION },
+            session: script.u64(),
+            time: script.time(),
+            log,
+            refused,
+            branch,
+        }
+    }
+
+    /// A signed commit of anything, delivered more or less as it should be. What the node does not take was never written.
+    fn commit(&mut self, script: &mut Script<'_>) {
+        self.step();
+        let account = script.account();
+        let log = if script.rarely(2) { TO_NODE } else { shard(account) };
+        let before = self.streams.get(&log).cloned();
+        let mut stream = before.clone().unwrap_or_else(|| Stream::new(log));
+        let mut bodies = Vec::new();
+        for _ in 0..=script.choice(3) {
+            bodies.push(if script.rarely(12) {
+                script.node_body(Epoch(self.status.epoch), self.status.position)
+            } else if log == TO_NODE {
+                script.to_node_body(Epoch(self.status.epoch))
+            } else {
+                let saved = self.documents.get(&account).cloned();
+                let bytes = script.bytes(48);
+                script.shard_body(account, |intent| {
+                    carried_out(saved, account, intent).unwrap_or_else(|| bytes.to_vec())
+                })
+            });
+        }
+        let anchor = if script.rarely(8) { script.time() } else { self.now.wall };
+        stream.commit(self.now.wall, anchor, bodies);
+        let held = self.held(log);
+        let from = if script.rarely(6) { held.saturating_sub(u64::from(script.byte() % 4)) } else { held };
+        let Some(mut entries) = stream.after(from) else { return };
+        match script.byte() {
+            0..=7 => entries.first = script.near(entries.first),
+            8..=15 => entries.heads.clear(),
+            16..=23 => entries.log = script.log(),
+            24..=31 => entries.records.reverse(),
+            32..=39 => {
+                entries.records.pop();
+            }
+            _ => {}
+        }
+        self.streams.insert(log, stream);
+        if !entries.records.is_empty() {
+            self.hear(Frame::Entries(entries));
+        }
+        self.step();
+        let end = self.streams.get(&log).map_or(0, |stream| stream.writer.cursor().position);
+        if self.held(log) != end {
+            match before {
+                Some(before) => self.streams.insert(log, before),
+                None => self.streams.remove(&log),
+            };
+        }
+    }
+
+    /// A grant with the right total, of which the node makes use.
+    fn grant(&mut self, script: &mut Script<'_>) {
+        self.step();
+        let account = AccountId(script.choice(ACCOUNTS as usize) as u64 + 1);
+        let (epoch, time, wallet) = (Epoch(self.status.epoch), self.now.wall, Wallet::Cash);
+        let amount = i64::from(script.byte()) * 20;
+        let kind = script.choice(3) as u8;
+        // Far above what a script's first grants come to, so that the total never falls.
+        let total = self.totals.entry((account, kind)).or_insert(10_000);
+        *total += amount;
+        let (amount, total) = (Fen::new(amount), Fen::new(*total));
+        let grant = Grant { account, wallet, epoch, amount, total, time };
+        let body: Body = match kind {
+            0 => grant.into(),
+            1 => StandInGrant(grant).into(),
+            _ => {
+                let from_day = BusinessCalendar::CHINA.day(self.now.wall);
+                ShareGrant { account, epoch, from_day, amount, total, time }.into()
+            }
+        };
+        let stream = self.streams.entry(TO_NODE).or_insert_with(|| Stream::new(TO_NODE));
+        let before = stream.clone();
+        stream.commit(time, time, vec![body]);
+        if let Some(entries) = self.streams.get(&TO_NODE).and_then(|stream| stream.after(self.status.applied)) {
+            self.hear(Frame::Entries(entries));
+        }
+        self.step();
+        if self.status.applied <= before.writer.cursor().position {
+            self.streams.insert(TO_NODE, before);
+        }
+    }
+
+    fn ack(&self, script: &mut Script<'_>) -> Ack {
+        let log = if script.rarely(6) { script.log() } else { OWN };
+        let mut cursor = self.own.writer.cursor();
+        if script.rarely(3) {
+            cursor.position = script.near(cursor.position);
+        }
+        let countersignature = (!script.rarely(3)).then(|| {
+            let mut signed = cursor;
+            if script.rarely(6) {
+                signed.hash[0] ^= 1;
+            }
+            Countersignature::sign(log, signed, &centre_key())
+        });
+        Ack { log, position: cursor.position, countersignature }
+    }
+
+    fn pass(&mut self, script: &mut Script<'_>) {
+        self.step();
+        let ms = match script.choice(4) {
+            0 => u64::from(script.byte()),
+            1 => u64::from(script.byte()) * 1_000,
+            2 => u64::from(script.byte()) * 3_600_000,
+            _ => 400,
+        };
+        self.now.mono_ms += ms;
+        self.now.elapsed_ms += ms;
+        self.now.wall = if script.rarely(5) { script.time() } else { self.now.wall.plus_ms(ms as i64) };
+        self.inputs.push(Input::Timer);
+    }
+
+    /// The process ends between two steps, and starts again.
+    fn restart(&mut self) {
+        self.inputs.clear();
+        self.disk.kill();
+        let connection = self.disk.open("node.db").expect("a disk in memory opens");
+        self.core = NodeCore::open(connection, identity(), SETTINGS).expect("what was committed opens");
+        self.now.mono_ms = 0;
+        self.now.elapsed_ms = 0;
+        self.status = status_of(&mut self.core, self.now);
+    }
+
+    /// Keeps a copy of the disk, or brings the one that was kept back.
+    fn copy_or_restore(&mut self, script: &mut Script<'_>) {
+        self.step();
+        match self.copy.take() {
+            Some(copy) if script.rarely(2) => {
+                self.disk.restore(&copy.image);
+                self.approved = copy.approved;
+                self.restart();
+            }
+            _ => self.copy = Some(Copy { image: self.disk.image(), approved: self.approved.clone() }),
+        }
+    }
+
+    /// The node's own log comes back to it.
+    fn tail(&mut self, script: &mut Script<'_>) {
+        let from = if script.rarely(4) { script.u64() } else { self.status.position };
+        if let Some(mut entries) = self.own.after(from) {
+            if script.rarely(6) {
+                entries.heads.pop();
+            }
+            self.hear(Frame::Entries(entries));
+        }
+    }
+
+    fn step(&mut self) {
+        self.inputs.push(Input::Status(Ticket(0)));
+        let inputs = std::mem::take(&mut self.inputs);
+        let mut outputs = Vec::new();
+        self.core.step(self.now, inputs, &mut outputs).expect("nothing that comes from outside fails a step");
+        for output in outputs {
+            match output {
+                Output::Decided { ticket, decision, .. } => self.decided(ticket, decision),
+                Output::Status(_, status) => self.status = *status,
+                Output::Send(_, Frame::Entries(entries)) => self.uploaded(&entries),
+                _ => {}
+            }
+        }
+    }
+
+    fn decided(&mut self, ticket: Ticket, decision: Decision) {
+        let Some(asked) = self.asked.get(&ticket) else { return };
+        if let Some((first, before)) = self.approved.get(asked.key()) {
+            assert_eq!((first, before), (asked, &decision), "the first answer stands");
+        } else if matches!(decision, Decision::Approved { .. }) {
+            self.approved.insert(asked.key().clone(), (asked.clone(), decision));
+        }
+    }
+
+    fn uploaded(&mut self, entries: &Entries) {
+        let Ok(known) = usize::try_from(entries.first.saturating_sub(1)) else { return };
+        if known > self.own.records.len() {
+            return;
+        }
+        // The newest continuation counts; an older one is what a copy of the disk had written.
+        let cursor = entries.heads.last().map_or(Cursor::START, |head| head.head.cursor);
+        self.own.records.truncate(known);
+        self.own.heads.retain(|head| head.head.cursor.position < entries.first);
+        self.own.records.extend(entries.records.iter().map(|record| record.to_vec()));
+        self.own.heads.extend(&entries.heads);
+        self.own.writer = LogWriter::new(OWN, cursor, Hlc::default());
+        self.ingested = cursor;
+    }
+
+    /// What was approved is still known, and the tables say what the entries say.
+    fn end(mut self) {
+        self.step();
+        self.restart();
+        for (asked, _) in self.approved.clone().into_values() {
+            self.ask(asked);
+        }
+        let tickets = self.tickets;
+        let expected = self.approved.len();
+        let again: Vec<Ticket> = (1..=expected as u64).map(|back| Ticket(tickets + 1 - back)).collect();
+        let inputs = std::mem::take(&mut self.inputs);
+        let mut outputs = Vec::new();
+        self.core.step(self.now, inputs, &mut outputs).expect("a step of repeats");
+        for ticket in again {
+            let asked = &self.asked[&ticket];
+            let (_, first) = &self.approved[asked.key()];
+            let answered = outputs.iter().any(|output| {
+                matches!(output, Output::Decided { ticket: of, decision, repeat: true }
+                    if *of == ticket && decision == first)
+            });
+            assert!(answered, "{asked:?} was approved and is not known any more");
+        }
+        let reader = self.disk.open("node.db").expect("a disk in memory opens");
+        let report = verify(&reader, &identity()).expect("the database is read");
+        assert!(report.ok, "{:?}", report.problems);
+        assert!(matches!(self.status.link, LinkState::Down), "a process that starts has no link");
+    }
+}
+
+fn status_of(core: &mut NodeCore, now: Now) -> Status {
+    let mut outputs = Vec::new();
+    core.step(now, vec![Input::Status(Ticket(0))], &mut outputs).expect("a status is always there");
+    outputs
+        .into_iter()
+        .find_map(|output| match output {
+            Output::Status(_, status) => Some(*status),
+            _ => None,
+        })
+        .expect("a status is answered")
+}
+
+/// The change that carries an intent out, where the account's first document allows it.
+fn carried_out(
+    saved: Option<Vec<u8>>,
+    account: AccountId,
+    intent: &feiqian_protocol::account::Intent,
+) -> Option<Vec<u8>> {
+    let actor = actor_id(INSTITUTION, NodeId::CENTRE, 1, 2, account);
+    Document::load(&saved?, actor).ok()?.carry_out(intent, START).ok()
+}
+
+fn key(script: &mut Script<'_>) -> TapKey {
+    let terminal = script.pick(&["t1", "t1", "t1", "t2", "door", "t9"]);
+    TapKey {
+        terminal: TerminalId::new(terminal).expect("letters and digits make a name"),
+        epoch: u32::from(script.rarely(8)),
+        sequence: script.key(),
+    }
+}
+
+fn tap(script: &mut Script<'_>) -> Asked {
+    let (key, card) = (key(script), script.card());
+    let kind = match script.choice(5) {
+        0 => TapKind::Access,
+        1 => TapKind::Quantity(script.u32()),
+        _ => TapKind::Amount(script.fen()),
+    };
+    let pin = script.pick(&[Pin::Absent, Pin::Absent, Pin::Right, Pin::Wrong]);
+    Asked::Tap(TapRequest { key, card, kind, pin })
+}
+
+fn reversal(script: &mut Script<'_>) -> Asked {
+    let (key, mut original) = (key(script), key(script));
+    if !script.rarely(6) {
+        original.terminal = key.terminal.clone();
+    }
+    let amount = script.rarely(2).then(|| script.fen());
+    Asked::Reversal(ReversalRequest { key, original, amount })
+}
+
