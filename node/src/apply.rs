@@ -15,6 +15,7 @@ use feiqian_protocol::entry::{
 };
 use feiqian_protocol::frame::Entries;
 use feiqian_protocol::ids::{AccountId, Epoch, LogId};
+use feiqian_protocol::limits::SUM_FEN_MAX;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{Hlc, Timestamp};
 
@@ -346,14 +347,11 @@ impl NodeCore {
     }
 }
 
-/// No sum that a centre writes comes near this, and sums of such amounts stay far from the end of 64 bits.
-const FEN_MAX: Fen = Fen::new(1 << 52);
-
 /// No time that a centre writes comes near this (year 6429).
 const TIME_MAX: Timestamp = Timestamp(1 << 47);
 
 fn check_fen(amount: Fen) -> Result<(), Fault> {
-    if amount > FEN_MAX || amount < -FEN_MAX {
+    if amount > SUM_FEN_MAX || amount < -SUM_FEN_MAX {
         return Err(Fault::peer(format!("an amount of {} fen", amount.get())));
     }
     Ok(())

@@ -15,6 +15,7 @@
 
 use feiqian_protocol::campus::Mode;
 use feiqian_protocol::entry::Hint;
+use feiqian_protocol::limits::AMOUNT_FEN_MAX;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::DeclineReason;
 
@@ -67,7 +68,8 @@ const DAY_MS: i128 = 86_400_000;
 
 /// The price rule at the top of the module.
 fn is_worth_it(tap: &StandIn, hint: &Hint, unheard_ms: u64) -> bool {
-    let fen = |amount: Fen| i128::from(amount.or_zero().get());
+    // Bounded, so that no product leaves 128 bits, however long the centre was not heard.
+    let fen = |amount: Fen| i128::from(amount.or_zero().min(AMOUNT_FEN_MAX).get());
     let (per_day, mean) = (fen(hint.elsewhere_per_day), fen(hint.purchase_mean).max(100));
     let ms = i128::from(unheard_ms);
     let spent = per_day * ms / DAY_MS;
@@ -170,6 +172,31 @@ mod tests {
         assert_eq!(stand_in(Mode::Hybrid, &StandIn { hint: None, ..tap(500, 6_000, 2) }), insufficient);
         let old = StandIn { unheard_ms: 8 * 86_400_000, ..tap(500, 60_000, 2) };
         assert_eq!(stand_in(Mode::Hybrid, &old), Err(DeclineReason::ViewTooOld));
+    }
+
+    #[test]
+    fn the_largest_numbers_are_priced_too() {
+        let most = Fen::new(i64::MAX);
+        for balance in [i64::MIN, 0, i64::MAX] {
+            for unheard_ms in [0, 1, u64::MAX] {
+                let hint = Hint {
+                    elsewhere_per_day: most,
+                    purchase_mean: most,
+                    elsewhere_per_meal: most,
+                    ..tap(1, 1, 1).hint.unwrap()
+                };
+                let tap = StandIn {
+                    hint: Some(hint),
+                    balance: Fen::new(balance),
+                    unheard_ms,
+                    unheard_ms_max: u64::MAX,
+                    decline_price: most,
+                    ..tap(500, 0, 0)
+                };
+                let approved = stand_in(Mode::Hybrid, &tap).is_ok();
+                assert!(if balance < 0 { !approved } else { approved || balance == 0 }, "{tap:?}");
+            }
+        }
     }
 
     #[test]

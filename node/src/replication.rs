@@ -10,9 +10,7 @@ use feiqian_protocol::frame::{
     Recall, Recalled, RefusalReason,
 };
 use feiqian_protocol::ids::{AccountId, LogId, Unit};
-use feiqian_protocol::limits::{
-    CLOCK_AHEAD_MS_MAX, ENTRIES_PER_FRAME_MAX, LINK_QUEUE_MAX, PENDING_TAPS_MAX, SHARDS,
-};
+use feiqian_protocol::limits::{CLOCK_AHEAD_MS_MAX, ENTRIES_PER_FRAME_MAX, PENDING_TAPS_MAX, SHARDS};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::session::{Sender, pack};
 use feiqian_protocol::time::{Hlc, Timestamp};
@@ -25,6 +23,10 @@ use crate::store::StoreError;
 
 /// How often a quiet node looks whether its clock has moved enough for a mark, in milliseconds of real time.
 const MARK_INTERVAL_MS: u64 = 250;
+
+/// Bytes of entries that are kept while the Hello before them, which travels in another lane, is still to come: some times
+/// what the lane has under way unread.
+const EARLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How far the wall clock must have moved for another mark.
 const MARK_STEP_MS: i64 = 1_000;
@@ -206,7 +208,9 @@ impl NodeCore {
                 Ok(())
             }
             (Frame::Entries(entries), Link::Opening(_)) => {
-                if self.early.len() >= LINK_QUEUE_MAX {
+                let bytes =
+                    |entries: &Entries| entries.records.iter().map(|record| record.len()).sum::<usize>();
+                if self.early.iter().map(bytes).sum::<usize>() + bytes(&entries) > EARLY_BYTES_MAX {
                     return Err(Fault::peer("entries, but no Hello"));
                 }
                 self.early.push(entries);
@@ -218,7 +222,7 @@ impl NodeCore {
             (Frame::Recall(recall), Link::Up(..)) => self.on_recall(now, recall, outputs),
             // What was said before a refusal was known.
             (Frame::No(_) | Frame::Recall(_), Link::Refused(..) | Link::Damaged(..)) => Ok(()),
-            (Frame::LossNotice(notice), _) => Ok(self.on_loss(now, &notice, outputs)?),
+            (Frame::LossNotice(notice), _) => self.on_loss(now, &notice, outputs),
             _ => Err(Fault::peer("a frame out of place")),
         }
     }
@@ -519,20 +523,22 @@ impl NodeCore {
         Ok(())
     }
 
-    /// A loss that is ahead of its entry.
-    fn on_loss(
-        &mut self,
-        now: &Now,
-        notice: &LossNotice,
-        outputs: &mut Vec<Output>,
-    ) -> Result<(), StoreError> {
-        let applied = self.centre_cursor(notice.log).map_or(0, |cursor| cursor.position);
-        if notice.position <= applied {
+    /// A loss that is ahead of its entry. The entry is in the account's own stream, or the notice would
+    /// be kept for ever.
+    fn on_loss(&mut self, now: &Now, notice: &LossNotice, outputs: &mut Vec<Output>) -> Result<(), Fault> {
+        let stream = LogId::shard(self.identity.institution, notice.account.shard());
+        let Some(applied) = self.centre_cursor(notice.log).filter(|_| notice.log == stream) else {
+            return Err(Fault::peer(format!("a loss of account {} in {}", notice.account, notice.log)));
+        };
+        if i64::try_from(notice.position).is_err() {
+            return Err(Fault::peer(format!("a loss at {}", notice.position)));
+        }
+        if notice.position <= applied.position {
             return Ok(());
         }
         self.store.put_loss(&notice.card, notice.account, notice.log, notice.position)?;
         self.losses = self.store.losses()?;
-        self.decide_waiting(now, [notice.account], outputs)
+        Ok(self.decide_waiting(now, [notice.account], outputs)?)
     }
 
     /// Sends what the commit of this step makes true: acknowledgements, entries, and the mark of a quiet log.

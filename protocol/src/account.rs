@@ -13,8 +13,14 @@
 //!
 //! A loss has a key of its own, so a lift (a deletion) removes only the reports that its author had seen. Nothing here
 //! is money: that is in the logs.
+//!
+//! Documents and changes come from peers, so they are bounded before automerge reads them ([`chunk`]), what makes it panic
+//! is an error here, and a change counts only where the document that it gives can be saved and loaded again.
+
+mod chunk;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::transaction::Transactable;
 use automerge::{
@@ -25,7 +31,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::chain::hex;
 use crate::ids::{AccountId, CardNumber, InstitutionId, Key, NodeId};
-use crate::limits::{AMOUNT_FEN_MAX, DOCUMENT_BYTES_MAX};
+use crate::limits::{
+    AMOUNT_FEN_MAX, DOCUMENT_BYTES_KEPT, DOCUMENT_BYTES_MAX, DOCUMENT_BYTES_SLACK, NAME_BYTES_MAX,
+};
 use crate::money::Fen;
 use crate::time::Timestamp;
 
@@ -179,6 +187,15 @@ pub enum AccountError {
     /// Too large.
     #[error("the document has {0} bytes, more than {DOCUMENT_BYTES_MAX}")]
     TooLarge(usize),
+    /// It would become too large.
+    #[error("there is no room in the document: it would have {0} bytes")]
+    NoRoom(usize),
+    /// Not the form of a document, or far more in it than fits an account.
+    #[error("not a document of a size that is read")]
+    TooCostly,
+    /// A patron class that is empty, or longer than [`NAME_BYTES_MAX`].
+    #[error("a patron class must have 1 to {NAME_BYTES_MAX} bytes")]
+    Class,
     /// An intent about a card that the account does not have.
     #[error("the account has no such card")]
     NoSuchCard,
@@ -236,10 +253,13 @@ impl Document {
     /// Creates the document of a new account. Only the centre does: two creations would not merge.
     ///
     /// # Errors
-    /// [`AccountError::LimitOutOfRange`], or an automerge error.
+    /// [`AccountError::LimitOutOfRange`], [`AccountError::Class`], [`AccountError::NoRoom`], or an automerge error.
     pub fn create(new: &NewAccount, actor: ActorId, at: Timestamp) -> Result<Self, AccountError> {
         check_limit(new.single_limit)?;
         check_limit(new.daily_limit)?;
+        if !(1..=NAME_BYTES_MAX).contains(&new.class.len()) {
+            return Err(AccountError::Class);
+        }
         let mut doc = AutoCommit::new().with_actor(actor);
         doc.put(ROOT, "class", new.class.as_str())?;
         for field in ["void", "losses", "frozen", "closed"] {
@@ -257,6 +277,7 @@ impl Document {
             doc.put(&groups, group.as_str(), ScalarValue::Timestamp(at.0))?;
         }
         doc.commit();
+        check_room(&mut doc, DOCUMENT_BYTES_KEPT)?;
         Ok(Self(doc))
     }
 
@@ -268,7 +289,8 @@ impl Document {
         if bytes.len() > DOCUMENT_BYTES_MAX {
             return Err(AccountError::TooLarge(bytes.len()));
         }
-        Ok(Self(AutoCommit::load(bytes)?.with_actor(actor)))
+        chunk::check_document(bytes).map_err(|chunk::TooCostly| AccountError::TooCostly)?;
+        Ok(Self(contained(|| AutoCommit::load(bytes))??.with_actor(actor)))
     }
 
     /// The document as bytes. Equal heads do not mean equal bytes.
@@ -276,11 +298,25 @@ impl Document {
         self.0.save()
     }
 
-    /// Carries out an intent; returns the change to send to the others.
+    /// Carries out an intent; returns the change to send to the others. What takes possibilities away finds room in a
+    /// document that has none left for the rest.
     ///
     /// # Errors
     /// [`AccountError`] where the intent does not fit the account; the document is unchanged then.
     pub fn carry_out(&mut self, intent: &Intent, at: Timestamp) -> Result<Vec<u8>, AccountError> {
+        let before = self.0.clone();
+        let kept = if intent.narrows() { DOCUMENT_BYTES_SLACK } else { DOCUMENT_BYTES_KEPT };
+        let carried_out = self.write(intent, at).and_then(|change| {
+            check_room(&mut self.0, kept)?;
+            Ok(change)
+        });
+        if carried_out.is_err() {
+            self.0 = before;
+        }
+        carried_out
+    }
+
+    fn write(&mut self, intent: &Intent, at: Timestamp) -> Result<Vec<u8>, AccountError> {
         let settings = self.settings()?;
         if settings.closed {
             return Err(AccountError::Closed);
@@ -338,15 +374,35 @@ impl Document {
     /// Merges a change made elsewhere. A repeat changes nothing.
     ///
     /// # Errors
-    /// [`AccountError::Change`] where it is malformed or something that it builds on is missing.
+    /// [`AccountError::Change`] where it is malformed, something that it builds on is missing, or what it makes of the
+    /// document cannot be loaded again; [`AccountError::TooLarge`] where that is too large.
     pub fn merge_change(&mut self, bytes: &[u8]) -> Result<(), AccountError> {
-        let change = Change::from_bytes(bytes.to_vec()).map_err(|_| AccountError::Change)?;
-        let hash = change.hash();
-        self.0.apply_changes([change])?;
-        if self.0.get_change_by_hash(&hash).is_none() {
+        chunk::check_change(bytes).map_err(|chunk::TooCostly| AccountError::Change)?;
+        let mut merged = self.0.clone();
+        let saved = contained(|| {
+            let change = Change::from_bytes(bytes.to_vec()).map_err(|_| AccountError::Change)?;
+            let hash = change.hash();
+            merged.apply_changes([change])?;
+            if merged.get_change_by_hash(&hash).is_none() {
+                return Err(AccountError::Change);
+            }
+            Ok(merged.save())
+        })??;
+        let mut again = Self::load(&saved, self.0.get_actor().clone()).map_err(|error| match error {
+            AccountError::TooLarge(_) => error,
+            _ => AccountError::Change,
+        })?;
+        if again.0.get_heads() != merged.get_heads() {
             return Err(AccountError::Change);
         }
+        self.0 = again.0;
         Ok(())
+    }
+
+    /// True where what the centre itself has to write, such as a report of loss, still fits: a change by somebody else that
+    /// leaves less is not to be taken.
+    pub fn has_room(&mut self) -> bool {
+        check_room(&mut self.0, DOCUMENT_BYTES_KEPT).is_ok()
     }
 
     /// The hashes of the newest changes, as sorted hexadecimal.
@@ -432,8 +488,22 @@ impl Document {
     fn limit(&self, name: &'static str) -> Result<Fen, AccountError> {
         let values = self.0.get_all(self.map("limits")?, name)?;
         let limit = values.iter().filter_map(|(value, _)| value.as_i64()).min();
-        limit.map(Fen::new).ok_or(AccountError::Shape("limits"))
+        // What no intent writes is cut to the nearest that one could.
+        let in_range = |limit: i64| Fen::new(limit.clamp(0, AMOUNT_FEN_MAX.get()));
+        limit.map(in_range).ok_or(AccountError::Shape("limits"))
     }
+}
+
+/// Runs what reads foreign bytes with somebody else's code: a panic in there is the bytes' fault and must not take the
+/// process down. What it was working on is not used any more.
+fn contained<T>(read: impl FnOnce() -> T) -> Result<T, AccountError> {
+    catch_unwind(AssertUnwindSafe(read)).map_err(|_| AccountError::Change)
+}
+
+/// Checks that so many bytes of the largest document are left.
+fn check_room(doc: &mut AutoCommit, kept: usize) -> Result<(), AccountError> {
+    let length = doc.save().len();
+    if length + kept <= DOCUMENT_BYTES_MAX { Ok(()) } else { Err(AccountError::NoRoom(length)) }
 }
 
 fn check_limit(limit: Fen) -> Result<(), AccountError> {
@@ -443,6 +513,7 @@ fn check_limit(limit: Fen) -> Result<(), AccountError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sha2::Digest;
 
     fn actor(writer: u16) -> ActorId {
         actor_id(InstitutionId(1), NodeId(writer), 1, 1, AccountId(1))
@@ -531,5 +602,72 @@ mod tests {
         left.carry_out(&Intent::Freeze { key: key("f1") }, Timestamp(2)).unwrap();
         let second = left.carry_out(&Intent::Freeze { key: key("f2") }, Timestamp(3)).unwrap();
         assert!(matches!(centre.merge_change(&second), Err(AccountError::Change)));
+    }
+
+    /// Fills a document until nothing more of this kind fits, and returns how many there are.
+    fn fill(document: &mut Document, intent: impl Fn(usize) -> Intent) -> usize {
+        (0..)
+            .find(|number| {
+                matches!(document.carry_out(&intent(*number), Timestamp(2)), Err(AccountError::NoRoom(_)))
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn a_full_document_still_takes_a_report_of_loss_and_can_be_loaded() {
+        let mut centre = document();
+        // Keys that differ in every letter, so that nothing of them can be left out.
+        let long = |number: usize| key(&hex(&sha2::Sha256::digest(number.to_be_bytes())));
+        let groups = fill(&mut centre, |number| Intent::JoinGroup { group: long(number) });
+        assert!(groups > 100);
+        assert!(!centre.has_room() || groups > 0);
+        let loss = Intent::ReportLoss { card: card("c1"), loss: key("l1") };
+        let change = centre.carry_out(&loss, Timestamp(3)).unwrap();
+        let heads = centre.heads();
+        let mut again = copy(&mut centre, 1);
+        assert_eq!(again.settings().unwrap().cards[&card("c1")], CardStatus::Lost);
+        again.merge_change(&change).unwrap();
+        let reports = fill(&mut centre, |number| Intent::ReportLoss { card: card("c1"), loss: long(number) });
+        assert!(reports > 100);
+        assert_ne!(centre.heads(), heads);
+        copy(&mut centre, 1);
+    }
+
+    #[test]
+    fn a_new_account_is_named_and_of_a_size_that_leaves_room() {
+        let new = |class: &str, groups: usize| NewAccount {
+            class: class.to_owned(),
+            cards: vec![card("c1")],
+            single_limit: Fen::ZERO,
+            daily_limit: Fen::ZERO,
+            groups: (0..groups)
+                .map(|number| key(&hex(&sha2::Sha256::digest(number.to_be_bytes()))))
+                .collect(),
+        };
+        let create = |new: &NewAccount| Document::create(new, actor(0), Timestamp(1)).map(drop);
+        assert!(create(&new("\u{5b66}\u{751f}", 3)).is_ok());
+        for class in ["", &"x".repeat(NAME_BYTES_MAX + 1)] {
+            assert!(matches!(create(&new(class, 0)), Err(AccountError::Class)));
+        }
+        assert!(matches!(create(&new("student", 2_000)), Err(AccountError::NoRoom(_))));
+    }
+
+    /// The change with its first operation numbered as 1, and a checksum that fits.
+    fn renumbered(change: &[u8]) -> Vec<u8> {
+        let change = Change::from_bytes(change.to_vec()).unwrap();
+        let mut expanded = change.decode();
+        expanded.start_op = std::num::NonZeroU64::MIN;
+        Change::from(expanded).raw_bytes().to_vec()
+    }
+
+    #[test]
+    fn a_change_after_which_the_document_could_not_be_loaded_is_refused() {
+        let mut centre = document();
+        let change =
+            copy(&mut centre, 1).carry_out(&Intent::Freeze { key: key("f1") }, Timestamp(2)).unwrap();
+        let heads = centre.heads();
+        assert!(matches!(centre.merge_change(&renumbered(&change)), Err(AccountError::Change)));
+        assert_eq!(centre.heads(), heads);
+        centre.merge_change(&change).unwrap();
     }
 }

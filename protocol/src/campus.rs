@@ -169,6 +169,9 @@ impl Default for Policy {
     }
 }
 
+/// Largest turnover that a node may be reckoned with a day (¥100 million): its pool stays an amount that nodes take.
+const TURNOVER_FEN_MAX: Fen = Fen::new(10_000_000_000);
+
 /// What is wrong with a campus configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum CampusError {
@@ -250,6 +253,12 @@ impl CampusConfig {
                 return Err(CampusError::OutOfRange { key, range: "from 0 to 10000000 fen" });
             }
         }
+        if self.policy.pool_turnover_fen.is_negative() || self.policy.pool_turnover_fen > TURNOVER_FEN_MAX {
+            return Err(CampusError::OutOfRange {
+                key: "pool_turnover_fen",
+                range: "from 0 to 10000000000 fen",
+            });
+        }
         if self.policy.pool_percent > 1_000 || self.policy.pool_habit_percent > 100 {
             return Err(CampusError::OutOfRange {
                 key: "pool_percent",
@@ -289,5 +298,27 @@ impl CampusConfig {
     /// The building of a node.
     pub fn building(&self, node: &NodeName) -> Option<&Building> {
         self.buildings.iter().find(|building| building.node == *node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turnover_whose_pool_would_not_fit_is_refused() {
+        let json = |fen: i64| {
+            format!(
+                r#"{{"institution":1,"campus":1,"merchants":[],"buildings":[],"policy":{{"pool_turnover_fen":{fen}}}}}"#
+            )
+        };
+        assert!(CampusConfig::from_bytes(json(10_000_000_000).as_bytes()).is_ok());
+        for fen in [i64::MAX, i64::MIN, -1, 10_000_000_001] {
+            let error = CampusConfig::from_bytes(json(fen).as_bytes()).unwrap_err();
+            assert!(
+                matches!(error, CampusError::OutOfRange { key: "pool_turnover_fen", .. }),
+                "{fen}: {error}"
+            );
+        }
     }
 }

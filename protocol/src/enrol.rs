@@ -243,6 +243,9 @@ pub enum EnrolError {
     /// Not the CBOR that is expected.
     #[error("the enrolment message is malformed")]
     Malformed(#[from] minicbor::decode::Error),
+    /// Something follows the message.
+    #[error("the enrolment message has bytes after its end")]
+    TrailingBytes,
 }
 
 /// Reads one of the messages of enrolment and renewal.
@@ -253,7 +256,9 @@ pub fn decode<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, EnrolError> {
     if bytes.len() > ENROL_BYTES_MAX {
         return Err(EnrolError::TooLong(bytes.len()));
     }
-    Ok(minicbor::decode(bytes)?)
+    let mut decoder = minicbor::Decoder::new(bytes);
+    let message = decoder.decode()?;
+    if decoder.position() == bytes.len() { Ok(message) } else { Err(EnrolError::TrailingBytes) }
 }
 
 #[cfg(test)]
@@ -275,5 +280,7 @@ mod tests {
         let bytes = minicbor::to_vec(&sealed).unwrap();
         assert_eq!(decode::<SealedEnrolRequest>(&bytes).unwrap(), sealed);
         assert!(decode::<SealedEnrolRequest>(&bytes[1..]).is_err());
+        let longer = [&bytes[..], &[0]].concat();
+        assert!(matches!(decode::<SealedEnrolRequest>(&longer), Err(EnrolError::TrailingBytes)));
     }
 }

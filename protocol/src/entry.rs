@@ -189,7 +189,7 @@ pub struct Debit {
 impl Debit {
     /// The whole debit: right and stand-in.
     pub fn amount(&self) -> Fen {
-        self.from_right + self.stand_in
+        self.from_right.saturating_add(self.stand_in)
     }
 }
 
@@ -231,7 +231,7 @@ pub struct Reversal {
 impl Reversal {
     /// All that is given back.
     pub fn amount(&self) -> Fen {
-        self.right_back + self.right_home + self.stand_in_home
+        self.right_back.saturating_add(self.right_home).saturating_add(self.stand_in_home)
     }
 }
 
@@ -722,11 +722,16 @@ macro_rules! bodies {
                 }
             }
 
-            fn from_bytes(kind: u16, critical: bool, bytes: &[u8]) -> Result<Self, minicbor::decode::Error> {
-                match kind {
-                    $($kind => minicbor::decode::<$body>(bytes).map(Self::$variant),)*
-                    _ => Ok(Self::Unknown { kind, critical, body: bytes.to_vec() }),
+            fn from_bytes(kind: u16, critical: bool, bytes: &[u8]) -> Result<Self, RecordError> {
+                let mut d = minicbor::Decoder::new(bytes);
+                let body = match kind {
+                    $($kind => d.decode::<$body>().map(Self::$variant)?,)*
+                    _ => return Ok(Self::Unknown { kind, critical, body: bytes.to_vec() }),
+                };
+                if d.position() != bytes.len() {
+                    return Err(RecordError::TrailingBytes);
                 }
+                Ok(body)
             }
         }
 
@@ -793,7 +798,7 @@ pub enum RecordError {
     /// Not the CBOR of an entry.
     #[error("the record is malformed")]
     Malformed(#[from] minicbor::decode::Error),
-    /// Something follows the entry.
+    /// Something follows the entry, or its body.
     #[error("the record has bytes after its end")]
     TrailingBytes,
 }

@@ -9,7 +9,7 @@ use minicbor::{Decode, Encode};
 use crate::chain::{Countersignature, Cursor, SignedHead};
 use crate::entry::RecordError;
 use crate::ids::{AccountId, CardNumber, Epoch, InstitutionId, LogId, NodeId, Unit};
-use crate::limits::{ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX};
+use crate::limits::{ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, FRAME_LIST_MAX};
 use crate::money::Fen;
 use crate::time::{BusinessDay, Hlc, Timestamp};
 
@@ -71,6 +71,21 @@ pub struct LogCursor {
     pub cursor: Cursor,
 }
 
+/// Decodes a list of at most [`FRAME_LIST_MAX`] elements.
+fn bounded<'b, C, T: Decode<'b, C>>(
+    d: &mut minicbor::Decoder<'b>,
+    context: &mut C,
+) -> Result<Vec<T>, minicbor::decode::Error> {
+    let mut list = Vec::new();
+    for element in d.array_iter_with(context)? {
+        if list.len() == FRAME_LIST_MAX {
+            return Err(minicbor::decode::Error::message("a list of too many elements"));
+        }
+        list.push(element?);
+    }
+    Ok(list)
+}
+
 /// A node's first word in a session.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct NodeHello {
@@ -93,7 +108,7 @@ pub struct NodeHello {
     #[n(5)]
     pub to_node: Cursor,
     /// Its positions in the account streams.
-    #[n(6)]
+    #[cbor(n(6), decode_with = "bounded")]
     pub shards: Vec<LogCursor>,
     /// The newest countersignature that it holds of its log.
     #[n(7)]
@@ -199,10 +214,10 @@ pub struct Entries {
     #[n(1)]
     pub first: u64,
     /// The records.
-    #[n(2)]
+    #[cbor(n(2), decode_with = "bounded")]
     pub records: Vec<ByteVec>,
     /// The signed heads; the last one covers the last record.
-    #[n(3)]
+    #[cbor(n(3), decode_with = "bounded")]
     pub heads: Vec<SignedHead>,
 }
 

@@ -63,9 +63,9 @@ impl Epoch {
     /// The epoch of a newly enrolled node.
     pub const FIRST: Self = Self(1);
 
-    /// The epoch after this one.
+    /// The epoch after this one. The last number stays: an epoch that a peer names may be any.
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -9,10 +9,14 @@ pub const SHARDS: u8 = 16;
 /// the sum of 900 thousand million of them.
 pub const AMOUNT_FEN_MAX: Fen = Fen::new(10_000_000);
 
+/// Largest total or sum in anything that a peer says: far above all the money of an institution, and small enough that
+/// two thousand of them fit in 64 bits. What is beyond it is no amount.
+pub const SUM_FEN_MAX: Fen = Fen::new(1 << 52);
+
 /// Largest measured quantity of one tap (grams, millilitres, seconds).
 pub const QUANTITY_MAX: u32 = 1_000_000;
 
-/// Longest name: terminal, card, node, key.
+/// Longest name: terminal, card, node, key, patron class.
 pub const NAME_BYTES_MAX: usize = 64;
 
 /// Largest entry record. A setting change of a large document is the largest thing that is logged.
@@ -21,6 +25,10 @@ pub const RECORD_BYTES_MAX: usize = 64 * 1024;
 /// Entries in one frame: one commit of a busy node fits, and a frame stays a unit of work of some milliseconds, for which
 /// everything else at its receiver waits.
 pub const ENTRIES_PER_FRAME_MAX: usize = 256;
+
+/// Elements of a list in a frame that are decoded before the list is judged: an element may be one byte on the wire and
+/// takes some tens of bytes in memory.
+pub const FRAME_LIST_MAX: usize = 1_024;
 
 /// Payload of records that a sender puts into one frame before it starts the next one.
 pub const FRAME_RECORDS_BYTES_TARGET: usize = 128 * 1024;
@@ -46,6 +54,12 @@ pub const CLOCK_AHEAD_MS_MAX: i64 = 60_000;
 /// Deadline of an ask, in milliseconds of real time, from tap to answer; then the offline policy decides.
 pub const ASK_DEADLINE_MS: u64 = 300;
 
+/// Longest that an ask may wait at the centre, in milliseconds, whatever it says of its deadline; no node waits longer.
+pub const ASK_DEADLINE_MS_MAX: u64 = 10_000;
+
+/// Asks of one node that may wait at the centre. What comes beyond it is not answered, so that node decides by itself.
+pub const ASKS_PER_NODE_MAX: usize = 1_024;
+
 /// Pending taps at one node. A terminal has one tap at a time, so this is a bound on terminals.
 pub const PENDING_TAPS_MAX: usize = 4_096;
 
@@ -67,9 +81,30 @@ pub const CAMPUS_CONFIG_BYTES_MAX: usize = 60 * 1024;
 /// Largest account document, saved.
 pub const DOCUMENT_BYTES_MAX: usize = 48 * 1024;
 
+/// Of it kept free for what must always fit, such as a report of loss at the centre.
+pub const DOCUMENT_BYTES_KEPT: usize = 12 * 1024;
+
+/// Of it kept free for replicas, which may save the same document in somewhat more bytes.
+pub const DOCUMENT_BYTES_SLACK: usize = 1024;
+
+/// Operations (or changes) in one account document: more than fit into its bytes where each says something of its own.
+pub const DOCUMENT_OPERATIONS_MAX: u64 = 16 * 1024;
+
+/// Bytes of a document's columns, inflated.
+pub const DOCUMENT_INFLATED_BYTES_MAX: usize = 1024 * 1024;
+
+/// Operations in one change of an account document: an intent is some, a lift of many reports one for each.
+pub const CHANGE_OPERATIONS_MAX: u64 = 1024;
+
+/// Reports of loss that one setting lifts; more are lifted by several settings, since each stands in it twice.
+pub const LOSSES_PER_LIFT_MAX: usize = 128;
+
 /// Deltas or heads in one posted batch entry, so that it fits a record.
 pub const DELTAS_PER_POSTED_MAX: usize = 2_000;
 
 const _: () = assert!(FRAME_RECORDS_BYTES_TARGET + RECORD_BYTES_MAX + 64 * 1024 < FRAME_BYTES_MAX);
 const _: () = assert!(CAMPUS_CONFIG_BYTES_MAX < RECORD_BYTES_MAX && DOCUMENT_BYTES_MAX < RECORD_BYTES_MAX);
 const _: () = assert!(DELTAS_PER_POSTED_MAX * 24 < RECORD_BYTES_MAX);
+const _: () = assert!(ENTRIES_PER_FRAME_MAX < FRAME_LIST_MAX && (SHARDS as usize) < FRAME_LIST_MAX);
+const _: () = assert!(DOCUMENT_BYTES_SLACK < DOCUMENT_BYTES_KEPT && DOCUMENT_BYTES_KEPT < DOCUMENT_BYTES_MAX);
+const _: () = assert!(LOSSES_PER_LIFT_MAX * 4 * NAME_BYTES_MAX < RECORD_BYTES_MAX);

@@ -59,6 +59,12 @@ impl Fen {
         self.0.checked_sub(other.0).map(Self)
     }
 
+    /// Adds; a sum that does not fit is the largest (or smallest) amount whose negative fits. For what a peer says that
+    /// may break every rule; money that counts is bounded where it enters.
+    pub fn saturating_add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0).max(-i64::MAX))
+    }
+
     /// The amount in yuan, exact.
     pub fn to_yuan(self) -> Decimal {
         Decimal::new(self.0, 2)

@@ -53,7 +53,7 @@ impl Hlc {
 
     /// The next value of a clock whose last value was `self`, at wall time `wall`: above `self`, and at least `wall`.
     pub fn tick(self, wall: Timestamp) -> Self {
-        Self(self.0 + 1).max(Self::at(wall))
+        Self(self.0.saturating_add(1)).max(Self::at(wall))
     }
 
     /// Takes note of a peer's clock, at most [`CLOCK_AHEAD_MS_MAX`] ahead of our own wall clock.
@@ -81,9 +81,9 @@ impl Hlc {
 pub struct BusinessDay(#[n(0)] pub i32);
 
 impl BusinessDay {
-    /// The next day.
+    /// The next day; the last one that there is stays.
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -127,10 +127,11 @@ impl BusinessCalendar {
     /// China Standard Time, days cut at midnight.
     pub const CHINA: Self = Self { utc_offset_minutes: 480, cutoff_minutes: 0 };
 
-    /// The business day that `time` belongs to.
-    pub const fn day(&self, time: Timestamp) -> BusinessDay {
-        let shift_ms = (self.utc_offset_minutes as i64 - self.cutoff_minutes as i64) * 60_000;
-        BusinessDay((time.0.saturating_add(shift_ms)).div_euclid(86_400_000) as i32)
+    /// The business day that `time` belongs to; the first or last there is for times millions of years away.
+    pub fn day(&self, time: Timestamp) -> BusinessDay {
+        let shift_ms = (i64::from(self.utc_offset_minutes) - i64::from(self.cutoff_minutes)) * 60_000;
+        let day = time.0.saturating_add(shift_ms).div_euclid(86_400_000);
+        BusinessDay(day.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32)
     }
 
     /// When `day` begins.
@@ -166,5 +167,19 @@ mod tests {
         assert_eq!(calendar.day(midnight.plus_ms(180 * 60_000 - 1)), BusinessDay(19_302));
         assert_eq!(calendar.day(midnight.plus_ms(180 * 60_000)), BusinessDay(19_303));
         assert_eq!(calendar.start(BusinessDay(19_303)), midnight.plus_ms(180 * 60_000));
+    }
+
+    #[test]
+    fn what_a_peer_may_name_has_a_next_one() {
+        assert_eq!(Hlc::from_bits(u64::MAX).tick(Timestamp(i64::MAX)), Hlc::from_bits(u64::MAX));
+        assert_eq!(crate::ids::Epoch(u32::MAX).next(), crate::ids::Epoch(u32::MAX));
+        for (time, day) in [(i64::MAX, i32::MAX), (i64::MIN, i32::MIN)] {
+            assert_eq!(
+                BusinessCalendar::CHINA.day(Timestamp(time)),
+                BusinessDay(day),
+                "days do not wrap around"
+            );
+        }
+        assert_eq!(BusinessDay(i32::MAX).next(), BusinessDay(i32::MAX));
     }
 }

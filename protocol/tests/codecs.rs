@@ -10,8 +10,8 @@ use feiqian_protocol::enrol::{
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
     CloseRequest, Closed, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd, Grant, Hint, Measured,
-    Pool, Posted, PostedHead, Proof, Refund, Release, Reversal, Setting, ShareGrant, ShareRelease,
-    StandInGrant, TakenIn, TapRef, Tombstone,
+    Pool, Posted, PostedHead, Proof, RecordError, Refund, Release, Reversal, Setting, ShareGrant,
+    ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone,
 };
 use feiqian_protocol::frame::{
     Ack, Ask, Branch, CentreHello, Entries, Frame, FrameError, LogCursor, LossNotice, Mark, No, NodeHello,
@@ -630,9 +630,33 @@ fn lengths_are_bounded_before_anything_is_read() {
         let bytes = Frame::Entries(Entries { log, first: 1, records, heads: Vec::new() }).to_bytes();
         assert!(matches!(Frame::from_bytes(&bytes), Err(FrameError::Entries(n)) if n == count));
     }
+    // A list is not decoded beyond what it may have, however little an element takes on the wire.
+    let records = vec![Vec::new().into(); 500_000];
+    let bytes = Frame::Entries(Entries { log, first: 1, records, heads: Vec::new() }).to_bytes();
+    assert!(matches!(Frame::from_bytes(&bytes), Err(FrameError::Malformed(_))));
     // An array that claims 2^32 records, in a frame of a few bytes.
     let claim = [0x82, 0x02, 0x81, 0x84, 0x83, 1, 1, 0, 1, 0x9a, 0xff, 0xff, 0xff, 0xff];
     assert!(Frame::from_bytes(&claim).is_err());
+}
+
+#[test]
+fn nothing_may_follow_the_body_within_a_record() {
+    let body = Body::from(EpochEnd { epoch: Epoch(1) });
+    let entry = Entry { clock: Hlc::default(), campus: CampusId(1), actor: Actor::node(), body };
+    let record = entry.to_record();
+    // The body is the record's last three bytes: a length, and an array of one number.
+    let (before, body) = record.split_at(record.len() - 3);
+    assert_eq!(body, [0x42, 0x81, 1]);
+    let longer = [before, &[0x43, 0x81, 1, 0]].concat();
+    assert!(matches!(Entry::from_record(&longer), Err(RecordError::TrailingBytes)));
+}
+
+#[test]
+fn sums_of_what_a_peer_may_say_do_not_overflow() {
+    for extreme in [Fen::new(i64::MIN), Fen::new(i64::MAX)] {
+        let sum = extreme.saturating_add(extreme);
+        assert_eq!((-sum).is_negative(), extreme.is_positive());
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use feiqian_protocol::entry::{
 };
 use feiqian_protocol::frame::{Frame, LossNotice};
 use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
-use feiqian_protocol::limits::{AMOUNT_FEN_MAX, ENROL_CODE_SECONDS, ENROL_TRIES_MAX};
+use feiqian_protocol::limits::{AMOUNT_FEN_MAX, ENROL_CODE_SECONDS, ENROL_TRIES_MAX, LOSSES_PER_LIFT_MAX};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
 use serde_json::{Value, json};
@@ -248,9 +248,13 @@ impl Round<'_> {
         if losses.is_empty() {
             return Ok(refused("not_lost", "the card is not reported lost"));
         }
-        let lifted = losses.len();
-        let reply = self.settle(account, Intent::LiftLoss { card: card.clone(), losses }, operator)?;
-        Ok(reply.map(|()| json!({ "account": account, "lifted": lifted })))
+        for part in losses.chunks(LOSSES_PER_LIFT_MAX) {
+            let intent = Intent::LiftLoss { card: card.clone(), losses: part.to_vec() };
+            if let Err(error) = self.settle(account, intent, operator.clone())? {
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(json!({ "account": account, "lifted": losses.len() })))
     }
 
     /// Carries out an operator's intent.
@@ -332,6 +336,7 @@ impl Round<'_> {
         let mut meant = Document::load(&stored.document, reader)?;
         let fits = setting.document_epoch == stored.document_epoch
             && merged.merge_change(&setting.change).is_ok()
+            && merged.has_room()
             && meant.carry_out(&setting.intent, entry.clock.time()).is_ok()
             && matches!((merged.settings(), meant.settings()), (Ok(merged), Ok(meant)) if merged == meant);
         if !fits {

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use feiqian_protocol::frame::{Ask, Frame, No, Recall, Recalled};
 use feiqian_protocol::ids::{AccountId, Epoch, NodeId, Unit, Wallet};
+use feiqian_protocol::limits::{ASK_DEADLINE_MS_MAX, ASKS_PER_NODE_MAX, SUM_FEN_MAX};
 use feiqian_protocol::money::Fen;
 
 use crate::core::{Round, State, StoreError};
@@ -96,9 +97,16 @@ impl Round<'_> {
         self.state.asks.get(&(account, unit)).is_some_and(|queue| !queue.asks.is_empty())
     }
 
-    /// A node asks. Its newest ask of a row replaces the one before.
+    /// A node asks. Its newest ask of a row replaces the one before. One that no node can mean, or that comes while too many
+    /// of the node wait, is not answered.
     pub(crate) fn ask(&mut self, link: LinkId, node: NodeId, ask: Ask) {
-        let deadline_ms = self.now.mono_ms.saturating_add(ask.ms_left);
+        let waits = self.state.asks_of.entry(node).or_default();
+        if !ask.want.is_positive() || ask.want > SUM_FEN_MAX || *waits >= ASKS_PER_NODE_MAX {
+            tracing::debug!(node = node.0, waits, "an ask is left out");
+            return;
+        }
+        *waits += 1;
+        let deadline_ms = self.now.mono_ms.saturating_add(ask.ms_left.min(ASK_DEADLINE_MS_MAX));
         let waiting = WaitingAsk { node, link, ask, deadline_ms, rounds: 0 };
         let queue = self.state.asks.entry((ask.account, ask.unit)).or_default();
         match queue.asks.iter_mut().find(|other| other.node == node) {
@@ -149,6 +157,10 @@ impl Round<'_> {
                 self.state.asks.remove(&key);
                 self.state.dirty.insert(key.0);
             }
+        }
+        self.state.asks_of.clear();
+        for waiting in self.state.asks.values().flat_map(|queue| &queue.asks) {
+            *self.state.asks_of.entry(waiting.node).or_default() += 1;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! and becomes the holder's once every open node has been heard past its debit, or the term is over. What is recovered
 //! is an entry with a place of its own, so a later overspend of the same money is seen as one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use feiqian_protocol::entry::{Actor, Bearer, CaseMoved, CaseReason, EntryRef};
 use feiqian_protocol::ids::{AccountId, Wallet};
@@ -45,8 +45,9 @@ impl Round<'_> {
         let targets = targets(history.iter().map(|(at, state)| replayed(*at, state)).collect());
         let before = money::overspend_cases(self.db, institution, account, wallet)?;
         let mut cases = before.clone();
+        let known: BTreeSet<EntryRef> = before.iter().map(|case| case.debit).collect();
         for (at, state) in &history {
-            if targets.contains_key(at) && !cases.iter().any(|case| case.debit == *at) {
+            if targets.contains_key(at) && !known.contains(at) {
                 cases.push(CaseState {
                     account,
                     wallet,

@@ -53,6 +53,8 @@ pub(crate) struct State {
     pub pending: BTreeMap<NodeId, PendingGrants>,
     pub links: BTreeMap<LinkId, Link>,
     pub asks: BTreeMap<(AccountId, Unit), AskQueue>,
+    /// How many of them each node has.
+    pub asks_of: BTreeMap<NodeId, usize>,
     pub debts: Debts,
     /// Accounts with something to hand out.
     pub dirty: BTreeSet<AccountId>,
@@ -93,6 +95,7 @@ impl State {
             pending: BTreeMap::new(),
             links: BTreeMap::new(),
             asks: BTreeMap::new(),
+            asks_of: BTreeMap::new(),
             debts: Debts::default(),
             dirty: BTreeSet::new(),
             sweep: Sweep::default(),

@@ -96,28 +96,44 @@ impl PendingGrants {
     }
 }
 
-/// A pass over all accounts, bounded per step.
+/// A pass over all accounts, bounded per step. One that is started anew goes on where it is, all the way round, so that
+/// a node which comes and goes keeps nobody from being reached.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
-    next: Option<u64>,
+    /// The account that was looked at last.
+    last: u64,
+    /// How many are to be looked at, at most.
+    left: u64,
     refresh: bool,
 }
 
 impl Sweep {
     /// True while accounts are left to look at.
     pub const fn is_under_way(&self) -> bool {
-        self.next.is_some()
+        self.left > 0
     }
 
     /// How many of `accounts` are left to look at.
     pub fn left(&self, accounts: u64) -> u64 {
-        self.next.map_or(0, |next| (accounts + 1).saturating_sub(next))
+        self.left.min(accounts)
     }
 
-    /// Starts over; with `refresh`, hints are brought up to date as well.
+    /// All accounts are to be looked at, from here on; with `refresh`, hints are brought up to date as well.
     pub fn start(&mut self, refresh: bool) {
-        self.next = Some(1);
+        self.left = u64::MAX;
         self.refresh |= refresh;
+    }
+
+    /// The next of `accounts`; `None` where all were looked at.
+    fn next(&mut self, accounts: u64) -> Option<AccountId> {
+        self.left = self.left.min(accounts).checked_sub(1)?;
+        self.last = if self.last < accounts { self.last + 1 } else { 1 };
+        Some(AccountId(self.last))
+    }
+
+    /// Nobody is there to hand out to: whoever comes starts anew.
+    const fn stop(&mut self) {
+        self.left = 0;
     }
 }
 
@@ -133,6 +149,14 @@ impl Round<'_> {
         self.flush()?;
         let epoch = self.epoch(id);
         let (mut out, mut si_out) = (Fen::ZERO, Fen::ZERO);
+        // A node that gets no rights and has none ends nothing, however often it says so.
+        let is_bare = self.state.nodes.get(&id).is_some_and(|node| {
+            !matches!(node.state, NodeState::Open | NodeState::Closing)
+                && (node.out, node.si_out) == (Fen::ZERO, Fen::ZERO)
+        });
+        if is_bare {
+            return self.open_next_epoch(id, epoch);
+        }
         for (account, wallet) in money::wallets_of_epoch(self.db, id, epoch)? {
             let holding = self.holding(account, wallet)?;
             if let Some(row) = holding.rows.get_mut(&(id, epoch)) {
@@ -148,6 +172,13 @@ impl Round<'_> {
             self.state.dirty.insert(account);
         }
         nodes::insert_closing(self.db, id, epoch, head, out, si_out)?;
+        self.open_next_epoch(id, epoch)?;
+        // The node begins its next epoch with nothing.
+        self.state.sweep.start(false);
+        Ok(())
+    }
+
+    fn open_next_epoch(&mut self, id: NodeId, epoch: Epoch) -> Result<(), StoreError> {
         if let Some(pending) = self.state.pending.get_mut(&id) {
             pending.clear();
         }
@@ -159,8 +190,6 @@ impl Round<'_> {
             self.touched_nodes.insert(id);
         }
         self.forget_recalls(id);
-        // The node begins its next epoch with nothing.
-        self.state.sweep.start(false);
         Ok(())
     }
 
@@ -192,7 +221,7 @@ impl Round<'_> {
     /// C9: the end of an epoch that was closed before: nothing more of it can come.
     pub(crate) fn free_residue(&mut self, id: NodeId, epoch: Epoch) -> Result<(), StoreError> {
         self.flush()?;
-        for (account, wallet) in money::wallets_of_epoch(self.db, id, epoch)? {
+        for (account, wallet) in money::residues_of_epoch(self.db, id, epoch)? {
             let holding = self.holding(account, wallet)?;
             if let Some(row) = holding.rows.get_mut(&(id, epoch)) {
                 holding.wallet.free += row.residue;
@@ -297,7 +326,7 @@ impl Round<'_> {
         if receivers.is_empty() {
             // The next session that is anchored looks at every account.
             self.state.dirty.clear();
-            self.state.sweep.next = None;
+            self.state.sweep.stop();
             return Ok(());
         }
         while self.written < WRITES_PER_STEP
@@ -305,17 +334,19 @@ impl Round<'_> {
         {
             self.distribute(account, &receivers, false)?;
         }
-        if let Some(mut next) = self.state.sweep.next {
+        if self.state.sweep.is_under_way() {
             self.renew_pools(&receivers)?;
-            let end = accounts::count(self.db)?;
-            let stop = next.saturating_add(SWEEP_PER_STEP as u64);
+            let accounts = accounts::count(self.db)?;
             let refresh = self.state.sweep.refresh;
-            while next <= end && next < stop && self.written < WRITES_PER_STEP {
-                self.distribute(AccountId(next), &receivers, refresh)?;
-                next += 1;
+            for _ in 0..SWEEP_PER_STEP {
+                if self.written >= WRITES_PER_STEP {
+                    break;
+                }
+                let Some(account) = self.state.sweep.next(accounts) else { break };
+                self.distribute(account, &receivers, refresh)?;
             }
-            self.state.sweep.next = (next <= end).then_some(next);
-            if next > end {
+            if self.state.sweep.left(accounts) == 0 {
+                self.state.sweep.stop();
                 self.state.sweep.refresh = false;
             }
         }
@@ -489,5 +520,27 @@ impl Round<'_> {
             self.append(self.state.to_node(*id), Actor::centre(), entry)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_that_is_started_again_and_again_still_reaches_everybody() {
+        let mut sweep = Sweep::default();
+        assert_eq!(sweep.next(5), None);
+        let mut seen = BTreeSet::new();
+        for _ in 0..5 {
+            sweep.start(false);
+            seen.extend(sweep.next(5));
+        }
+        assert_eq!(seen.len(), 5);
+        let rest: Vec<u64> = std::iter::from_fn(|| sweep.next(5)).map(|account| account.0).collect();
+        assert_eq!(rest, [1, 2, 3, 4], "the whole way round since the last start");
+        assert!(!sweep.is_under_way());
+        sweep.start(true);
+        assert_eq!((sweep.left(5), sweep.left(0)), (5, 0));
     }
 }

@@ -25,6 +25,7 @@ use feiqian_protocol::time::{BusinessDay, Timestamp};
 use crate::core::{Round, StoreError};
 use crate::ledger::{SUSPENSE, channel_ledger, merchant_ledger, wallet_ledger};
 use crate::store::money::{self, HabitDay, MovementState};
+use crate::store::nodes::NodeState;
 use crate::store::{accounts, logs};
 
 /// What became of a frame of entries.
@@ -572,7 +573,9 @@ impl Round<'_> {
         let (account, wallet) = (release.account, release.wallet);
         let (pending, _) = self.pending(row_of.node, account, wallet);
         let holding = self.holding(account, wallet)?;
-        let row = holding.rows.entry((row_of.node, row_of.epoch)).or_default();
+        let Some(row) = holding.rows.get_mut(&(row_of.node, row_of.epoch)) else {
+            return self.fault(log, position, "a release of a row that was never granted");
+        };
         let there = release.amount.min((row.out - pending).or_zero());
         row.out -= there;
         holding.wallet.free += there;
@@ -614,9 +617,24 @@ impl Round<'_> {
         let row_of = self.row_of(place, epoch);
         if row_of.open {
             let head = place.at.position;
-            self.close_epoch(place.node, head)
+            self.close_epoch(place.node, head)?;
+            self.end_unasked(place.node);
+            Ok(())
         } else {
             self.free_residue(row_of.node, row_of.epoch)
+        }
+    }
+
+    /// A node ends its epoch only when it is asked to, or told that it is closed or refused. Where it does by itself, or the
+    /// asking is forgotten here, it is closed: to hand everything out again at its word would cost every account.
+    fn end_unasked(&mut self, id: NodeId) {
+        if let Some(node) = self.state.nodes.get_mut(&id)
+            && node.is_open()
+        {
+            tracing::warn!(node = id.0, "the node has ended its epoch unasked; it is closed");
+            node.state = NodeState::Closed;
+            node.reason = Some("ended its epoch".to_owned());
+            self.touched_nodes.insert(id);
         }
     }
 

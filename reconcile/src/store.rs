@@ -114,6 +114,7 @@ CREATE TABLE wallets (account INTEGER NOT NULL, wallet INTEGER NOT NULL, funds I
 CREATE TABLE rights (account INTEGER NOT NULL, wallet INTEGER NOT NULL, node INTEGER NOT NULL,
   epoch INTEGER NOT NULL, granted INTEGER NOT NULL, out INTEGER NOT NULL, si_granted INTEGER NOT NULL,
   si_out INTEGER NOT NULL, residue INTEGER NOT NULL, PRIMARY KEY (account, wallet, node, epoch)) WITHOUT ROWID;
+CREATE INDEX rights_with_residue ON rights (node, epoch) WHERE residue <> 0;
 CREATE TABLE shares (account INTEGER NOT NULL, node INTEGER NOT NULL, epoch INTEGER NOT NULL,
   granted INTEGER NOT NULL, out INTEGER NOT NULL, closed_day INTEGER, PRIMARY KEY (account, node, epoch))
   WITHOUT ROWID;

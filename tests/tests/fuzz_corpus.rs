@@ -23,8 +23,11 @@ fn inputs(name: &str) -> Vec<Vec<u8>> {
             fs::write(folder.join(format!("seed-{number:02}")), seed).unwrap();
         }
     }
-    let mut files: Vec<_> =
-        fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path()).filter(|file| file.is_file()).collect();
+    let mut files: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .filter(|file| file.is_file())
+        .collect();
     files.sort();
     assert!(!files.is_empty(), "{} has no corpus", folder.display());
     files.into_iter().map(|file| fs::read(file).unwrap()).chain(seeds(name)).collect()

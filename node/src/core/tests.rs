@@ -594,6 +594,39 @@ fn a_loss_acts_before_its_entry_and_a_lift_undoes_it() {
 }
 
 #[test]
+fn a_loss_in_a_stream_that_is_not_the_accounts_is_not_kept() {
+    let mut world = World::connected(Mode::Strict);
+    let card = CardNumber::new("alice").unwrap();
+    let own = LogId::shard(INSTITUTION, ALICE.shard());
+    for (log, position) in [
+        (LogId::shard(INSTITUTION, ALICE.shard() + 1), 5),
+        (LogId::node(INSTITUTION, NODE), 5),
+        (LogId { stream: u32::MAX, ..own }, 5),
+        (own, u64::MAX),
+    ] {
+        let notice = LossNotice { account: ALICE, card: card.clone(), log, position };
+        let outputs = world.frame(Frame::LossNotice(notice));
+        assert!(outputs.iter().any(|output| matches!(output, Output::CloseLink(..))), "{log} {position}");
+        assert!(world.core.losses.is_empty());
+        world.connect();
+    }
+}
+
+#[test]
+fn entries_ahead_of_their_hello_are_kept_up_to_a_bound() {
+    let mut world = World::connected(Mode::Strict);
+    world.hello();
+    let log = LogId::shard(INSTITUTION, 0);
+    let records = vec![vec![0; 60_000].into(); 16];
+    let frame = Frame::Entries(Entries { log, first: 1, records, heads: Vec::new() });
+    let taken = (0..).find(|_| {
+        let outputs = world.frame(frame.clone());
+        outputs.iter().any(|output| matches!(output, Output::CloseLink(..)))
+    });
+    assert_eq!(taken, Some(8), "some megabytes");
+}
+
+#[test]
 fn a_quiet_node_marks_its_clock_and_never_writes_below_it() {
     let directory = tempfile::tempdir().unwrap();
     let mut world = World::on_disk(Mode::Strict, directory.path());

@@ -25,6 +25,8 @@ use crate::export::{Format, Table, export};
 use crate::io::{Command, Identity, Input, LinkId, Now, Output, Reply, Ticket};
 use crate::verify::verify;
 
+mod hostile;
+
 const INSTITUTION: InstitutionId = InstitutionId(7);
 const START: Timestamp = Timestamp(1_667_779_200_000);
 

@@ -132,10 +132,29 @@ pub(crate) fn wallets_of_epoch(
     node: NodeId,
     epoch: Epoch,
 ) -> Result<Vec<(AccountId, Wallet)>, StoreError> {
-    let mut statement = db.prepare_cached(
-        "SELECT account, wallet FROM rights WHERE node = ?1 AND epoch = ?2
-         AND (out <> 0 OR si_out <> 0 OR residue <> 0)",
-    )?;
+    let sql = "SELECT account, wallet FROM rights WHERE node = ?1 AND epoch = ?2
+               AND (out <> 0 OR si_out <> 0 OR residue <> 0)";
+    wallets_where(db, sql, node, epoch)
+}
+
+/// The wallets in which a closed epoch of a node has something left. By an index, since a node may say at any time, and as
+/// often as it likes, that an old epoch has ended; few rows have a residue.
+pub(crate) fn residues_of_epoch(
+    db: &Connection,
+    node: NodeId,
+    epoch: Epoch,
+) -> Result<Vec<(AccountId, Wallet)>, StoreError> {
+    let sql = "SELECT account, wallet FROM rights WHERE node = ?1 AND epoch = ?2 AND residue <> 0";
+    wallets_where(db, sql, node, epoch)
+}
+
+fn wallets_where(
+    db: &Connection,
+    sql: &str,
+    node: NodeId,
+    epoch: Epoch,
+) -> Result<Vec<(AccountId, Wallet)>, StoreError> {
+    let mut statement = db.prepare_cached(sql)?;
     let mut found = statement.query(params![node.0, epoch.0])?;
     let mut wallets = Vec::new();
     while let Some(row) = found.next()? {

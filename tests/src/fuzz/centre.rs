@@ -14,9 +14,7 @@ use feiqian_protocol::entry::{Actor, ActorKind, Body, Debit, Entry, Proof, Setti
 use feiqian_protocol::frame::{
     Ack, Ask, Entries, Frame, LogCursor, Mark, NodeHello, PROTOCOL_VERSION, Recalled,
 };
-use feiqian_protocol::ids::{
-    AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet,
-};
+use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessCalendar, Hlc, Timestamp};
 use feiqian_reconcile::core::ReconcileCore;
@@ -436,7 +434,9 @@ impl Rig {
         let saved: Option<Vec<u8>> = self
             .core
             .connection()
-            .query_row("SELECT document FROM accounts WHERE account = ?1", [account.0 as i64], |row| row.get(0))
+            .query_row("SELECT document FROM accounts WHERE account = ?1", [account.0 as i64], |row| {
+                row.get(0)
+            })
             .ok();
         let bytes = script.bytes(64);
         let carried_out = saved.and_then(|saved| {
@@ -477,7 +477,9 @@ impl Rig {
             }
             let mut outputs = Vec::new();
             let inputs = std::mem::take(&mut self.inputs);
-            self.core.step(self.now, inputs, &mut outputs).expect("nothing that comes from outside fails a step");
+            self.core
+                .step(self.now, inputs, &mut outputs)
+                .expect("nothing that comes from outside fails a step");
             for output in outputs {
                 self.heard(output);
             }
@@ -637,4 +639,3 @@ fn command(script: &mut Script<'_>, name: &str) -> Command {
         _ => Command::Status,
     }
 }
-

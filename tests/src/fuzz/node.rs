@@ -260,11 +260,7 @@ struct Rig {
 }
 
 impl Rig {
-    fn open(
-        disk: Disk,
-        streams: BTreeMap<LogId, Stream>,
-        documents: BTreeMap<AccountId, Vec<u8>>,
-    ) -> Self {
+    fn open(disk: Disk, streams: BTreeMap<LogId, Stream>, documents: BTreeMap<AccountId, Vec<u8>>) -> Self {
         let connection = disk.open("node.db").expect("a disk in memory opens");
         let mut core = NodeCore::open(connection, identity(), SETTINGS).expect("a sound database opens");
         let now = Now { mono_ms: 0, wall: START, elapsed_ms: 0 };
@@ -504,7 +500,8 @@ impl Rig {
         let stream = self.streams.entry(TO_NODE).or_insert_with(|| Stream::new(TO_NODE));
         let before = stream.clone();
         stream.commit(time, time, vec![body]);
-        if let Some(entries) = self.streams.get(&TO_NODE).and_then(|stream| stream.after(self.status.applied)) {
+        if let Some(entries) = self.streams.get(&TO_NODE).and_then(|stream| stream.after(self.status.applied))
+        {
             self.hear(Frame::Entries(entries));
         }
         self.step();
@@ -696,4 +693,3 @@ fn reversal(script: &mut Script<'_>) -> Asked {
     let amount = script.rarely(2).then(|| script.fen());
     Asked::Reversal(ReversalRequest { key, original, amount })
 }
-

@@ -288,9 +288,7 @@ impl<'a> Script<'a> {
             4 => Release { account, wallet, epoch, amount: self.fen(), released_total: self.fen() }.into(),
             5 => TakenIn { tap, account, wallet, epoch, amount: self.fen() }.into(),
             6 => EpochEnd { epoch }.into(),
-            7 => {
-                ShareRelease { account, epoch, from_day: self.day(), amount: self.fen() }.into()
-            }
+            7 => ShareRelease { account, epoch, from_day: self.day(), amount: self.fen() }.into(),
             8 => Tombstone { tap, original: self.tap() }.into(),
             9 if self.rarely(2) => Access { tap, account, card: self.card() }.into(),
             9 => Decline {
@@ -369,8 +367,10 @@ impl<'a> Script<'a> {
                 recovered: self.fen(),
             }
             .into(),
-            4 => Refund { debit: self.entry_ref(), account, wallet, amount: self.fen(), reason: self.reason() }
-                .into(),
+            4 => {
+                Refund { debit: self.entry_ref(), account, wallet, amount: self.fen(), reason: self.reason() }
+                    .into()
+            }
             5 => {
                 let document = self.bytes(256).to_vec().into();
                 AccountOpened { account, document, seasoned: self.rarely(2) }.into()

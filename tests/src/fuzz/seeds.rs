@@ -155,7 +155,8 @@ fn frames() -> Vec<Frame> {
     let mut script = Script::new(&bytes);
     let (account, unit, card) = (AccountId(1), script.unit(), script.card());
     let batch = |first: usize, count| {
-        let records = entries().iter().skip(first).take(count).map(|entry| entry.to_record().into()).collect();
+        let records =
+            entries().iter().skip(first).take(count).map(|entry| entry.to_record().into()).collect();
         let heads = vec![Head { log, cursor, applied: 5, anchor: START }.sign(&key())];
         Frame::Entries(Entries { log, first: 1, records, heads })
     };
@@ -181,7 +182,14 @@ fn frames() -> Vec<Frame> {
         Frame::Ack(Ack { log, position: 7, countersignature: None }),
         Frame::Ask(Ask { account, unit, epoch, want: script.fen(), at: 7, ms_left: 300 }),
         Frame::No(No { account, unit, want: script.fen(), r#final: true, free: script.fen() }),
-        Frame::Recall(Recall { account, unit, epoch, amount: script.fen(), after: 9, from_day: script.day() }),
+        Frame::Recall(Recall {
+            account,
+            unit,
+            epoch,
+            amount: script.fen(),
+            after: 9,
+            from_day: script.day(),
+        }),
         Frame::Recalled(Recalled { account, unit, at: 7 }),
         Frame::Mark(Mark { position: 7, clock: Hlc::at(START) }),
         Frame::LossNotice(LossNotice { account, card, log: LogId::shard(INSTITUTION, 1), position: 9 }),
@@ -263,7 +271,8 @@ pub fn mutated(input: &[u8], other: &[u8], seed: &mut Seed) -> Vec<u8> {
             }
             4 => bytes.insert(at, seed.draw() as u8),
             _ if at < bytes.len() => {
-                bytes[at] = seed.pick(&[0, 1, 0x7f, 0x80, 0x9f, 0xff]).copied().unwrap_or(0) ^ (seed.draw() as u8 & 7);
+                bytes[at] = seed.pick(&[0, 1, 0x7f, 0x80, 0x9f, 0xff]).copied().unwrap_or(0)
+                    ^ (seed.draw() as u8 & 7);
             }
             _ => {}
         }

@@ -47,7 +47,9 @@ pub fn names(data: &[u8]) {
         let bytes = minicbor::to_vec(price).expect("writing to a Vec cannot fail");
         assert_eq!(minicbor::decode::<UnitPrice>(&bytes).ok(), Some(price));
         for quantity in [0, 1, 552, QUANTITY_MAX, u32::MAX] {
-            assert!(price.amount(quantity).is_ok_and(|fen| !fen.is_negative()) || price.amount(quantity).is_err());
+            assert!(
+                price.amount(quantity).is_ok_and(|fen| !fen.is_negative()) || price.amount(quantity).is_err()
+            );
         }
     }
     if let Some(bytes) = unhex(text) {
