@@ -35,7 +35,7 @@ pub fn check_kind(kind: TapKind, terminal: &str, merchant: Option<&Merchant>) ->
 ///
 /// # Errors
 /// The reason to decline.
-pub(crate) fn standing<'a>(
+pub fn standing<'a>(
     kind: TapKind,
     holder: Option<&'a Holder>,
     lost: bool,
@@ -123,19 +123,24 @@ pub enum Cover {
 }
 
 /// The money side of an account as a purchase meets it.
-pub(crate) struct Funds<'a> {
-    pub(crate) holder: &'a Holder,
-    pub(crate) purse: &'a Purse,
-    pub(crate) share: &'a Share,
-    pub(crate) day: BusinessDay,
-    pub(crate) mode: Mode,
+pub struct Funds<'a> {
+    /// Card and account.
+    pub holder: &'a Holder,
+    /// Both wallets.
+    pub purse: &'a Purse,
+    /// The allowance share.
+    pub share: &'a Share,
+    /// The business day of the debit.
+    pub day: BusinessDay,
+    /// How the campus stands in.
+    pub mode: Mode,
 }
 
 /// Covers a purchase from allowance and rights. With the right PIN neither limit counts.
 ///
 /// # Errors
 /// The reason to decline, whatever the centre might say.
-pub(crate) fn cover(amount: Fen, pin: Pin, funds: &Funds<'_>) -> Result<Cover, DeclineReason> {
+pub fn cover(amount: Fen, pin: Pin, funds: &Funds<'_>) -> Result<Cover, DeclineReason> {
     match pin {
         Pin::Wrong => return Err(DeclineReason::WrongPin),
         Pin::Right => {}

@@ -22,7 +22,7 @@
 //! A tap of one wallet writes four rows (entry, wallet, debit, first answer), of which two stand somewhere in the middle of
 //! a table; a commit adds a head and `state`. What only a reversal or a posted batch needs is looked for then.
 
-pub(crate) mod accounts;
+pub mod accounts;
 pub(crate) mod log;
 pub(crate) mod taps;
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{NAME_BYTES_MAX, SHARDS};
+use crate::limits::{ACCOUNT_END, NAME_BYTES_MAX, SHARDS};
 
 macro_rules! number_id {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
@@ -38,9 +38,25 @@ number_id! {
     /// A building controller, numbered from 1 by the centre. 0 is the centre itself as a writer of logs.
     NodeId(u16)
 }
-number_id! {
-    /// An account, numbered by the centre.
-    AccountId(u64)
+/// An account, numbered by the centre from 1, below [`ACCOUNT_END`].
+#[derive(Clone, Copy, Debug, Deserialize, Encode, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[cbor(transparent)]
+#[serde(transparent)]
+pub struct AccountId(#[n(0)] pub u64);
+
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'b, C> Decode<'b, C> for AccountId {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        match d.u64()? {
+            number if number < ACCOUNT_END => Ok(Self(number)),
+            _ => Err(minicbor::decode::Error::message("no number of an account")),
+        }
+    }
 }
 number_id! {
     /// A number that grows with each closing of a node's rights; starts at 1.

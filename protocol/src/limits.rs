@@ -5,6 +5,9 @@ use crate::money::Fen;
 /// Account shards of the centre. Fixed at init: an account's shard is its number modulo this.
 pub const SHARDS: u8 = 16;
 
+/// Numbers of accounts stay below this, so that an account and its wallet together fit the key of a table.
+pub const ACCOUNT_END: u64 = 1 << 60;
+
 /// Largest single amount, in fen (¥100,000): far above any purchase or top-up, and small enough that 2^63 fen holds
 /// the sum of 900 thousand million of them.
 pub const AMOUNT_FEN_MAX: Fen = Fen::new(10_000_000);

@@ -20,7 +20,7 @@ use feiqian_protocol::frame::{
 use feiqian_protocol::ids::{
     AccountId, CampusId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,
 };
-use feiqian_protocol::limits::{ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, RECORD_BYTES_MAX};
+use feiqian_protocol::limits::{ACCOUNT_END, ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, RECORD_BYTES_MAX};
 use feiqian_protocol::money::{Fen, UnitPrice};
 use feiqian_protocol::tap::DeclineReason;
 use feiqian_protocol::time::{BusinessDay, Hlc, Timestamp};
@@ -49,7 +49,7 @@ fn fen() -> impl Strategy<Value = Fen> {
 }
 
 fn account() -> impl Strategy<Value = AccountId> {
-    any::<u64>().prop_map(AccountId)
+    (0..ACCOUNT_END).prop_map(AccountId)
 }
 
 fn epoch() -> impl Strategy<Value = Epoch> {
@@ -649,6 +649,14 @@ fn nothing_may_follow_the_body_within_a_record() {
     assert_eq!(body, [0x42, 0x81, 1]);
     let longer = [before, &[0x43, 0x81, 1, 0]].concat();
     assert!(matches!(Entry::from_record(&longer), Err(RecordError::TrailingBytes)));
+}
+
+#[test]
+fn an_account_beyond_all_numbers_is_no_account() {
+    for (number, is_one) in [(0, true), (ACCOUNT_END - 1, true), (ACCOUNT_END, false), (u64::MAX, false)] {
+        let bytes = minicbor::to_vec(AccountId(number)).unwrap();
+        assert_eq!(minicbor::decode::<AccountId>(&bytes).is_ok(), is_one, "{number}");
+    }
 }
 
 #[test]

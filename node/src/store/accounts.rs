@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use feiqian_protocol::account::{AccountSettings, CardStatus};
 use feiqian_protocol::entry::{Hint, Pool};
 use feiqian_protocol::ids::{AccountId, CardNumber, LogId, Wallet};
-use feiqian_protocol::limits::SHARDS;
+use feiqian_protocol::limits::{ACCOUNT_END, SHARDS};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::rights::{Row, Share};
 use feiqian_protocol::time::BusinessDay;
@@ -16,50 +16,50 @@ use super::{Store, StoreError};
 
 /// A card and its account, as far as a tap needs them.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Holder {
+pub struct Holder {
     /// The account.
-    pub(crate) account: AccountId,
+    pub account: AccountId,
     /// Whether the card may be used.
-    pub(crate) card: CardStatus,
+    pub card: CardStatus,
     /// No purchases.
-    pub(crate) frozen: bool,
+    pub frozen: bool,
     /// No more anything.
-    pub(crate) closed: bool,
+    pub closed: bool,
     /// Patron class.
-    pub(crate) class: String,
+    pub class: String,
     /// No-PIN limit of a purchase.
-    pub(crate) single_limit: Fen,
+    pub single_limit: Fen,
     /// No-PIN allowance of a day.
-    pub(crate) daily_limit: Fen,
+    pub daily_limit: Fen,
     /// Groups.
-    pub(crate) groups: Vec<String>,
+    pub groups: Vec<String>,
 }
 
 /// One wallet of an account: its posted balance, what was done here since, and the rights of the open epoch.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct WalletState {
+pub struct WalletState {
     /// Posted balance.
-    pub(crate) posted: Fen,
+    pub posted: Fen,
     /// Effects of the own log that no posted batch has named: negative for spending.
-    pub(crate) own: Fen,
+    pub own: Fen,
     /// Rights.
-    pub(crate) row: Row,
+    pub row: Row,
 }
 
 impl WalletState {
     /// The balance as far as this node knows.
-    pub(crate) fn balance(&self) -> Fen {
+    pub fn balance(&self) -> Fen {
         self.posted + self.own
     }
 }
 
 /// Both wallets of an account.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Purse {
+pub struct Purse {
     /// Money given for a purpose.
-    pub(crate) subsidy: WalletState,
+    pub subsidy: WalletState,
     /// The holder's own money.
-    pub(crate) cash: WalletState,
+    pub cash: WalletState,
 }
 
 impl Purse {
@@ -126,9 +126,6 @@ pub(crate) struct Facts {
     /// The allowance share.
     pub(crate) share: Share,
 }
-
-/// Numbers of accounts stay below this, so that account and wallet together are one key.
-const ACCOUNT_END: u64 = 1 << 60;
 
 /// The key of a wallet. The wallets of an account stand side by side.
 pub(crate) fn wallet_id(account: AccountId, wallet: Wallet) -> Result<i64, StoreError> {

@@ -9,6 +9,7 @@ use feiqian_protocol::entry::{
     TapRef, Tombstone,
 };
 use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, Unit, Wallet};
+use feiqian_protocol::limits::ACCOUNT_END;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::DeclineReason;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
@@ -150,7 +151,8 @@ impl<'a> Script<'a> {
     pub fn account(&mut self) -> AccountId {
         match self.byte() {
             byte @ 0..=239 => AccountId(u64::from(byte % 4) + 1),
-            _ => AccountId(self.u64()),
+            // No other gets past a decoder.
+            _ => AccountId(self.u64() % ACCOUNT_END),
         }
     }
 
