@@ -84,7 +84,8 @@ pub const CAMPUS_CONFIG_BYTES_MAX: usize = 60 * 1024;
 /// Largest account document, saved.
 pub const DOCUMENT_BYTES_MAX: usize = 48 * 1024;
 
-/// Of it kept free for what must always fit, such as a report of loss at the centre.
+/// Of it kept free for changes that take possibilities away, such as a report of loss; and as much again is kept free of
+/// changes by nodes, so that the centre can lift what a node has reported.
 pub const DOCUMENT_BYTES_KEPT: usize = 12 * 1024;
 
 /// Of it kept free for replicas, which may save the same document in somewhat more bytes.
@@ -109,5 +110,6 @@ const _: () = assert!(FRAME_RECORDS_BYTES_TARGET + RECORD_BYTES_MAX + 64 * 1024 
 const _: () = assert!(CAMPUS_CONFIG_BYTES_MAX < RECORD_BYTES_MAX && DOCUMENT_BYTES_MAX < RECORD_BYTES_MAX);
 const _: () = assert!(DELTAS_PER_POSTED_MAX * 24 < RECORD_BYTES_MAX);
 const _: () = assert!(ENTRIES_PER_FRAME_MAX < FRAME_LIST_MAX && (SHARDS as usize) < FRAME_LIST_MAX);
-const _: () = assert!(DOCUMENT_BYTES_SLACK < DOCUMENT_BYTES_KEPT && DOCUMENT_BYTES_KEPT < DOCUMENT_BYTES_MAX);
+const _: () =
+    assert!(DOCUMENT_BYTES_SLACK < DOCUMENT_BYTES_KEPT && 2 * DOCUMENT_BYTES_KEPT < DOCUMENT_BYTES_MAX);
 const _: () = assert!(LOSSES_PER_LIFT_MAX * 4 * NAME_BYTES_MAX < RECORD_BYTES_MAX);

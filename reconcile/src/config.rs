@@ -165,7 +165,8 @@ fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigError>
     toml::from_str(text).map_err(|error| {
         // A span that covers the whole file is no place: that is how a missing key of the top level is reported.
         let start = error.span().filter(|span| span.end - span.start < text.len()).map(|span| span.start);
-        let line = start.map(|start| text[..start].matches('\n').count() + 1);
+        let before = start.and_then(|start| text.get(..start));
+        let line = before.map(|before| before.matches('\n').count() + 1);
         let key = line.and_then(|line| text.lines().nth(line - 1)).and_then(key_of);
         ConfigError { file: file.to_owned(), line, key, message: error.message().to_owned() }
     })
