@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use feiqian_protocol::campus::Mode;
 
@@ -13,6 +13,9 @@ use crate::bench;
 use crate::campus::layout::Layout;
 use crate::campus::plan::{Kill, Loss, Outage};
 use crate::campus::{self, Options, Usage, check, process};
+use crate::plan::Plan;
+use crate::scenario::{BUILT_IN, Scenario, ScenarioError, Workload};
+use crate::{shrink, sweep, twice, world};
 
 /// Shows that Feiqian keeps its promises: a whole campus on this machine.
 #[derive(Debug, Parser)]
@@ -28,6 +31,16 @@ enum Command {
     Campus(CampusArguments),
     /// Checks a kept campus again: every copy, every receipt, every fen.
     Verify(VerifyArguments),
+    /// Plays one seed of a scenario: both cores on crash disks, under virtual time.
+    Run(RunArguments),
+    /// Plays many seeds of a scenario, or of `all`, and fails where a promise is broken.
+    Sweep(SweepArguments),
+    /// Plays seeds twice, in separate processes, and fails where anything differs.
+    Twice(TwiceArguments),
+    /// Makes a failing seed small, and writes what is left as a scenario of fixed events.
+    Shrink(ShrinkArguments),
+    /// Lists the scenarios that come with the simulator.
+    Scenarios(ScenariosArguments),
     /// Measures taps, catch-up, the way down and a node's start, each beside its baseline on the same disk.
     Bench(BenchArguments),
 }
@@ -78,6 +91,91 @@ struct CampusArguments {
 }
 
 #[derive(Debug, Args)]
+struct RunArguments {
+    /// The name of a built-in scenario, or a TOML file.
+    scenario: String,
+    /// Everything that chance decides.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Plays taps.csv, accounts.csv and topups.csv (or .csv.gz) of this folder instead of the scenario's workload and campus.
+    #[arg(long, value_name = "DIR")]
+    replay: Option<PathBuf>,
+    /// The first N days of a replay.
+    #[arg(long, value_name = "N", requires = "replay", value_parser = clap::value_parser!(u32).range(1..=400))]
+    days: Option<u32>,
+    /// Writes the outcome here.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes every event here, in words.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Writes the plan here, as a scenario of fixed events.
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct SweepArguments {
+    /// The name of a built-in scenario, a TOML file, or `all` (without the large ones).
+    scenario: String,
+    /// The seeds, half-open.
+    #[arg(long, value_name = "A..B", default_value = "0..100", value_parser = seeds)]
+    seeds: std::ops::Range<u64>,
+    /// Processes at the same time; one per core where absent.
+    #[arg(long, value_name = "J")]
+    jobs: Option<usize>,
+    /// Writes what was found here.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// No progress, only the table.
+    #[arg(long)]
+    quiet: bool,
+}
+
+#[derive(Debug, Args)]
+struct TwiceArguments {
+    /// The name of a built-in scenario, or a TOML file.
+    scenario: String,
+    /// One seed.
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// Several seeds, half-open.
+    #[arg(long, value_name = "A..B", value_parser = seeds)]
+    seeds: Option<std::ops::Range<u64>>,
+}
+
+#[derive(Debug, Args)]
+struct ShrinkArguments {
+    /// The name of a built-in scenario, or a TOML file.
+    scenario: String,
+    /// The seed that fails.
+    #[arg(long)]
+    seed: u64,
+    /// Stops after so many seconds, with what is left then.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    at_most: u64,
+    /// Where the scenario goes; printed where absent.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ScenariosArguments {
+    /// Prints the file of this one.
+    name: Option<String>,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
+    let parsed = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    parsed
+        .filter(|range: &std::ops::Range<u64>| !range.is_empty())
+        .ok_or_else(|| format!("{text:?} is no range of seeds (expected e.g. 0..100)"))
+}
+
+#[derive(Debug, Args)]
 struct VerifyArguments {
     /// What `campus --keep` left.
     directory: PathBuf,
@@ -112,6 +210,17 @@ pub fn main() -> ExitCode {
         Some(process::RECONCILE) => {
             end_with_driver();
             feiqian_reconcile::cli::main(child_arguments("feiqian-reconcile", arguments))
+        }
+        Some(sweep::WORKER) => {
+            let arguments: Vec<String> =
+                arguments.skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+            match sweep::work(&arguments) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("feiqian-sim: {error:#}");
+                    ExitCode::FAILURE
+                }
+            }
         }
         _ => run(Arguments::parse_from(program.into_iter().chain(arguments))),
     }
@@ -157,7 +266,11 @@ fn run(arguments: Arguments) -> ExitCode {
         Some(Ok(false)) => ExitCode::FAILURE,
         Some(Err(error)) => {
             eprintln!("feiqian-sim: {error:#}");
-            if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            if error.is::<Usage>() || error.is::<ScenarioError>() {
+                ExitCode::from(2)
+            } else {
+                ExitCode::FAILURE
+            }
         }
         None => {
             eprintln!("feiqian-sim: interrupted");
@@ -183,6 +296,42 @@ async fn execute(command: Command) -> Result<bool> {
             print!("{}", report.table());
             Ok(report.good())
         }
+        Command::Run(arguments) => run_scenario(arguments).await,
+        Command::Sweep(SweepArguments { scenario, seeds, jobs, json, quiet }) => {
+            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+            let sweep = sweep::sweep(&scenario, seeds, jobs.unwrap_or(cores), quiet).await?;
+            print!("{}", sweep.table());
+            write_json(json.as_deref(), &sweep)?;
+            Ok(sweep.good())
+        }
+        Command::Twice(TwiceArguments { scenario, seed, seeds }) => {
+            let seeds = seeds.unwrap_or_else(|| seed.unwrap_or(1)..seed.unwrap_or(1) + 1);
+            let pairs = twice::twice(&scenario, seeds).await?;
+            for pair in &pairs {
+                let verdict = if pair.differ { "DIFFER 不同" } else { "equal 相同" };
+                println!("{scenario} seed {}: {verdict} {} {}", pair.seed, pair.audits[0], pair.audits[1]);
+            }
+            Ok(pairs.iter().all(|pair| !pair.differ))
+        }
+        Command::Shrink(ShrinkArguments { scenario, seed, at_most, output }) => {
+            let scenario = Scenario::load(&scenario)?;
+            let at_most = std::time::Duration::from_secs(at_most);
+            let shrunk =
+                tokio::task::spawn_blocking(move || shrink::shrink(&scenario, seed, at_most)).await??;
+            let (faults, actions) = (shrunk.plan.faults.len(), shrunk.plan.actions.len());
+            eprintln!(
+                "{}: {faults} faults, {actions} actions, after {} tries",
+                shrunk.promise.name(),
+                shrunk.tries
+            );
+            let text = shrunk.plan.to_scenario().to_toml();
+            match output {
+                Some(file) => std::fs::write(&file, text).with_context(|| file.display().to_string())?,
+                None => print!("{text}"),
+            }
+            Ok(true)
+        }
+        Command::Scenarios(ScenariosArguments { name, json }) => list_scenarios(name.as_deref(), json),
         Command::Bench(BenchArguments { json, only, quick }) => {
             let figures = bench::run(&bench::Options { json, only, quick }).await?;
             print!("{}", figures.table());
@@ -203,6 +352,86 @@ async fn execute(command: Command) -> Result<bool> {
             }
             Ok(findings.good())
         }
+    }
+}
+
+async fn run_scenario(arguments: RunArguments) -> Result<bool> {
+    let RunArguments { scenario, seed, replay, days, json, trace, plan: plan_file } = arguments;
+    let mut scenario = Scenario::load(&scenario)?;
+    if let Some(dir) = replay {
+        scenario.workload = Workload::Replay { dir, days };
+        scenario.faults.clear();
+    }
+    let plan = Plan::draw(&scenario, seed)?;
+    if let Some(file) = plan_file {
+        std::fs::write(&file, plan.to_scenario().to_toml()).with_context(|| file.display().to_string())?;
+    }
+    let trace: Option<Box<dyn std::io::Write + Send>> = match trace {
+        Some(file) => {
+            let opened = std::fs::File::create(&file).with_context(|| file.display().to_string())?;
+            Some(Box::new(std::io::BufWriter::new(opened)))
+        }
+        None => None,
+    };
+    let outcome = tokio::task::spawn_blocking(move || {
+        let trace = trace.map(|trace| trace as Box<dyn std::io::Write>);
+        sweep::play_plan(&plan, world::Options { words: false, trace, samples: true })
+    })
+    .await?;
+    print!("{}", sweep::describe(&outcome));
+    let taps = &outcome.taps;
+    println!("{} seed {}: {}", outcome.scenario, outcome.seed, scenario.title);
+    println!("{}", scenario.title_zh);
+    println!(
+        "taps 刷卡: {} (approved 批准 {}, declined 拒绝 {}, unanswered 无应答 {})",
+        taps.begun, taps.approved, taps.declined, taps.unanswered
+    );
+    println!("approved 批准金额: {} fen, stand-in 代授权 {} fen", taps.approved_fen, taps.stand_in_fen);
+    let faults: Vec<_> = outcome.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+    println!("faults 故障: {}", faults.join(", "));
+    println!("entries 记录: {}", outcome.entries);
+    println!(
+        "simulated 模拟时间: {} ms in {} ms, {} ms of it for opening the campus 其中开园",
+        outcome.sim_ms, outcome.wall_ms, outcome.setup_ms
+    );
+    println!("audit 审计摘要: {}, ledger 账目摘要: {}", outcome.audit, outcome.ledger);
+    write_json(json.as_deref(), &outcome)?;
+    Ok(outcome.good())
+}
+
+fn list_scenarios(name: Option<&str>, json: bool) -> Result<bool> {
+    if let Some(name) = name {
+        let text = BUILT_IN.iter().find(|(built_in, _)| *built_in == name).map(|(_, text)| *text);
+        let text = text.ok_or_else(|| Usage(format!("there is no scenario {name:?}")))?;
+        print!("{text}");
+        return Ok(true);
+    }
+    let mut all = Vec::new();
+    for (name, _) in BUILT_IN {
+        all.push(Scenario::load(name)?);
+    }
+    if json {
+        let list: Vec<_> = all
+            .iter()
+            .map(|scenario| {
+                serde_json::json!({ "name": scenario.name, "title": scenario.title, "title_zh": scenario.title_zh,
+                    "large": scenario.large })
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&list)?);
+    } else {
+        for scenario in &all {
+            println!("{:20} {}\n{:20} {}", scenario.name, scenario.title, "", scenario.title_zh);
+        }
+    }
+    Ok(true)
+}
+
+fn write_json(file: Option<&std::path::Path>, value: &impl serde::Serialize) -> Result<()> {
+    match file {
+        Some(file) => std::fs::write(file, serde_json::to_vec_pretty(value)?)
+            .with_context(|| file.display().to_string()),
+        None => Ok(()),
     }
 }
 
@@ -231,7 +460,7 @@ mod tests {
         let program = ["feiqian-sim", "campus"];
         match Arguments::try_parse_from(program.iter().chain(arguments))?.command {
             Command::Campus(arguments) => Ok(options(arguments)),
-            Command::Bench(_) | Command::Verify(_) => unreachable!("campus was asked for"),
+            other => unreachable!("campus was asked for, not {other:?}"),
         }
     }
 

@@ -14,4 +14,8 @@ pub mod plan;
 pub mod promises;
 pub mod scenario;
 pub mod seed;
+pub mod shrink;
+pub mod sweep;
+pub mod twice;
 pub mod vfs;
+pub mod world;

@@ -1,5 +1,10 @@
 //! The promises by name, and the rare paths that a sweep must reach.
 
+pub mod books;
+pub mod ledger;
+pub mod losses;
+pub mod receipts;
+
 use serde::{Deserialize, Serialize};
 
 macro_rules! named {

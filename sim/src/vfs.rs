@@ -5,8 +5,8 @@
 //! synced stays. A process that is killed, on the other hand, loses nothing that it had written. After either, every
 //! handle that was open fails with an I/O error, as the process that held it is gone.
 //!
-//! Cuts are drawn from a seed. SQLite's own randomness (salts in the log of a database) differs from run to run, but
-//! neither what is written where nor what survives depends on it.
+//! Cuts are drawn from a seed. SQLite's own randomness (salts in the log of a database) is of its process: it differs from run
+//! to run, unless [`fix_randomness`] is called. Neither what is written where nor what survives depends on it.
 
 mod ffi;
 mod shm;
@@ -40,6 +40,14 @@ mod parking {
         }
     }
 }
+
+/// Makes SQLite's random numbers in this process start anew, and the same each time. Its generator is one per process and is
+/// seeded through the default VFS, which from here on is the crash disk: for processes that do nothing but simulate.
+pub fn fix_randomness() {
+    ffi::fix_randomness();
+}
+
+pub(crate) use state::digest;
 
 /// A disk with its files. Clones are the same disk; [`Disk::image`] copies one.
 #[derive(Clone, Debug)]
@@ -135,6 +143,16 @@ impl Disk {
     /// How long every sync takes, in real time.
     pub fn set_sync_delay(&self, delay: Duration) {
         self.state.lock().sync_delay = delay;
+    }
+
+    /// From here on [`Counters::digest`] says what is written where.
+    pub fn audit(&self) {
+        self.state.lock().audited = true;
+    }
+
+    /// Turns a bit of a file, counted from its beginning and modulo its size; false where the file is empty or missing.
+    pub fn flip_bit(&self, file: &str, bit: u64) -> bool {
+        self.state.lock().flip(file, bit)
     }
 
     /// What was done so far.

@@ -1,12 +1,13 @@
 //! What both sides hold, read from their databases by a second connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::Result;
 use feiqian_protocol::entry::{Body, Entry};
 use feiqian_protocol::ids::{AccountId, CardNumber, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::Timestamp;
 use rusqlite::Connection;
 
 use super::INSTITUTION;
@@ -173,6 +174,141 @@ impl CentreTables {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// Cases, sorted, with their wallets.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn cases_by_wallet(&self) -> Result<Vec<(Wallet, Case)>> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT account, log, position, reason, bearer, opened, recovered, wallet FROM cases
+             ORDER BY 1, 8, 2, 3, 4",
+        )?;
+        let rows = statement.query_map([], |row| {
+            let case = Case {
+                account: AccountId(row.get::<_, i64>(0)? as u64),
+                log: row.get(1)?,
+                position: row.get::<_, i64>(2)? as u64,
+                reason: row.get(3)?,
+                bearer: row.get(4)?,
+                opened: fen(row, 5)?,
+                recovered: fen(row, 6)?,
+            };
+            Ok((wallet_of(row, 7)?, case))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Declared heads of closed epochs: node, epoch, position.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn closings(&self) -> Result<Vec<(u16, u32, u64)>> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT node, epoch, declared_head FROM closings ORDER BY 1, 2")?;
+        let rows =
+            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, i64>(2)? as u64)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Loss reports, lifted ones with the time of that.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn losses(&self) -> Result<Vec<(String, Option<Timestamp>)>> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT card, lifted FROM losses ORDER BY 1, 2")?;
+        let rows =
+            statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?.map(Timestamp))))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Cards with a loss report that stands.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn lost_cards(&self) -> Result<BTreeSet<CardNumber>> {
+        let standing = self.losses()?.into_iter().filter(|(_, lifted)| lifted.is_none());
+        standing.map(|(card, _)| Ok(CardNumber::new(card)?)).collect()
+    }
+
+    /// A node's log and the branches of it.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn logs_of(&self, node: NodeId) -> Result<Vec<LogId>> {
+        let branches = self.branches(node)?.into_iter();
+        Ok(std::iter::once(node_log(node)).chain(branches).collect())
+    }
+
+    /// The branches of a node's log.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn branches(&self, node: NodeId) -> Result<Vec<LogId>> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT log FROM branches WHERE node = ?1 ORDER BY log")?;
+        let rows = statement.query_map([node.0], |row| row.get::<_, i64>(0))?;
+        rows.map(|log| Ok(LogId::from_key(INSTITUTION, log?))).collect()
+    }
+
+    /// True where a node's continuation was refused into a branch, with something in it.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn has_branches(&self) -> Result<bool> {
+        let query = "SELECT 1 FROM entries WHERE log IN (SELECT log FROM branches) LIMIT 1";
+        Ok(self.connection().prepare_cached(query)?.exists([])?)
+    }
+
+    /// The first position that is kept of a log; 1 where nothing is.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn first_position(&self, log: LogId) -> Result<u64> {
+        let first = self
+            .connection()
+            .prepare_cached("SELECT min(position) FROM entries WHERE log = ?1")?
+            .query_row([log.key()], |row| row.get::<_, Option<i64>>(0))?;
+        Ok(first.unwrap_or(1) as u64)
+    }
+
+    /// The order key of each entry of a log.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn order_keys(&self, log: LogId) -> Result<Vec<Timestamp>> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT order_key FROM entries WHERE log = ?1 ORDER BY position")?;
+        let rows = statement.query_map([log.key()], |row| row.get::<_, i64>(0).map(Timestamp))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// What the centre has of a log, from [`CentreTables::first_position`] on.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn entries_of(&self, log: LogId) -> Result<Vec<Entry>> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT record FROM entries WHERE log = ?1 ORDER BY position")?;
+        let mut rows = statement.query([log.key()])?;
+        let mut entries = Vec::new();
+        while let Some(row) = rows.next()? {
+            entries.push(Entry::from_record(row.get_ref(0)?.as_blob()?)?);
+        }
+        Ok(entries)
+    }
+
+    /// Sorted heads of every account's document.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn documents(&self) -> Result<BTreeMap<AccountId, String>> {
+        documents(self.connection(), "SELECT account, heads FROM accounts")
+    }
+
     /// What was out, right and stand-in together, at the declared heads of epochs that the centre closed by itself.
     ///
     /// # Errors
@@ -266,6 +402,28 @@ impl NodeTables {
         Ok(self.connection().query_row("SELECT epoch FROM state", [], |row| row.get(0))?)
     }
 
+    /// Sorted heads of every account's document.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn documents(&self) -> Result<BTreeMap<AccountId, String>> {
+        documents(self.connection(), "SELECT account, heads FROM documents")
+    }
+
+    /// Posted balances, where there are any.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn posted(&self) -> Result<BTreeMap<(AccountId, Wallet), Fen>> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT account, wallet, posted FROM wallets WHERE posted IS NOT NULL")?;
+        let rows = statement.query_map([], |row| {
+            Ok(((AccountId(row.get::<_, i64>(0)? as u64), wallet_of(row, 1)?), fen(row, 2)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Rows of rights of the open epoch.
     ///
     /// # Errors
@@ -285,6 +443,12 @@ impl NodeTables {
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
+}
+
+fn documents(connection: &Connection, query: &str) -> Result<BTreeMap<AccountId, String>> {
+    let mut statement = connection.prepare_cached(query)?;
+    let rows = statement.query_map([], |row| Ok((AccountId(row.get::<_, i64>(0)? as u64), row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 fn fen(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Fen> {

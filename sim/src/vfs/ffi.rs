@@ -38,6 +38,19 @@ pub(super) fn mount(state: &SharedState) -> String {
     name
 }
 
+/// Makes the crash disk the default VFS and SQLite's generator start anew from it.
+pub(super) fn fix_randomness() {
+    REGISTERED.call_once(register);
+    // SAFETY: the VFS found is the registered one, which lives as long as the process; asking for no bytes resets the generator.
+    unsafe {
+        let vfs = sqlite::sqlite3_vfs_find(VFS_NAME.as_ptr());
+        assert!(!vfs.is_null(), "it was registered");
+        let registered = sqlite::sqlite3_vfs_register(vfs, 1);
+        assert_eq!(registered, sqlite::SQLITE_OK, "SQLite takes it as its default");
+        sqlite::sqlite3_randomness(0, std::ptr::null_mut());
+    }
+}
+
 fn register() {
     let vfs = Box::leak(Box::new(sqlite::sqlite3_vfs {
         iVersion: 2,

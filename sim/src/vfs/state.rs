@@ -39,6 +39,8 @@ pub struct Counters {
     pub syncs: u64,
     /// Times that everything open came to an end: kills, power cuts, restored copies.
     pub endings: u64,
+    /// A digest of what was written where, synced, truncated and removed so far; see [`super::Disk::audit`].
+    pub digest: u64,
 }
 
 /// A copy of all files of a disk.
@@ -128,6 +130,7 @@ pub(super) struct State {
     pub(super) ignore_syncs: bool,
     pub(super) capacity: Option<u64>,
     pub(super) sync_delay: Duration,
+    pub(super) audited: bool,
     pub(super) counters: Counters,
     generation: u64,
     armed: Option<(u64, Ending)>,
@@ -170,6 +173,22 @@ impl State {
                 inode.linked = true;
             }
         }
+    }
+
+    /// Turns a bit of a file, on the platter and in what is read from it; false where there is no such file.
+    pub(super) fn flip(&mut self, name: &str, bit: u64) -> bool {
+        let Some(inode) = self.names.get(name).and_then(|inode| self.inodes.get_mut(inode)) else {
+            return false;
+        };
+        let bits = inode.durable.len() as u64 * 8;
+        if bits == 0 {
+            return false;
+        }
+        let (byte, mask) = ((bit % bits / 8) as usize, 1 << (bit % 8));
+        for content in [&mut inode.durable, &mut inode.live] {
+            content.get_mut(byte).into_iter().for_each(|byte| *byte ^= mask);
+        }
+        true
     }
 
     pub(super) fn arm(&mut self, changes: u64, ending: Ending) {
@@ -221,6 +240,13 @@ impl State {
         }
     }
 
+    /// Takes a change into the digest.
+    fn note(&mut self, what: u64, bytes: &[u8]) {
+        if self.audited {
+            self.counters.digest = digest(self.counters.digest ^ what, bytes);
+        }
+    }
+
     fn create(&mut self, name: &str) -> u64 {
         self.last_inode += 1;
         self.names.insert(name.to_owned(), self.last_inode);
@@ -256,6 +282,7 @@ impl State {
 
     pub(super) fn remove(&mut self, name: &str, sync_directory: bool) -> Result<(), DiskError> {
         let due = self.due();
+        self.note(3, name.as_bytes());
         let inode = self.names.remove(name).ok_or(DiskError::Missing)?;
         self.ghosts.insert(name.to_owned(), inode);
         if let Some(ending) = due {
@@ -298,6 +325,7 @@ impl State {
         if growth > 0 && capacity.is_some_and(|capacity| used + growth > capacity) {
             return Err(DiskError::Full);
         }
+        self.note((opened.inode << 48) ^ offset as u64, bytes);
         self.change(opened, Change::Write { offset, bytes: bytes.to_vec() })?;
         self.counters.writes += 1;
         self.counters.bytes += bytes.len() as u64;
@@ -305,6 +333,7 @@ impl State {
     }
 
     pub(super) fn truncate(&mut self, opened: Opened, len: usize) -> Result<(), DiskError> {
+        self.note((opened.inode << 48) ^ (len as u64) ^ (1 << 46), &[]);
         self.change(opened, Change::Truncate(len))
     }
 
@@ -329,6 +358,7 @@ impl State {
             return Err(DiskError::Dead);
         }
         self.counters.syncs += 1;
+        self.note((opened.inode << 48) ^ (1 << 45), &[]);
         if !self.ignore_syncs {
             let inode = self.inode(opened)?;
             for change in inode.unsynced.drain(..) {
@@ -363,6 +393,24 @@ impl State {
     pub(super) const fn is_alive(&self, opened: Opened) -> bool {
         self.generation == opened.generation
     }
+}
+
+/// Mixes bytes into a digest (the rounds of MurmurHash64A, Appleby 2008): fast, and equal runs stay equal.
+pub(crate) fn digest(seed: u64, bytes: &[u8]) -> u64 {
+    const FACTOR: u64 = 0xc6a4_a793_5bd1_e995;
+    let mut mixed = seed ^ (bytes.len() as u64).wrapping_mul(FACTOR);
+    let mut words = bytes.chunks_exact(8);
+    for word in &mut words {
+        let mut bits = u64::from_le_bytes(word.try_into().unwrap_or_default()).wrapping_mul(FACTOR);
+        bits ^= bits >> 47;
+        mixed = (mixed ^ bits.wrapping_mul(FACTOR)).wrapping_mul(FACTOR);
+    }
+    for byte in words.remainder() {
+        mixed = (mixed ^ u64::from(*byte)).wrapping_mul(FACTOR);
+    }
+    mixed ^= mixed >> 47;
+    mixed = mixed.wrapping_mul(FACTOR);
+    mixed ^ (mixed >> 47)
 }
 
 impl Inode {

@@ -1,0 +1,39 @@
+//! The same seed twice, in two processes: everything must be equal.
+
+use anyhow::{Context, Result};
+
+use crate::outcome::Outcome;
+use crate::sweep::worker;
+
+/// Two runs of one seed.
+#[derive(Debug)]
+pub struct Pair {
+    /// The seed.
+    pub seed: u64,
+    /// The digest of everything that happened, of both.
+    pub audits: [String; 2],
+    /// True where they differ in anything but the time that they took.
+    pub differ: bool,
+}
+
+/// Plays each seed twice, in separate processes.
+///
+/// # Errors
+/// A scenario that cannot be read, or a worker that fails.
+pub async fn twice(scenario: &str, seeds: std::ops::Range<u64>) -> Result<Vec<Pair>> {
+    crate::sweep::scenarios(scenario)?;
+    let mut pairs = Vec::new();
+    for seed in seeds {
+        let once = || worker(scenario.to_owned(), seed, seed + 1);
+        let (first, second) = tokio::try_join!(once(), once())?;
+        let [first, second] = [first, second].map(|mut outcomes| outcomes.pop());
+        let (first, second) = (first.context("an outcome")?, second.context("an outcome")?);
+        let audits = [first.audit.clone(), second.audit.clone()];
+        pairs.push(Pair { seed, audits, differ: timeless(first) != timeless(second) });
+    }
+    Ok(pairs)
+}
+
+fn timeless(outcome: Outcome) -> Outcome {
+    Outcome { wall_ms: 0, setup_ms: 0, ..outcome }
+}

@@ -1,0 +1,362 @@
+//! The promises, held against what both sides keep on disk and what terminals were told.
+//!
+//! What needs no knowledge of this engine is in [`crate::promises::books`] and [`crate::promises::receipts`]; here the books
+//! are gathered, at chosen moments and at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result};
+use feiqian_protocol::enrol::Role;
+use feiqian_protocol::entry::{Body, Entry};
+use feiqian_protocol::ids::{AccountId, NodeId};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::tap::{Decision, Pin, TapKey};
+use feiqian_reconcile::io as centre_io;
+
+use super::hosts::Trust;
+use super::{MS, World};
+use crate::link::tables::{node_log, to_node_log};
+use crate::plan::{Ask, Manner, Tap};
+use crate::promises::books::{Books, Finding, NodeBooks};
+use crate::promises::ledger::Told;
+use crate::promises::{Coverage, Promise, books, losses, receipts};
+
+/// Numbers of the taps that see whether money can be spent again.
+const PROBE: u32 = 2_000_000_000;
+
+/// Accounts that are spent to the last fen at the end.
+const PROBED_ACCOUNTS: usize = 2;
+
+/// What widens the bound on overspend: copies of disks.
+#[derive(Debug, Default)]
+pub(super) struct Bounds {
+    copies: Vec<Copy>,
+    /// A disk holds what nobody wrote.
+    pub rotten: bool,
+}
+
+/// What a copied disk held.
+#[derive(Debug)]
+struct Copy {
+    node: NodeId,
+    /// Right and stand-in together.
+    held: BTreeMap<AccountId, Fen>,
+    /// How much of the centre's stream for the node it had applied.
+    applied: usize,
+}
+
+impl World<'_> {
+    /// Notes what a disk holds at the moment when a copy of it is made, or of when it may come back.
+    pub(super) fn note_copy(&mut self, site: usize) -> Result<()> {
+        let node = self.sites[site].identity.node;
+        let tables = self.node_tables(site)?;
+        let applied = tables.entries(to_node_log(node))?.len();
+        let mut held: BTreeMap<AccountId, Fen> = BTreeMap::new();
+        for ((account, _), row) in tables.rows()? {
+            *held.entry(account).or_default() += row.unspent + row.stand_in_left;
+        }
+        self.bounds.copies.push(Copy { node, held, applied });
+        Ok(())
+    }
+
+    /// The keys that the centre has of a site's log.
+    pub(super) fn known_to_centre(&mut self, site: usize) -> Result<BTreeSet<TapKey>> {
+        let node = self.sites[site].identity.node;
+        let logs = self.logs_at_centre(node)?;
+        Ok(logs.iter().flat_map(|log| log.iter()).filter_map(receipts::key_of).collect())
+    }
+
+    /// A node's log and the branches of it, as the centre has them.
+    fn logs_at_centre(&mut self, node: NodeId) -> Result<Vec<std::sync::Arc<Vec<Entry>>>> {
+        let centre = self.centre_tables()?;
+        let mut logs = vec![centre.entries(node_log(node))?];
+        for branch in centre.branches(node)? {
+            logs.push(std::sync::Arc::new(centre.entries_of(branch)?));
+        }
+        Ok(logs)
+    }
+
+    /// Gathers the books.
+    fn books(&mut self) -> Result<Books> {
+        let mut nodes: Vec<NodeBooks> = Vec::new();
+        for site in 0..self.sites.len() {
+            let node = self.sites[site].identity.node;
+            if nodes.iter().any(|known| known.node == node) {
+                continue;
+            }
+            let sound =
+                self.sites.iter().all(|host| host.identity.node != node || host.trust == Trust::Sound);
+            let at_centre = self.logs_at_centre(node)?;
+            let ingested = at_centre[0].len();
+            if sound {
+                let tables = self.node_tables(site)?;
+                let log = tables.entries(node_log(node))?;
+                let applied = tables.entries(to_node_log(node))?.len();
+                let (epoch, rows) = (tables.epoch()?, tables.rows()?);
+                let stream = self.centre_tables()?.entries(to_node_log(node))?;
+                let not_applied = stream.get(applied..).unwrap_or_default().to_vec();
+                nodes.push(NodeBooks { node, sound, logs: vec![log], ingested, epoch, rows, not_applied });
+            } else {
+                nodes.push(NodeBooks {
+                    node,
+                    sound,
+                    logs: at_centre,
+                    ingested,
+                    epoch: 0,
+                    rows: BTreeMap::new(),
+                    not_applied: Vec::new(),
+                });
+            }
+        }
+        let slack = self.slack()?;
+        let policy = self.plan.policy.clone();
+        let rotten = self.bounds.rotten;
+        Books::gather(self.centre_tables()?, nodes, policy, slack, rotten)
+    }
+
+    /// What copies may spend once more, by account.
+    fn slack(&mut self) -> Result<BTreeMap<AccountId, Fen>> {
+        let mut slack: BTreeMap<AccountId, Fen> = BTreeMap::new();
+        for copy in std::mem::take(&mut self.bounds.copies) {
+            let stream = self.centre_tables()?.entries(to_node_log(copy.node))?;
+            for entry in stream.get(copy.applied.min(stream.len())..).unwrap_or_default() {
+                let granted = match &entry.body {
+                    Body::Grant(grant) => grant,
+                    Body::StandInGrant(grant) => &grant.0,
+                    _ => continue,
+                };
+                *slack.entry(granted.account).or_default() += granted.amount;
+            }
+            for (account, fen) in &copy.held {
+                *slack.entry(*account).or_default() += *fen;
+            }
+            self.bounds.copies.push(copy);
+        }
+        Ok(slack)
+    }
+
+    fn found(&mut self, finding: Result<(), Finding>) {
+        if let Err(Finding { promise, text }) = finding {
+            self.violated(promise, text);
+        }
+    }
+
+    /// What holds at every moment.
+    pub(super) fn check_now(&mut self) -> Result<()> {
+        // A centre that came back from an old copy is checked once everything is healed.
+        if self.centre.copied || self.centre.core.is_none() {
+            return Ok(());
+        }
+        let books = self.books()?;
+        for check in books::AT_ANY_MOMENT {
+            self.found(check(&books));
+        }
+        for site in 0..self.sites.len() {
+            if self.sites[site].trust == Trust::Sound {
+                let node = self.sites[site].identity.node;
+                let log = books.nodes.iter().find(|books| books.node == node).map(|books| &books.logs[..]);
+                let found = receipts::check(&self.ledger, &[site], log.unwrap_or_default(), false);
+                self.found(found);
+            }
+        }
+        Ok(())
+    }
+
+    /// What holds once everything is repaired and quiet.
+    pub(super) fn check_at_end(&mut self) -> Result<()> {
+        self.check_now()?;
+        self.check_liveness()?;
+        let books = self.books()?;
+        for check in books::AT_REST {
+            self.found(check(&books));
+        }
+        for node in &books.nodes {
+            let sites: Vec<usize> =
+                (0..self.sites.len()).filter(|site| self.sites[*site].identity.node == node.node).collect();
+            let logs = self.logs_at_centre(node.node)?;
+            // What a destroyed or copied disk held is compared as far as it came to the centre.
+            let found = receipts::check(&self.ledger, &sites, &logs, true);
+            self.found(found);
+        }
+        let found = receipts::balances(self.plan, &self.ledger, &books);
+        self.found(found);
+        self.centre_tables()?;
+        if let Some(centre) = self.centre.reader.as_mut() {
+            let found = losses::check(&self.ledger, centre, &books, self.plan.policy.refund_cap_fen)?;
+            self.found(found);
+        }
+        self.check_convergence(&books)?;
+        self.count(&books)?;
+        self.outcome.ledger = self.ledger_digest(&books);
+        self.probe()
+    }
+
+    fn check_liveness(&mut self) -> Result<()> {
+        let Some(reply) = self.command(centre_io::Command::Status) else {
+            self.violated(Promise::Liveness, "the centre does not answer".to_owned());
+            return Ok(());
+        };
+        let status: centre_io::Status =
+            serde_json::from_value(reply.map_err(|error| anyhow::anyhow!(error))?)?;
+        let mut problems = Vec::new();
+        if status.asks > 0 {
+            problems.push(format!("{} asks wait at the centre", status.asks));
+        }
+        for building in 0..self.buildings.len() {
+            let site = self.buildings[building].site;
+            let (name, host) = (self.site_name(site), &self.sites[site]);
+            if host.core.is_none() {
+                problems.push(format!("{name} does not run"));
+                continue;
+            }
+            if !host.waiting.is_empty() {
+                problems.push(format!("{} requests wait at {name}", host.waiting.len()));
+            }
+            // The newest node of the name is the one in service.
+            let node = status
+                .nodes
+                .iter()
+                .rev()
+                .find(|node| node.node == self.plan.buildings[building].name.as_str());
+            match node {
+                Some(node) if !node.connected => problems.push(format!("{name} is not in session")),
+                Some(node) if node.backlog > 0 => {
+                    problems.push(format!("{} things are under way to {name}", node.backlog));
+                }
+                Some(_) => {}
+                None => problems.push(format!("the centre does not know {name}")),
+            }
+        }
+        for site in 0..self.sites.len() {
+            if self.sites[site].trust == Trust::Sound && !self.sites[site].gone {
+                let node = self.sites[site].identity.node;
+                let held = self.node_tables(site)?.entries(node_log(node))?.len();
+                let ingested = self.centre_tables()?.entries(node_log(node))?.len();
+                if held != ingested {
+                    let name = self.site_name(site);
+                    problems.push(format!("{ingested} of {held} entries of {name} have come to the centre"));
+                }
+            }
+        }
+        if !problems.is_empty() {
+            self.violated(Promise::Liveness, problems.join("; "));
+        }
+        Ok(())
+    }
+
+    /// Everybody in service has equal balances and documents; one of them is folded again from its entries.
+    fn check_convergence(&mut self, books: &Books) -> Result<()> {
+        let expected = self.centre_tables()?.documents()?;
+        let posted = books.posted();
+        for building in 0..self.buildings.len() {
+            let site = self.buildings[building].site;
+            let name = self.site_name(site);
+            let tables = self.node_tables(site)?;
+            let (documents, balances) = (tables.documents()?, tables.posted()?);
+            if documents != expected {
+                self.violated(Promise::Convergence, format!("{name} has other documents than the centre"));
+            }
+            let differs =
+                posted.iter().find(|(key, fen)| balances.get(key).copied().unwrap_or_default() != **fen);
+            if let Some((key, fen)) = differs {
+                let held = balances.get(key);
+                self.violated(Promise::Convergence, format!("{name} holds {held:?} for {key:?}, not {fen}"));
+            }
+        }
+        let building = self.chance.index(self.buildings.len());
+        let site = self.buildings[building].site;
+        let identity = self.sites[site].identity.clone();
+        let report = feiqian_node::verify::verify(self.node_tables(site)?.connection(), &identity)?;
+        if !report.ok || report.digest_tables != report.digest_folded {
+            let name = self.site_name(site);
+            self.violated(Promise::History, format!("the books of {name}: {:?}", report.problems));
+        }
+        Ok(())
+    }
+
+    /// Whoever has money can spend it, anywhere, to the last fen; and no fen more.
+    fn probe(&mut self) -> Result<()> {
+        let paying: Vec<usize> = (0..self.buildings.len())
+            .filter(|index| self.plan.buildings[*index].role != Role::Door)
+            .collect();
+        let lost = self.centre_tables()?.lost_cards()?;
+        let mut order: Vec<usize> = (0..self.plan.accounts.len()).collect();
+        self.chance.shuffle(&mut order);
+        let mut probes = Vec::new();
+        for account in order {
+            let card = self.plan.accounts[account].card.clone();
+            if probes.len() == PROBED_ACCOUNTS || paying.is_empty() || lost.contains(&card) {
+                continue;
+            }
+            let id = self.centre_tables()?.cards()?.get(&card).copied().context("an account of the plan")?;
+            let wallets = self.centre_tables()?.wallets()?;
+            let money: Fen =
+                wallets.iter().filter(|((of, _), _)| *of == id).map(|(_, held)| held.funds).sum();
+            if money.is_positive() {
+                probes.push((card, money));
+            }
+        }
+        for (step, (card, money)) in probes.into_iter().enumerate() {
+            for (part, ask) in [money, Fen::new(1)].into_iter().enumerate() {
+                let building = paying[self.chance.index(paying.len())];
+                let tap = Tap {
+                    number: PROBE + 2 * step as u32 + part as u32,
+                    building,
+                    terminal: 0,
+                    card: card.clone(),
+                    ask: Ask::Amount(ask),
+                    pin: Pin::Right,
+                    manner: Manner::Patient,
+                };
+                let index = self.begin(self.buildings[building].site, &tap);
+                self.transmit(index);
+                self.run_until(self.now + (self.plan.timing.ask_deadline_ms + 5_000) * MS)?;
+                let told = self.ledger.requests[index].told.clone();
+                let right = match (&told, part) {
+                    (Some(Told::Decided(Decision::Approved { amount, stand_in, .. })), 0) => {
+                        *amount == money && *stand_in == Fen::ZERO
+                    }
+                    (Some(Told::Decided(Decision::Declined(_))), 1) => true,
+                    _ => false,
+                };
+                if !right {
+                    let place = self.site_name(self.buildings[building].site);
+                    let text =
+                        format!("{ask} of {card}, which has {money}, at {place}, all connected: {told:?}");
+                    let promise = if part == 0 { Promise::Liveness } else { Promise::NoOverspend };
+                    self.violated(promise, text);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts entries and the rare paths that only the books show.
+    fn count(&mut self, books: &Books) -> Result<()> {
+        self.outcome.entries = books.entries();
+        for (coverage, count) in books.coverage() {
+            self.coverage[coverage as usize] += count;
+        }
+        if self.centre_tables()?.has_branches()? {
+            self.reached(Coverage::QuarantineEntered);
+        }
+        Ok(())
+    }
+
+    /// What the run ends with, in a way that does not depend on how it came about: what taps were told, what accounts hold.
+    fn ledger_digest(&self, books: &Books) -> String {
+        let mut lines: Vec<String> = self
+            .ledger
+            .requests
+            .iter()
+            .map(|request| {
+                let approved = request.approved().map_or("-".to_owned(), |fen| fen.get().to_string());
+                format!("{} {} {approved}", request.number, request.is_reversal())
+            })
+            .collect();
+        lines.sort();
+        lines.extend(books.money().into_iter().map(|(account, fen)| format!("{account} {}", fen.get())));
+        books::digest_lines(&lines)
+    }
+}

@@ -1,0 +1,745 @@
+//! Hosts: processes that start, step, release, fail and die, as their shells have it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use anyhow::{Result, anyhow};
+use feiqian_node::core::NodeCore;
+use feiqian_node::io as node_io;
+use feiqian_protocol::frame::Frame;
+use feiqian_protocol::ids::LogId;
+use feiqian_protocol::limits::INPUTS_PER_STEP_MAX;
+use feiqian_reconcile::core::ReconcileCore;
+use feiqian_reconcile::io as centre_io;
+
+use super::clock::Clock;
+use super::{End, Event, MS, World};
+use crate::link::tables::{CentreTables, NodeTables};
+use crate::plan::{Host, INSTITUTION};
+use crate::promises::{Coverage, Promise};
+use crate::vfs::Disk;
+
+const US: u64 = 1_000;
+
+/// What a commit takes: a sync of a small SSD, and up to so much more.
+const COMMIT_NS: u64 = 200 * US;
+const COMMIT_MORE_NS: u64 = 1_500 * US;
+
+/// What an input takes beside it.
+const INPUT_NS: u64 = 30 * US;
+
+/// The pause before a core is opened again, the first time and at most.
+const REOPEN_PAUSE_MS: (u64, u64) = (100, 5_000);
+
+/// What waits before a node.
+pub(super) enum NodeMessage {
+    Ask(node_io::Input),
+    Frame(u64, Frame),
+    LinkDown(u64),
+    LinkUp(u64),
+}
+
+/// What waits before the centre.
+pub(super) enum CentreMessage {
+    Command(centre_io::Ticket, centre_io::Command),
+    Frame(u64, Frame),
+    LinkDown(u64),
+    LinkUp(u64),
+}
+
+/// What a ticket was for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum TicketFor {
+    /// A request of the ledger.
+    Request(usize),
+    /// Another request under the key of one that was answered.
+    Reuse(usize),
+}
+
+/// How far a site's disk can be trusted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Trust {
+    /// It is as its process left it.
+    Sound,
+    /// It was copied, restored or lied to: its log may have another continuation.
+    Copied,
+    /// It was destroyed, or holds what nobody wrote.
+    Broken,
+}
+
+/// A building's process.
+pub(super) struct Site {
+    pub building: usize,
+    pub identity: node_io::Identity,
+    pub disk: Disk,
+    pub clock: Clock,
+    pub core: Option<NodeCore>,
+    pub reader: Option<NodeTables>,
+    /// Counts starts and ends, so that what was for an earlier life is nothing.
+    pub life: u32,
+    pub opened: u64,
+    pub scheduled: Option<(u64, u64)>,
+    pub busy_until: u64,
+    pub inbox: VecDeque<NodeMessage>,
+    pub waiting: BTreeMap<node_io::Ticket, (TicketFor, u64)>,
+    pub link: Option<u64>,
+    pub attempt: u64,
+    pub lost_quickly: u32,
+    pub connected_at: u64,
+    pub reopen_pause_ms: u64,
+    pub trust: Trust,
+    /// True where it will not be started again.
+    pub gone: bool,
+    /// The fault that a planned end belongs to, and for how long the host is down then.
+    pub armed: Option<(usize, u64)>,
+    pub old_frames: Vec<(u64, Frame)>,
+}
+
+/// The centre's process.
+pub(super) struct Centre {
+    pub identity: centre_io::Identity,
+    pub disk: Disk,
+    pub clock: Clock,
+    pub core: Option<ReconcileCore>,
+    pub reader: Option<CentreTables>,
+    pub life: u32,
+    pub opened: u64,
+    pub scheduled: Option<(u64, u64)>,
+    pub busy_until: u64,
+    pub inbox: VecDeque<CentreMessage>,
+    /// Links that this life knows, and whether anything is taken of them.
+    pub links: BTreeMap<u64, bool>,
+    pub reopen_pause_ms: u64,
+    pub armed: Option<(usize, u64)>,
+    pub copied: bool,
+}
+
+impl Centre {
+    pub(super) fn new(identity: centre_io::Identity) -> Self {
+        let disk = Disk::new();
+        disk.audit();
+        Self {
+            identity,
+            disk,
+            clock: Clock::default(),
+            core: None,
+            reader: None,
+            life: 0,
+            opened: 0,
+            scheduled: None,
+            busy_until: 0,
+            inbox: VecDeque::new(),
+            links: BTreeMap::new(),
+            reopen_pause_ms: REOPEN_PAUSE_MS.0,
+            armed: None,
+            copied: false,
+        }
+    }
+}
+
+impl Site {
+    pub(super) fn new(building: usize, identity: node_io::Identity, disk: Disk) -> Self {
+        disk.audit();
+        Self {
+            building,
+            identity,
+            disk,
+            clock: Clock::default(),
+            core: None,
+            reader: None,
+            life: 0,
+            opened: 0,
+            scheduled: None,
+            busy_until: 0,
+            inbox: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            link: None,
+            attempt: 0,
+            lost_quickly: 0,
+            connected_at: 0,
+            reopen_pause_ms: REOPEN_PAUSE_MS.0,
+            trust: Trust::Sound,
+            gone: false,
+            armed: None,
+            old_frames: Vec::new(),
+        }
+    }
+
+    fn to_node_log(&self) -> LogId {
+        LogId::to_node(INSTITUTION, self.identity.node)
+    }
+
+    /// True where somebody waits for what this message brings.
+    fn is_urgent(&self, message: &NodeMessage) -> bool {
+        match message {
+            NodeMessage::Ask(_) | NodeMessage::LinkDown(_) | NodeMessage::LinkUp(_) => true,
+            NodeMessage::Frame(_, Frame::Entries(entries)) => {
+                entries.log == self.to_node_log() || !self.waiting.is_empty()
+            }
+            NodeMessage::Frame(_, Frame::Ack(_)) => false,
+            NodeMessage::Frame(..) => true,
+        }
+    }
+}
+
+fn is_urgent_for_centre(message: &CentreMessage) -> bool {
+    match message {
+        CentreMessage::Command(..) | CentreMessage::LinkDown(_) | CentreMessage::LinkUp(_) => true,
+        CentreMessage::Frame(_, frame) => match frame {
+            // An anchor's acknowledgement lets rights be granted.
+            Frame::Ack(ack) => ack.log.as_to_node().is_some(),
+            Frame::Entries(_) | Frame::Mark(_) => false,
+            _ => true,
+        },
+    }
+}
+
+impl World<'_> {
+    /// Hands a message to a node's queue.
+    pub(super) fn tell_node(&mut self, site: usize, message: NodeMessage) {
+        let urgent = self.sites[site].is_urgent(&message);
+        self.sites[site].inbox.push_back(message);
+        self.attend_node(site, urgent);
+    }
+
+    /// Has a node step: at once, or when it gets round to it.
+    fn attend_node(&mut self, site: usize, urgent: bool) {
+        let host = &self.sites[site];
+        if host.core.is_none() {
+            return;
+        }
+        let at = if urgent { self.now } else { self.now + self.attend_ms * MS };
+        self.schedule_node(site, at.max(host.busy_until + 1));
+    }
+
+    fn schedule_node(&mut self, site: usize, at: u64) {
+        let host = &mut self.sites[site];
+        if host.scheduled.is_some_and(|(planned, _)| planned <= at) {
+            return;
+        }
+        let number = self.scheduled + 1;
+        host.scheduled = Some((at, number));
+        let life = host.life;
+        self.at(at, Event::StepNode(site, life, number));
+    }
+
+    /// Hands a message to the centre's queue.
+    pub(super) fn tell_centre(&mut self, message: CentreMessage) {
+        let urgent = is_urgent_for_centre(&message);
+        self.centre.inbox.push_back(message);
+        if self.centre.core.is_some() {
+            let at = if urgent { self.now } else { self.now + self.attend_ms * MS };
+            self.schedule_centre(at.max(self.centre.busy_until + 1));
+        }
+    }
+
+    fn schedule_centre(&mut self, at: u64) {
+        if self.centre.scheduled.is_some_and(|(planned, _)| planned <= at) {
+            return;
+        }
+        let number = self.scheduled + 1;
+        self.centre.scheduled = Some((at, number));
+        let life = self.centre.life;
+        self.at(at, Event::StepCentre(life, number));
+    }
+
+    fn commit_ns(&mut self, inputs: usize) -> u64 {
+        COMMIT_NS + self.chance.below(COMMIT_MORE_NS) + INPUT_NS * inputs as u64
+    }
+
+    /// One step of a node, over what waits.
+    pub(super) fn step_node(&mut self, site: usize) {
+        let now = self.now;
+        let start = self.plan.timing.start.plus_ms(-1_000);
+        let host = &mut self.sites[site];
+        host.scheduled = None;
+        let Some(core) = &mut host.core else { return };
+        let mut inputs = Vec::new();
+        let (mut asks, mut stale) = (0, 0);
+        while inputs.len() < INPUTS_PER_STEP_MAX
+            && let Some(message) = host.inbox.pop_front()
+        {
+            match message {
+                NodeMessage::Ask(input) => {
+                    asks += 1;
+                    inputs.push(input);
+                }
+                NodeMessage::Frame(link, frame) if host.link == Some(link) => {
+                    inputs.push(node_io::Input::Frame(node_io::LinkId(link), frame));
+                }
+                NodeMessage::Frame(..) => stale += 1,
+                NodeMessage::LinkDown(link) => {
+                    if host.link == Some(link) {
+                        host.link = None;
+                        inputs.push(node_io::Input::LinkDown(node_io::LinkId(link)));
+                    }
+                }
+                NodeMessage::LinkUp(link) => {
+                    host.link = Some(link);
+                    inputs.push(node_io::Input::LinkUp(node_io::LinkId(link)));
+                }
+            }
+        }
+        let mono_ms = (now - host.opened) / MS;
+        let due = core.next_timer().is_some_and(|due| due <= mono_ms);
+        if due {
+            inputs.push(node_io::Input::Timer);
+        }
+        let count = inputs.len();
+        let mut outputs = Vec::new();
+        let endings = host.disk.counters().endings;
+        let stepped = if inputs.is_empty() {
+            Ok(())
+        } else {
+            let wall = host.clock.read(start, now);
+            core.step(node_io::Now { mono_ms, wall, elapsed_ms: mono_ms }, inputs, &mut outputs)
+        };
+        let ended = host.disk.counters().endings != endings;
+        self.audit.event(now, 1 << 32 | site as u64, (count as u64) << 32 | outputs.len() as u64);
+        for _ in 0..stale {
+            self.reached(Coverage::StaleFrame);
+        }
+        if asks > 1 {
+            self.reached(Coverage::GroupCommit);
+        }
+        if ended {
+            self.audit.say(now, || format!("{}: the planned end comes in a step", self.site_name(site)));
+            return self.node_ended_as_planned(site);
+        }
+        if let Err(error) = stepped {
+            return self.node_step_failed(site, &anyhow!(error));
+        }
+        self.audit.say(now, || {
+            format!("{}: a step of {count} inputs, {} outputs", self.site_name(site), outputs.len())
+        });
+        let released = now + self.commit_ns(count);
+        let host = &mut self.sites[site];
+        host.busy_until = released;
+        let life = host.life;
+        if !outputs.is_empty() {
+            self.at(released, Event::ReleaseNode(site, life, outputs));
+        }
+        if count > 0 {
+            self.note_waiting(site);
+        }
+        self.plan_node_step(site);
+    }
+
+    /// When a node steps next, by what waits and by its timer.
+    fn plan_node_step(&mut self, site: usize) {
+        let host = &self.sites[site];
+        let next = host.busy_until + 1;
+        if let Some(urgent) = host.inbox.iter().map(|message| host.is_urgent(message)).max() {
+            let at = if urgent { next } else { next.max(self.now + self.attend_ms * MS) };
+            self.schedule_node(site, at);
+        }
+        let host = &self.sites[site];
+        if let Some(due) = host.core.as_ref().and_then(NodeCore::next_timer) {
+            let due = host.opened + due * MS;
+            let at = if host.waiting.is_empty() { due.max(self.now + self.attend_ms * MS) } else { due };
+            self.schedule_node(site, at.max(next));
+        }
+    }
+
+    /// One step of the centre, over what waits.
+    pub(super) fn step_centre(&mut self) {
+        self.centre.scheduled = None;
+        let Some(inputs) = self.centre_inputs() else { return };
+        let replies = self.step_centre_with(inputs);
+        debug_assert!(replies.is_none_or(|replies| replies.is_empty()), "replies are released with the rest");
+    }
+
+    fn centre_inputs(&mut self) -> Option<Vec<centre_io::Input>> {
+        let host = &mut self.centre;
+        let core = host.core.as_ref()?;
+        let mut inputs = Vec::new();
+        let mut stale = 0;
+        while inputs.len() < INPUTS_PER_STEP_MAX
+            && let Some(message) = host.inbox.pop_front()
+        {
+            match message {
+                CentreMessage::Command(ticket, command) => {
+                    inputs.push(centre_io::Input::Command(ticket, command));
+                }
+                CentreMessage::Frame(link, frame) if host.links.get(&link) == Some(&true) => {
+                    inputs.push(centre_io::Input::Frame(centre_io::LinkId(link), frame));
+                }
+                CentreMessage::Frame(..) => stale += 1,
+                CentreMessage::LinkDown(link) => {
+                    if host.links.remove(&link).is_some() {
+                        inputs.push(centre_io::Input::LinkDown(centre_io::LinkId(link)));
+                    }
+                }
+                CentreMessage::LinkUp(link) => {
+                    if let Some(connection) = self.connections.get(&link) {
+                        host.links.insert(link, true);
+                        let identity = &self.sites[connection.site].identity;
+                        inputs.push(centre_io::Input::LinkUp {
+                            link: centre_io::LinkId(link),
+                            node: identity.node,
+                            incarnation: identity.incarnation,
+                        });
+                    }
+                }
+            }
+        }
+        if core.next_timer().is_some_and(|due| due <= (self.now - host.opened) / MS) {
+            inputs.push(centre_io::Input::Timer);
+        }
+        for _ in 0..stale {
+            self.reached(Coverage::StaleFrame);
+        }
+        Some(inputs)
+    }
+
+    /// Steps the centre over exactly these inputs and releases what they say, except replies to `own` tickets, which are
+    /// returned. `None` where it died over them.
+    fn step_centre_with(
+        &mut self,
+        inputs: Vec<centre_io::Input>,
+    ) -> Option<Vec<(centre_io::Ticket, centre_io::Reply)>> {
+        let now = self.now;
+        let start = self.plan.timing.start.plus_ms(-1_000);
+        let reports: Vec<u64> = inputs
+            .iter()
+            .filter_map(|input| match input {
+                centre_io::Input::Command(ticket, centre_io::Command::ReportLoss { .. }) => Some(ticket.0),
+                _ => None,
+            })
+            .collect();
+        if !reports.is_empty() {
+            self.note_ingested(&reports, false);
+        }
+        let count = inputs.len();
+        let mut outputs = Vec::new();
+        let host = &mut self.centre;
+        let core = host.core.as_mut()?;
+        let endings = host.disk.counters().endings;
+        let wall = host.clock.read(start, now);
+        let mono_ms = (now - host.opened) / MS;
+        let stepped = if inputs.is_empty() {
+            Ok(())
+        } else {
+            core.step(centre_io::Now { mono_ms, wall, real: wall }, inputs, &mut outputs)
+        };
+        let ended = host.disk.counters().endings != endings;
+        self.audit.event(now, 2 << 32, (count as u64) << 32 | outputs.len() as u64);
+        if ended {
+            self.audit.say(now, || "centre: the planned end comes in a step".to_owned());
+            self.centre_ended_as_planned();
+            return None;
+        }
+        if let Err(error) = stepped {
+            self.centre_step_failed(&anyhow!(error));
+            return None;
+        }
+        if !reports.is_empty() {
+            self.note_ingested(&reports, true);
+        }
+        self.audit.say(now, || format!("centre: a step of {count} inputs, {} outputs", outputs.len()));
+        let mut own = Vec::new();
+        outputs.retain(|output| match output {
+            centre_io::Output::Reply(ticket, reply) if !self.commands.contains_key(&ticket.0) => {
+                own.push((*ticket, reply.clone()));
+                false
+            }
+            _ => true,
+        });
+        let released = now.max(self.centre.busy_until) + self.commit_ns(count);
+        self.centre.busy_until = released;
+        let life = self.centre.life;
+        if !outputs.is_empty() {
+            self.at(released, Event::ReleaseCentre(life, outputs));
+        }
+        let host = &self.centre;
+        if let Some(urgent) = host.inbox.iter().map(is_urgent_for_centre).max() {
+            let at = if urgent { released + 1 } else { released.max(now + self.attend_ms * MS) };
+            self.schedule_centre(at);
+        }
+        if let Some(due) = self.centre.core.as_ref().and_then(ReconcileCore::next_timer) {
+            // At least a millisecond, as the driver has it.
+            let at = (self.centre.opened + due * MS).max(now + MS).max(released + 1);
+            self.schedule_centre(at);
+        }
+        Some(own)
+    }
+
+    /// What an operator at the centre's local socket wants at once. `None` where the centre is down or dies over it.
+    pub(super) fn command(&mut self, command: centre_io::Command) -> Option<centre_io::Reply> {
+        self.tickets += 1;
+        let ticket = centre_io::Ticket(self.tickets);
+        self.centre.core.as_ref()?;
+        let replies = self.step_centre_with(vec![centre_io::Input::Command(ticket, command)])?;
+        replies.into_iter().find(|(of, _)| *of == ticket).map(|(_, reply)| reply)
+    }
+
+    pub(super) fn release_node(&mut self, site: usize, life: u32, outputs: Vec<node_io::Output>) {
+        if self.sites[site].life != life {
+            return;
+        }
+        for output in outputs {
+            match output {
+                node_io::Output::Decided { ticket, decision, repeat } => {
+                    self.answered(site, ticket, decision, repeat);
+                }
+                node_io::Output::Refused(ticket, error) => self.refused(site, ticket, error),
+                node_io::Output::Balance(..) | node_io::Output::Status(..) => {}
+                node_io::Output::Send(link, frame) => {
+                    if self.sites[site].link == Some(link.0) {
+                        self.send_up(site, link.0, &frame);
+                    }
+                }
+                node_io::Output::CloseLink(link, reason) => {
+                    if self.sites[site].link == Some(link.0) {
+                        self.audit.say(self.now, || format!("{} closes: {reason}", self.site_name(site)));
+                        self.node_closes(link.0, &reason);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn release_centre(&mut self, life: u32, outputs: Vec<centre_io::Output>) {
+        if self.centre.life != life {
+            return;
+        }
+        for output in outputs {
+            match output {
+                centre_io::Output::Reply(ticket, reply) => self.replied(ticket, reply),
+                centre_io::Output::Send(link, frame) => {
+                    if self.centre.links.get(&link.0) == Some(&true) {
+                        self.send_down(link.0, &frame);
+                    }
+                }
+                centre_io::Output::CloseLink(link, reason) => {
+                    self.audit.say(self.now, || format!("centre closes link {}: {reason}", link.0));
+                    if let Some(takes) = self.centre.links.get_mut(&link.0) {
+                        *takes = false;
+                        self.centre_closes(link.0, &reason);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts a node's process, or opens its core again.
+    pub(super) fn start_node(&mut self, site: usize) {
+        let now = self.now;
+        let settings = node_io::Settings { ask_deadline_ms: self.plan.timing.ask_deadline_ms };
+        let host = &mut self.sites[site];
+        if host.core.is_some() || host.gone {
+            return;
+        }
+        host.reader = None;
+        let endings = host.disk.counters().endings;
+        let opened = host
+            .disk
+            .open("node.db")
+            .map_err(anyhow::Error::from)
+            .and_then(|connection| Ok(NodeCore::open(connection, host.identity.clone(), settings)?));
+        host.life += 1;
+        if host.disk.counters().endings != endings {
+            return self.node_ended_as_planned(site);
+        }
+        match opened {
+            Ok(core) => {
+                host.core = Some(core);
+                host.opened = now;
+                host.busy_until = now;
+                self.audit.event(now, 3, site as u64);
+                self.audit.say(now, || format!("{}: started", self.site_name(site)));
+                let ms = self.now_ms();
+                self.mark_process(site, ms, true);
+                self.kick(site);
+            }
+            Err(error) => self.node_not_opened(site, &error),
+        }
+    }
+
+    fn node_not_opened(&mut self, site: usize, error: &anyhow::Error) {
+        self.audit.say(self.now, || format!("{}: cannot be opened: {error:#}", self.site_name(site)));
+        if self.sites[site].trust != Trust::Sound {
+            // What it holds makes no sense any more: the operator puts another box in its place.
+            self.sites[site].trust = Trust::Broken;
+            return;
+        }
+        if !self.is_disk_full(Host::Node(site)) {
+            let name = self.site_name(site);
+            self.violated(Promise::Sound, format!("{name} cannot be opened: {error:#}"));
+        }
+        let life = self.sites[site].life;
+        self.after_ms(2_000, Event::StartNode(site, life));
+    }
+
+    /// A step failed: the shell closes the link, forgets who waits, and opens the core again after a pause.
+    fn node_step_failed(&mut self, site: usize, error: &anyhow::Error) {
+        self.audit.say(self.now, || format!("{}: a step failed: {error:#}", self.site_name(site)));
+        self.reached(Coverage::CoreReopened);
+        let broken = self.sites[site].trust != Trust::Sound;
+        if !broken && !self.is_disk_full(Host::Node(site)) {
+            let name = self.site_name(site);
+            self.violated(Promise::Sound, format!("a step of {name} failed: {error:#}"));
+        }
+        if let Some(link) = self.sites[site].link {
+            self.node_closes(link, "the node's core is opened again");
+        }
+        self.end_node_process(site);
+        let host = &mut self.sites[site];
+        let pause = host.reopen_pause_ms;
+        host.reopen_pause_ms = (pause * 2).min(REOPEN_PAUSE_MS.1);
+        let life = host.life;
+        self.after_ms(pause, Event::StartNode(site, life));
+    }
+
+    /// Forgets everything that only the process held.
+    fn end_node_process(&mut self, site: usize) {
+        let ms = self.now_ms();
+        let host = &mut self.sites[site];
+        let ran = host.core.take().is_some();
+        host.reader = None;
+        host.life += 1;
+        host.scheduled = None;
+        host.inbox.clear();
+        host.waiting.clear();
+        host.link = None;
+        if ran {
+            self.mark_process(site, ms, false);
+        }
+    }
+
+    /// The process is gone without a word: its peer hears nothing any more.
+    pub(super) fn node_gone(&mut self, site: usize) {
+        self.audit.event(self.now, 4, site as u64);
+        self.audit.say(self.now, || format!("{}: gone", self.site_name(site)));
+        self.end_node_process(site);
+        self.drop_ends(|connection| connection.site == site, End::Node);
+    }
+
+    fn node_ended_as_planned(&mut self, site: usize) {
+        self.node_gone(site);
+        match self.sites[site].armed.take() {
+            Some((fault, down_ms)) => {
+                self.struck(fault);
+                self.reached(Coverage::CutMidCommit);
+                let life = self.sites[site].life;
+                self.after_ms(down_ms, Event::StartNode(site, life));
+            }
+            None => self.violated(Promise::Sound, format!("{} ended by nothing", self.site_name(site))),
+        }
+    }
+
+    /// Starts the centre's process.
+    pub(super) fn start_centre(&mut self) {
+        let now = self.now;
+        let host = &mut self.centre;
+        if host.core.is_some() {
+            return;
+        }
+        host.reader = None;
+        let endings = host.disk.counters().endings;
+        let identity = host.identity.clone();
+        let opened = host.disk.open("centre.db").map_err(anyhow::Error::from);
+        let opened = opened.and_then(|connection| Ok(ReconcileCore::open(connection, identity)?));
+        host.life += 1;
+        if host.disk.counters().endings != endings {
+            return self.centre_ended_as_planned();
+        }
+        match opened {
+            Ok(core) => {
+                host.core = Some(core);
+                host.opened = now;
+                host.busy_until = now;
+                self.audit.event(now, 5, 0);
+                self.audit.say(now, || "centre: started".to_owned());
+                for site in 0..self.sites.len() {
+                    self.kick(site);
+                }
+            }
+            Err(error) => {
+                self.audit.say(now, || format!("centre: cannot be opened: {error:#}"));
+                if !self.is_disk_full(Host::Centre) {
+                    self.violated(Promise::Sound, format!("the centre cannot be opened: {error:#}"));
+                }
+                let life = self.centre.life;
+                self.after_ms(2_000, Event::StartCentre(life));
+            }
+        }
+    }
+
+    fn centre_step_failed(&mut self, error: &anyhow::Error) {
+        self.audit.say(self.now, || format!("centre: a step failed: {error:#}"));
+        self.reached(Coverage::CoreReopened);
+        if !self.is_disk_full(Host::Centre) {
+            self.violated(Promise::Sound, format!("a step of the centre failed: {error:#}"));
+        }
+        let links: Vec<u64> = self.centre.links.keys().copied().collect();
+        for link in links {
+            self.centre_closes(link, "the centre starts again from disk");
+        }
+        self.end_centre_process();
+        let pause = self.centre.reopen_pause_ms;
+        self.centre.reopen_pause_ms = (pause * 2).min(REOPEN_PAUSE_MS.1);
+        let life = self.centre.life;
+        self.after_ms(pause, Event::StartCentre(life));
+    }
+
+    fn end_centre_process(&mut self) {
+        let host = &mut self.centre;
+        host.core = None;
+        host.reader = None;
+        host.life += 1;
+        host.scheduled = None;
+        host.inbox.clear();
+        host.links.clear();
+    }
+
+    pub(super) fn centre_gone(&mut self) {
+        self.audit.event(self.now, 6, 0);
+        self.audit.say(self.now, || "centre: gone".to_owned());
+        self.end_centre_process();
+        self.drop_ends(|_| true, End::Centre);
+    }
+
+    fn centre_ended_as_planned(&mut self) {
+        self.centre_gone();
+        match self.centre.armed.take() {
+            Some((fault, down_ms)) => {
+                self.struck(fault);
+                self.reached(Coverage::CutMidCommit);
+                let life = self.centre.life;
+                self.after_ms(down_ms, Event::StartCentre(life));
+            }
+            None => self.violated(Promise::Sound, "the centre ended by nothing".to_owned()),
+        }
+    }
+
+    /// What a building holds. Where its process is down, a copy of its disk is read, so that the disk stays as it is.
+    pub(super) fn node_tables(&mut self, site: usize) -> Result<&mut NodeTables> {
+        let host = &mut self.sites[site];
+        if host.reader.is_none() {
+            let disk = match host.core {
+                Some(_) => host.disk.clone(),
+                None => Disk::from_image(&host.disk.image()),
+            };
+            host.reader = Some(NodeTables::open(disk)?);
+        }
+        host.reader.as_mut().ok_or_else(|| anyhow!("just opened"))
+    }
+
+    /// What the centre holds; as [`World::node_tables`].
+    pub(super) fn centre_tables(&mut self) -> Result<&mut CentreTables> {
+        let host = &mut self.centre;
+        if host.reader.is_none() {
+            let disk = match host.core {
+                Some(_) => host.disk.clone(),
+                None => Disk::from_image(&host.disk.image()),
+            };
+            host.reader = Some(CentreTables::open(disk)?);
+        }
+        host.reader.as_mut().ok_or_else(|| anyhow!("just opened"))
+    }
+
+    pub(super) fn site_name(&self, site: usize) -> String {
+        let host = &self.sites[site];
+        format!("{} (node {}, site {site})", self.plan.buildings[host.building].name, host.identity.node)
+    }
+}

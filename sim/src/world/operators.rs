@@ -1,0 +1,301 @@
+//! Operators and channels at the centre: setting the campus up, enrolling, closing, top-ups, loss reports; and the repair of
+//! everything at the end.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, anyhow, bail};
+use ed25519_dalek::SigningKey;
+use feiqian_node::io as node_io;
+use feiqian_protocol::chain::hex;
+use feiqian_protocol::ids::{CampusId, Key, LogId, NodeId, Wallet};
+use feiqian_reconcile::io::{self as centre_io, Command};
+
+use super::hosts::{CentreMessage, Site, Trust};
+use super::{ATTEND_AT_HEAL_MS, Event, MS, World};
+use crate::plan::{INSTITUTION, What};
+use crate::promises::Coverage;
+use crate::promises::ledger::{Credit, Loss};
+use crate::vfs::Disk;
+
+/// How long a channel or an operator waits for a confirmation before it says it again.
+const AGAIN_MS: u64 = 3_000;
+
+/// Accounts of one import.
+const IMPORT_PART: usize = 2_000;
+
+/// Something that is said until it is confirmed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted {
+    /// An action of the plan; the number of its loss report, where it is one.
+    Action(usize, Option<usize>),
+    /// A building gets a new box.
+    Enrol(usize),
+    /// A node's rights are closed, by force or in order.
+    Retire(usize, bool),
+}
+
+impl World<'_> {
+    /// Publishes the campus, opens the accounts, enrols a node for every building.
+    pub(super) fn open_campus(&mut self) -> Result<()> {
+        self.start_centre();
+        let plan = self.plan;
+        let config = serde_json::to_value(plan.campus())?;
+        self.must(Command::PublishCampus { config })?;
+        let accounts: Vec<_> = plan
+            .accounts
+            .iter()
+            .map(|account| centre_io::ImportedAccount {
+                card: account.card.clone(),
+                patron_class: account.patron_class.clone(),
+                opening_fen: account.opening,
+                subsidy_fen: account.subsidy,
+                single_limit_fen: account.single_limit,
+                daily_limit_fen: account.daily_limit,
+                groups: account.groups.clone(),
+            })
+            .collect();
+        for part in accounts.chunks(IMPORT_PART) {
+            self.must(Command::ImportAccounts { accounts: part.to_vec() })?;
+        }
+        for building in 0..plan.buildings.len() {
+            let identity = self.enrol(building)?.context("the centre is up")?;
+            self.sites.push(Site::new(building, identity, Disk::new()));
+            self.buildings[building].site = building;
+        }
+        Ok(())
+    }
+
+    fn must(&mut self, command: Command) -> Result<serde_json::Value> {
+        let reply = self.command(command).context("the centre gave no answer")?;
+        reply.map_err(|error| anyhow!("{}: {error}", error.code))
+    }
+
+    /// Enrols a building (anew); the identity is what its `join` would have stored. `None` where the centre is down.
+    fn enrol(&mut self, building: usize) -> Result<Option<node_io::Identity>> {
+        self.tickets += 1;
+        let number = self.tickets.to_be_bytes();
+        let log_key = SigningKey::from_bytes(&std::array::from_fn(|index| number[index % 8] ^ index as u8));
+        let lookup = hex(&std::array::from_fn::<u8, 32, _>(|index| number[index % 8]));
+        let secret = hex(&std::array::from_fn::<u8, 16, _>(|index| number[index % 8]));
+        let place = &self.plan.buildings[building];
+        let (name, role) = (place.name.clone(), place.role);
+        let create = Command::CreateEnrolment { name: name.clone(), role, lookup: lookup.clone(), secret };
+        let Some(reply) = self.command(create) else { return Ok(None) };
+        reply.map_err(|error| anyhow!("{}: {error}", error.code))?;
+        let log_key_hex = hex(log_key.verifying_key().as_bytes());
+        let Some(reply) = self.command(Command::Enrol { lookup, log_key: log_key_hex }) else {
+            return Ok(None);
+        };
+        let reply = match reply {
+            Ok(reply) => reply,
+            // The clock of the centre may have jumped between the two.
+            Err(error) if error.code == "enrolment_expired" => return Ok(None),
+            Err(error) => bail!("{}: {error}", error.code),
+        };
+        let number_of = |field: &str| {
+            reply[field].as_u64().ok_or_else(|| anyhow!("the answer to an enrolment has no {field}"))
+        };
+        Ok(Some(node_io::Identity {
+            institution: INSTITUTION,
+            campus: CampusId(1),
+            node: NodeId(u16::try_from(number_of("node")?)?),
+            name,
+            role,
+            incarnation: u32::try_from(number_of("incarnation")?)?,
+            log_key,
+            centre_key: self.centre.identity.log_key.verifying_key(),
+        }))
+    }
+
+    /// What the plan has an operator or channel do.
+    pub(super) fn operate(&mut self, index: usize, what: &What) {
+        let mut loss = None;
+        match what {
+            What::TopUp { account, amount, channel, key } => {
+                let credit = Credit { account: *account, amount: *amount, confirmed: false };
+                self.ledger.credits.entry((channel.clone(), key.clone())).or_insert(credit);
+            }
+            What::Loss { account } => {
+                loss = Some(self.ledger.losses.len());
+                let card = self.plan.accounts[*account].card.clone();
+                self.ledger.losses.push(Loss { card, asked: BTreeMap::new(), confirmed: None });
+            }
+            _ => {}
+        }
+        self.say_to_centre(Wanted::Action(index, loss));
+    }
+
+    fn say_to_centre(&mut self, wanted: Wanted) {
+        let Wanted::Action(index, _) = wanted else { return };
+        let operator = Key::new("operator").expect("letters are a key");
+        let card = |account: usize| self.plan.accounts[account].card.clone();
+        let command = match &self.plan.actions[index].what {
+            What::TopUp { account, amount, channel, key } => Command::Topup {
+                card: card(*account),
+                amount_fen: *amount,
+                wallet: Wallet::Cash,
+                channel: channel.clone(),
+                key: key.clone(),
+            },
+            What::Loss { account } => Command::ReportLoss { card: card(*account), operator },
+            What::Lift { account } => Command::LiftLoss { card: card(*account), operator },
+            What::Tap(_) | What::Reversal { .. } => return,
+        };
+        self.tickets += 1;
+        self.audit.event(self.now, 12, index as u64);
+        self.audit.say(self.now, || format!("the centre is asked: {command:?}"));
+        if self.centre.core.is_some() {
+            self.commands.insert(self.tickets, wanted);
+            self.tell_centre(CentreMessage::Command(centre_io::Ticket(self.tickets), command));
+        }
+        self.after_ms(AGAIN_MS, Event::Want(wanted));
+    }
+
+    /// Says it again where it was not confirmed.
+    pub(super) fn want(&mut self, wanted: Wanted) -> Result<()> {
+        match wanted {
+            Wanted::Action(index, _) if !self.confirmed.contains(&index) => self.say_to_centre(wanted),
+            Wanted::Action(..) => {}
+            Wanted::Enrol(building) => self.enrol_anew(building)?,
+            Wanted::Retire(building, force) => self.retire(building, force),
+        }
+        Ok(())
+    }
+
+    /// The centre answers a command.
+    pub(super) fn replied(&mut self, ticket: centre_io::Ticket, reply: centre_io::Reply) {
+        let Some(Wanted::Action(index, loss)) = self.commands.remove(&ticket.0) else { return };
+        self.audit.say(self.now, || format!("the centre answers {reply:?}"));
+        self.confirmed.insert(index);
+        let plan = self.plan;
+        match (&plan.actions[index].what, reply) {
+            (What::TopUp { channel, key, .. }, Ok(_)) => {
+                if let Some(credit) = self.ledger.credits.get_mut(&(channel.clone(), key.clone())) {
+                    credit.confirmed = true;
+                }
+            }
+            (What::Loss { .. }, Ok(_)) => {
+                if let Some(loss) = loss.and_then(|loss| self.ledger.losses.get_mut(loss)) {
+                    loss.confirmed = self.ingested_at.remove(&ticket.0);
+                }
+            }
+            (What::Lift { .. }, Ok(_)) => self.reached(Coverage::LossLifted),
+            // A card that is reported already, or was not.
+            _ => {}
+        }
+    }
+
+    /// Notes how far every log is ingested, before and after the step of a loss report.
+    pub(super) fn note_ingested(&mut self, tickets: &[u64], after: bool) {
+        let Ok(positions) = self.ingested() else { return };
+        for ticket in tickets {
+            let Some(Wanted::Action(_, Some(loss))) = self.commands.get(ticket).copied() else { continue };
+            if after {
+                self.ingested_at.insert(*ticket, positions.clone());
+            } else if let Some(loss) = self.ledger.losses.get_mut(loss)
+                && loss.asked.is_empty()
+            {
+                loss.asked.clone_from(&positions);
+            }
+        }
+    }
+
+    /// How far every log of a node is ingested.
+    pub(super) fn ingested(&mut self) -> Result<BTreeMap<LogId, u64>> {
+        let connection = self.centre_tables()?.connection();
+        let mut statement = connection.prepare_cached(
+            "SELECT log, position FROM logs UNION ALL SELECT log, position FROM branches ORDER BY 1, 2",
+        )?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+        let mut positions = BTreeMap::new();
+        for row in rows {
+            let (log, position) = row?;
+            let log = LogId::from_key(INSTITUTION, log);
+            if log.writer != NodeId::CENTRE {
+                let known: &mut u64 = positions.entry(log).or_default();
+                *known = (*known).max(position as u64);
+            }
+        }
+        Ok(positions)
+    }
+
+    /// Closes the rights of a building's node.
+    pub(super) fn retire(&mut self, building: usize, force: bool) {
+        let node = self.plan.buildings[building].name.clone();
+        match self.command(Command::Retire { node, force }) {
+            Some(Ok(_)) => {
+                self.reached(if force { Coverage::ClosedByForce } else { Coverage::ClosedInOrder });
+            }
+            // It is closed already.
+            Some(Err(_)) => {}
+            None => self.after_ms(AGAIN_MS, Event::Want(Wanted::Retire(building, force))),
+        }
+    }
+
+    /// Puts another box into a building: enrolled anew, on an empty disk. The old one may still upload, where it runs.
+    pub(super) fn enrol_anew(&mut self, building: usize) -> Result<()> {
+        let Some(identity) = self.enrol(building)? else {
+            self.after_ms(AGAIN_MS, Event::Want(Wanted::Enrol(building)));
+            return Ok(());
+        };
+        let site = self.sites.len();
+        let old = self.buildings[building].site;
+        self.audit
+            .say(self.now, || format!("building {building} is enrolled anew, as node {}", identity.node));
+        self.reached(Coverage::EnrolledAnew);
+        self.sites.push(Site::new(building, identity, Disk::new()));
+        self.buildings[building].site = site;
+        self.buildings[building].clone = None;
+        self.give_up_requests(old);
+        self.start_node(site);
+        Ok(())
+    }
+
+    /// The quiet at the end. Everything is repaired; what was found to be a copy is replaced.
+    pub(super) fn heal(&mut self, stage: u32) -> Result<()> {
+        if stage == 0 {
+            self.audit.say(self.now, || "everything is repaired".to_owned());
+            self.healed = true;
+            self.attend_ms = self.attend_ms.min(ATTEND_AT_HEAL_MS);
+            for index in 0..self.faults.len() {
+                self.end_fault(index)?;
+            }
+            self.centre.clock.repair();
+            self.centre.disk.set_capacity(None);
+            for site in &mut self.sites {
+                site.clock.repair();
+                site.disk.set_capacity(None);
+            }
+            for building in 0..self.buildings.len() {
+                self.buildings[building].clone = None;
+            }
+            if self.centre.core.is_none() {
+                self.start_centre();
+            }
+            for site in 0..self.sites.len() {
+                if self.sites[site].core.is_none() {
+                    self.start_node(site);
+                }
+            }
+            return Ok(());
+        }
+        for building in 0..self.buildings.len() {
+            let site = self.buildings[building].site;
+            let host = &self.sites[site];
+            if host.gone || host.trust == Trust::Broken || self.is_shut_out(site)? {
+                self.enrol_anew(building)?;
+            }
+        }
+        self.at(self.now + MS, Event::Check);
+        Ok(())
+    }
+
+    /// True where the centre grants nothing to the node of a site.
+    fn is_shut_out(&mut self, site: usize) -> Result<bool> {
+        let node = self.sites[site].identity.node;
+        let connection = self.centre_tables()?.connection();
+        let state: String =
+            connection.query_row("SELECT state FROM nodes WHERE node = ?1", [node.0], |row| row.get(0))?;
+        Ok(state != "open")
+    }
+}

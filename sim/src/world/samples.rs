@@ -1,0 +1,107 @@
+//! Time lines for the report: read from the disks, so that looking changes nothing.
+
+use anyhow::Result;
+use feiqian_protocol::ids::NodeId;
+
+use super::{Event, World};
+use crate::link::tables::to_node_log;
+use crate::outcome::NodeTimeline;
+
+impl World<'_> {
+    fn timeline(&mut self, site: usize) -> Option<&mut NodeTimeline> {
+        if !self.samples {
+            return None;
+        }
+        let building = self.sites[site].building;
+        // A clone has no line of its own.
+        if self.buildings[building].clone == Some(site) {
+            return None;
+        }
+        let names = &self.plan.buildings;
+        let nodes = &mut self.outcome.timeline.nodes;
+        while nodes.len() < names.len() {
+            let node = names[nodes.len()].name.to_string();
+            nodes.push(NodeTimeline { node, ..NodeTimeline::default() });
+        }
+        nodes.get_mut(building)
+    }
+
+    pub(super) fn mark_link(&mut self, site: usize, at_ms: u64, up: bool) {
+        if let Some(line) = self.timeline(site)
+            && line.link.last().map(|(_, up)| *up) != Some(up)
+        {
+            line.link.push((at_ms, up));
+        }
+    }
+
+    pub(super) fn mark_process(&mut self, site: usize, at_ms: u64, up: bool) {
+        if let Some(line) = self.timeline(site) {
+            line.process.push((at_ms, up));
+        }
+    }
+
+    /// Takes a sample, and plans the next one.
+    pub(super) fn sample(&mut self) -> Result<()> {
+        let start = self.plan.timing.start;
+        let shards = self.shard_positions()?;
+        for building in 0..self.buildings.len() {
+            let site = self.buildings[building].site;
+            let wall = self.sites[site].clock.read(start.plus_ms(-1_000), self.now);
+            let node = self.sites[site].identity.node;
+            let connection = self.node_tables(site)?.connection();
+            let (acked, heard): (i64, Option<i64>) =
+                connection
+                    .query_row("SELECT acked, heard FROM state", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let own = feiqian_protocol::ids::LogId::node(crate::plan::INSTITUTION, node).key();
+            let end: i64 = connection.query_row(
+                "SELECT coalesce(max(position), 0) FROM entries WHERE log = ?1",
+                [own],
+                |row| row.get(0),
+            )?;
+            let applied: i64 = connection.query_row(
+                "SELECT coalesce(sum(last), 0) FROM (SELECT max(position) AS last FROM entries
+                 WHERE log <> ?1 AND log <> ?2 GROUP BY log)",
+                [own, to_node_log(node).key()],
+                |row| row.get(0),
+            )?;
+            let exposed: i64 = connection.query_row(
+                "SELECT coalesce(sum(amount), 0) FROM debits WHERE position > ?1",
+                [acked],
+                |row| row.get(0),
+            )?;
+            let up = self.sites[site].link.is_some();
+            let age = heard.map_or(0, |heard| wall.0 - heard);
+            if let Some(line) = self.timeline(site) {
+                line.backlog.push(end.abs_diff(acked));
+                line.behind.push((shards - applied).max(0) as u64);
+                line.view_age_ms.push(if up { 0 } else { age.max(0) as u64 });
+                line.exposed_fen.push(exposed);
+            }
+        }
+        let connection = self.centre_tables()?.connection();
+        let out: i64 =
+            connection.query_row("SELECT coalesce(sum(si_out), 0) FROM nodes", [], |row| row.get(0))?;
+        let open: i64 = connection.query_row(
+            "SELECT coalesce(sum(opened - recovered - refunded), 0) FROM cases",
+            [],
+            |row| row.get(0),
+        )?;
+        self.outcome.timeline.stand_in_out_fen.push(out);
+        self.outcome.timeline.open_cases_fen.push(open);
+        if !self.healed || self.now_ms() < self.plan.end_ms() {
+            let every = self.outcome.timeline.every_ms;
+            self.after_ms(every, Event::Sample);
+        }
+        Ok(())
+    }
+
+    fn shard_positions(&mut self) -> Result<i64> {
+        let connection = self.centre_tables()?.connection();
+        let sum = connection.query_row(
+            "SELECT coalesce(sum(position), 0) FROM logs WHERE log >> 32 = ?1 AND log & 65536 = 65536",
+            [NodeId::CENTRE.0],
+            |row| row.get(0),
+        )?;
+        Ok(sum)
+    }
+}
