@@ -49,6 +49,8 @@ pub struct Plan {
 pub struct Timing {
     /// The true time of the first moment.
     pub start: Timestamp,
+    /// Milliseconds before the start in which nodes connect and take what there is; it belongs to opening the campus.
+    pub warm_up_ms: u64,
     /// Milliseconds until everything is repaired.
     pub length_ms: u64,
     /// Milliseconds of quiet after that.

@@ -29,6 +29,7 @@ use audit::Audit;
 use ed25519_dalek::SigningKey;
 use feiqian_node::io as node_io;
 use feiqian_protocol::ids::LogId;
+use feiqian_protocol::time::Timestamp;
 use feiqian_reconcile::io as centre_io;
 use hosts::{Centre, Site};
 use network::{Connections, Flight};
@@ -47,6 +48,12 @@ const EVENTS_AT_REST_MAX: u32 = 200_000;
 
 /// Checks of every promise that holds at every moment, over a run.
 const CHECKS: u64 = 10;
+
+/// The world's own time when the campus is opened, in milliseconds.
+const BEFORE_MS: u64 = 1_000;
+
+/// How background work is attended to while a campus warms up.
+const ATTEND_AT_WARM_UP_MS: u64 = 100;
 
 /// How background work is attended to while everything comes to rest.
 const ATTEND_AT_HEAL_MS: u64 = 1_500;
@@ -177,6 +184,8 @@ struct Building {
 struct World<'p> {
     plan: &'p Plan,
     now: u64,
+    /// The plan's first moment.
+    origin: u64,
     heap: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
     at_rest: u32,
@@ -219,7 +228,8 @@ impl<'p> World<'p> {
         let identity = centre_io::Identity { institution: INSTITUTION, log_key };
         Self {
             plan,
-            now: 1_000 * MS,
+            now: BEFORE_MS * MS,
+            origin: (BEFORE_MS + plan.timing.warm_up_ms) * MS,
             heap: BinaryHeap::new(),
             scheduled: 0,
             at_rest: 0,
@@ -248,7 +258,7 @@ impl<'p> World<'p> {
             faults: plan.faults.iter().map(|_| faults::State::default()).collect(),
             healed: false,
             coverage: vec![0; Coverage::ALL.len()],
-            audit: Audit::new(options.words, options.trace),
+            audit: Audit::new(options.words, options.trace, (BEFORE_MS + plan.timing.warm_up_ms) * MS),
             outcome: Outcome {
                 scenario: plan.scenario.clone(),
                 seed: plan.seed,
@@ -264,11 +274,16 @@ impl<'p> World<'p> {
     /// Opens the campus: the centre, its accounts, a node in every building.
     fn set_up(&mut self) -> Result<()> {
         self.open_campus()?;
-        let origin = self.now;
         self.heap.clear();
         for site in 0..self.sites.len() {
             self.start_node(site);
         }
+        if self.plan.timing.warm_up_ms > 0 {
+            let attend_ms = std::mem::replace(&mut self.attend_ms, ATTEND_AT_WARM_UP_MS);
+            self.run_until(self.origin)?;
+            self.attend_ms = attend_ms;
+        }
+        let origin = self.origin;
         for (index, action) in self.plan.actions.iter().enumerate() {
             self.at(origin + action.at_ms * MS, Event::Action(index));
         }
@@ -292,8 +307,7 @@ impl<'p> World<'p> {
     }
 
     fn play(&mut self) -> Result<()> {
-        let origin = self.now;
-        self.run_until(origin + self.plan.end_ms() * MS)?;
+        self.run_until(self.origin + self.plan.end_ms() * MS)?;
         if !self.wedged {
             self.check_at_end()?;
         }
@@ -391,7 +405,12 @@ impl<'p> World<'p> {
 
     /// Milliseconds since the plan's first moment.
     const fn now_ms(&self) -> u64 {
-        self.now / MS - 1_000
+        self.now.saturating_sub(self.origin) / MS
+    }
+
+    /// The true time when the world's own time was nothing.
+    pub(crate) const fn epoch(&self) -> Timestamp {
+        self.plan.timing.start.plus_ms(-((self.origin / MS) as i64))
     }
 
     fn quality(&self, building: usize) -> LinkQuality {

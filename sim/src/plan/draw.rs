@@ -333,7 +333,7 @@ fn fault(plan: &Plan, name: &str, seed: &mut Seed) -> Option<FaultKind> {
         "disk_full" => FaultKind::DiskFull { host, room: seed.below(60_000) },
         "lying_disk" => FaultKind::LyingDisk { building },
         "bit_rot" => FaultKind::BitRot { building, bit: seed.draw() >> 8 },
-        "clock" => FaultKind::Clock { host, wrong: wrong_clock(seed) },
+        "clock" => FaultKind::Clock { host, wrong: wrong_clock(host, seed) },
         "stale_backup" => FaultKind::StaleBackup { host },
         "clone" => FaultKind::Clone { building },
         "retire" => FaultKind::Retire { building, force },
@@ -364,9 +364,15 @@ fn quality(seed: &mut Seed) -> LinkQuality {
     }
 }
 
-fn wrong_clock(seed: &mut Seed) -> WrongClock {
+fn wrong_clock(host: Host, seed: &mut Seed) -> WrongClock {
     let minutes = 60_000;
-    match seed.below(8) {
+    let drawn = seed.below(8);
+    // The centre's time never falls: a centre that is far ahead once stays there until the true time has come. It has a time
+    // server, so it is never far ahead here.
+    if host == Host::Centre && matches!(drawn, 1 | 4 | 6) {
+        return WrongClock::Off(seed.below(15_000) as i64);
+    }
+    match drawn {
         0 => WrongClock::In1970,
         1 => WrongClock::In2038,
         2 => WrongClock::Drifts(200_000),

@@ -87,6 +87,8 @@ pub struct Books {
     pub faults: Vec<String>,
     /// Entries whose postings do not sum to zero.
     pub unbalanced: Vec<(i64, i64, i64)>,
+    /// The daily allowance of each account, where the business day of every node can be trusted.
+    pub daily: BTreeMap<AccountId, Fen>,
     policy: Policy,
     slack: BTreeMap<AccountId, Fen>,
     rotten: bool,
@@ -95,9 +97,6 @@ pub struct Books {
 /// What holds between any two steps.
 pub const AT_ANY_MOMENT: [fn(&Books) -> Checked; 8] =
     [balanced, partition, conservation, views, stand_in_cap, no_overspend, allowance, cases];
-
-/// What holds once everything is delivered and quiet.
-pub const AT_REST: [fn(&Books) -> Checked; 2] = [all_is_home, bearers];
 
 impl Books {
     /// Adds what the centre holds. `slack`: what copied disks may spend once more, by account; `rotten`: a disk holds what
@@ -117,6 +116,7 @@ impl Books {
         let to_nodes = nodes.iter().map(|node| centre.entries(LogId::to_node(INSTITUTION, node.node)));
         let to_nodes = to_nodes.collect::<Result<_>>()?;
         Ok(Self {
+            daily: BTreeMap::new(),
             wallets: centre.wallets()?,
             rights: centre.rights()?,
             cases: centre.cases_by_wallet()?,
@@ -458,7 +458,15 @@ fn allowance(books: &Books) -> Checked {
             _ => {}
         }
     }
-    let _ = used;
+    for ((account, day), fen) in used {
+        if let Some(daily) = books.daily.get(&account) {
+            promise!(
+                fen <= *daily,
+                Allowance,
+                "account {account} used {fen} of its allowance of {daily} on {day}"
+            );
+        }
+    }
     Ok(())
 }
 
@@ -482,7 +490,10 @@ fn cases(books: &Books) -> Checked {
 }
 
 /// I6: everything that was written is applied and ingested everywhere.
-fn all_is_home(books: &Books) -> Checked {
+///
+/// # Errors
+/// What is not.
+pub fn all_is_home(books: &Books) -> Checked {
     for node in books.nodes.iter().filter(|node| node.sound) {
         promise!(
             node.not_ingested().is_empty(),
@@ -501,7 +512,10 @@ fn all_is_home(books: &Books) -> Checked {
 }
 
 /// Once everybody was heard, every case has a bearer.
-fn bearers(books: &Books) -> Checked {
+///
+/// # Errors
+/// The first that has none.
+pub fn bearers(books: &Books) -> Checked {
     for (_, case) in &books.cases {
         let open = case.opened > case.recovered;
         promise!(

@@ -38,6 +38,7 @@ struct File {
     length: Option<At<String>>,
     heal: Option<At<String>>,
     attend: Option<At<String>>,
+    warm_up: Option<At<String>>,
     idle_timeout: Option<At<String>>,
     ask_deadline: Option<At<String>>,
     #[serde(default)]
@@ -336,7 +337,8 @@ impl Source<'_> {
                 })?,
             },
             heal_ms: self.length(file.heal.as_ref(), "heal", 30_000)?,
-            attend_ms: self.length(file.attend.as_ref(), "attend", 500)?,
+            warm_up_ms: self.length(file.warm_up.as_ref(), "warm_up", 0)?,
+            attend_ms: self.length(file.attend.as_ref(), "attend", 1_500)?,
             idle_timeout_ms: self.length(file.idle_timeout.as_ref(), "idle_timeout", 10_000)?,
             ask_deadline_ms: self.length(file.ask_deadline.as_ref(), "ask_deadline", ASK_DEADLINE_MS)?,
         })

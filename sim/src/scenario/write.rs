@@ -28,6 +28,7 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
         ("length", timing.length_ms),
         ("heal", timing.heal_ms),
         ("attend", timing.attend_ms),
+        ("warm_up", timing.warm_up_ms),
         ("idle_timeout", timing.idle_timeout_ms),
         ("ask_deadline", timing.ask_deadline_ms),
     ] {

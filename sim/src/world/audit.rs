@@ -10,6 +10,8 @@ use crate::vfs::digest;
 /// Where events go. Whoever tells of one looks at the world meanwhile, so everything here is behind a shared reference.
 pub(super) struct Audit {
     state: Cell<u64>,
+    /// What times are counted from.
+    origin_ns: u64,
     /// Whether events are put into words: costly, so only where somebody will read them.
     words: bool,
     last: RefCell<VecDeque<String>>,
@@ -17,9 +19,15 @@ pub(super) struct Audit {
 }
 
 impl Audit {
-    pub(super) fn new(words: bool, trace: Option<Box<dyn Write>>) -> Self {
+    pub(super) fn new(words: bool, trace: Option<Box<dyn Write>>, origin_ns: u64) -> Self {
         let words = words || trace.is_some();
-        Self { state: Cell::new(0x5eed), words, last: RefCell::default(), trace: RefCell::new(trace) }
+        Self {
+            origin_ns,
+            state: Cell::new(0x5eed),
+            words,
+            last: RefCell::default(),
+            trace: RefCell::new(trace),
+        }
     }
 
     /// Something happened, as numbers.
@@ -41,9 +49,8 @@ impl Audit {
         if !self.words {
             return;
         }
-        // Time before the plan's first moment is the opening of the campus.
-        let at = now_ns as i64 / 1_000 - 1_000_000;
-        let line = format!("{:>9}.{:03} ms  {}", at / 1_000, at.unsigned_abs() % 1_000, words());
+        let us = (now_ns as i64 - self.origin_ns as i64) / 1_000;
+        let line = format!("{:>9}.{:03} ms  {}", us / 1_000, us.unsigned_abs() % 1_000, words());
         if let Some(trace) = self.trace.borrow_mut().as_mut() {
             // A trace that cannot be written is missed by whoever wanted it, and harms nothing else.
             let _ = writeln!(trace, "{line}");

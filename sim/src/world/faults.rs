@@ -133,6 +133,7 @@ impl World<'_> {
             FaultKind::BitRot { building, bit } => self.rot(index, *building, *bit, down_ms)?,
             FaultKind::Clock { host, wrong } => {
                 let now = self.now;
+                self.bounds.wrong_clocks = true;
                 match host {
                     Host::Centre => self.centre.clock.spoil(now, *wrong),
                     Host::Node(building) => {

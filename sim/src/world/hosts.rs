@@ -181,13 +181,15 @@ impl Site {
     }
 }
 
-fn is_urgent_for_centre(message: &CentreMessage) -> bool {
+/// True where somebody waits for what this message brings. `asked`: something waits at the centre for entries to come.
+fn is_urgent_for_centre(message: &CentreMessage, asked: bool) -> bool {
     match message {
         CentreMessage::Command(..) | CentreMessage::LinkDown(_) | CentreMessage::LinkUp(_) => true,
         CentreMessage::Frame(_, frame) => match frame {
             // An anchor's acknowledgement lets rights be granted.
             Frame::Ack(ack) => ack.log.as_to_node().is_some(),
-            Frame::Entries(_) | Frame::Mark(_) => false,
+            Frame::Entries(_) => asked,
+            Frame::Mark(_) => false,
             _ => true,
         },
     }
@@ -224,7 +226,8 @@ impl World<'_> {
 
     /// Hands a message to the centre's queue.
     pub(super) fn tell_centre(&mut self, message: CentreMessage) {
-        let urgent = is_urgent_for_centre(&message);
+        let asked = self.centre.core.as_ref().is_some_and(|core| core.next_timer().is_some());
+        let urgent = is_urgent_for_centre(&message, asked);
         self.centre.inbox.push_back(message);
         if self.centre.core.is_some() {
             let at = if urgent { self.now } else { self.now + self.attend_ms * MS };
@@ -249,7 +252,7 @@ impl World<'_> {
     /// One step of a node, over what waits.
     pub(super) fn step_node(&mut self, site: usize) {
         let now = self.now;
-        let start = self.plan.timing.start.plus_ms(-1_000);
+        let start = self.epoch();
         let host = &mut self.sites[site];
         host.scheduled = None;
         let Some(core) = &mut host.core else { return };
@@ -398,7 +401,7 @@ impl World<'_> {
         inputs: Vec<centre_io::Input>,
     ) -> Option<Vec<(centre_io::Ticket, centre_io::Reply)>> {
         let now = self.now;
-        let start = self.plan.timing.start.plus_ms(-1_000);
+        let start = self.epoch();
         let reports: Vec<u64> = inputs
             .iter()
             .filter_map(|input| match input {
@@ -451,7 +454,8 @@ impl World<'_> {
             self.at(released, Event::ReleaseCentre(life, outputs));
         }
         let host = &self.centre;
-        if let Some(urgent) = host.inbox.iter().map(is_urgent_for_centre).max() {
+        let asked = host.core.as_ref().is_some_and(|core| core.next_timer().is_some());
+        if let Some(urgent) = host.inbox.iter().map(|message| is_urgent_for_centre(message, asked)).max() {
             let at = if urgent { released + 1 } else { released.max(now + self.attend_ms * MS) };
             self.schedule_centre(at);
         }

@@ -42,11 +42,11 @@ impl World<'_> {
 
     /// Takes a sample, and plans the next one.
     pub(super) fn sample(&mut self) -> Result<()> {
-        let start = self.plan.timing.start;
+        let start = self.epoch();
         let shards = self.shard_positions()?;
         for building in 0..self.buildings.len() {
             let site = self.buildings[building].site;
-            let wall = self.sites[site].clock.read(start.plus_ms(-1_000), self.now);
+            let wall = self.sites[site].clock.read(start, self.now);
             let node = self.sites[site].identity.node;
             let connection = self.node_tables(site)?.connection();
             let (acked, heard): (i64, Option<i64>) =

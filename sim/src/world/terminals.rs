@@ -138,7 +138,12 @@ impl World<'_> {
     /// A terminal looks for its answer, and asks again where it has none.
     pub(super) fn resend(&mut self, index: usize) {
         let request = &self.ledger.requests[index];
-        if matches!(request.told, Some(Told::Decided(_))) || request.given_up || request.times >= TIMES_MAX {
+        // A terminal that is not configured yet may be later; any other refusal is the last word.
+        let answered = match &request.told {
+            None | Some(Told::Refused(TapError::UnknownTerminal(_))) => false,
+            Some(_) => true,
+        };
+        if answered || request.given_up || request.times >= TIMES_MAX {
             return;
         }
         let (number, is_tap, sent_before) = (request.number, !request.is_reversal(), request.times > 0);
