@@ -223,7 +223,8 @@ impl Round<'_> {
                 continue;
             }
             kept = true;
-            self.take_entry(log, node, head.anchor, &verified)?;
+            let acted = is_branch && self.acted_in_another_branch(log, node, &verified)?;
+            self.take_entry(log, node, head.anchor, &verified, acted)?;
             if is_branch {
                 self.advance_branch(log, Cursor { position: verified.position, hash: verified.hash })?;
             }
@@ -244,6 +245,24 @@ impl Round<'_> {
         Ok(())
     }
 
+    /// True where an entry of a branch has come by another branch already: a copy that is refused again goes on from what it
+    /// had uploaded before, under another name. It is posted once.
+    fn acted_in_another_branch(
+        &self,
+        log: LogId,
+        node: NodeId,
+        entry: &VerifiedEntry,
+    ) -> Result<bool, StoreError> {
+        let others =
+            self.state.branches.iter().filter(|(other, branch)| branch.node == node && **other != log);
+        for (other, _) in others {
+            if logs::hash_at(self.db, *other, entry.position)? == Some(entry.hash) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn advance_branch(&mut self, log: LogId, cursor: Cursor) -> Result<(), StoreError> {
         if let Some(branch) = self.state.branches.get_mut(&log) {
             branch.cursor = cursor;
@@ -258,6 +277,7 @@ impl Round<'_> {
         node: NodeId,
         anchor: Timestamp,
         verified: &VerifiedEntry,
+        acted: bool,
     ) -> Result<(), StoreError> {
         let mut state = self.state.log(log);
         let entry = &verified.entry;
@@ -278,7 +298,7 @@ impl Round<'_> {
         self.state.logs.insert(log, state);
         self.touched_logs.insert(log);
         self.ingested.insert(log);
-        if acts {
+        if acts && !acted {
             self.act(Place { at: EntryRef { log, position: cursor.position }, node, order_key }, entry)?;
         }
         Ok(())
@@ -448,14 +468,29 @@ impl Round<'_> {
         money::add_habit(self.db, account, place.node, day, &habit)
     }
 
-    /// The debit that a reversal names: on a branch it may be one from before the fork.
+    /// The debit that a reversal names. On a branch it may be one from before the fork, or one that came by another branch
+    /// of the same continuation.
     fn reversed_debit(
         &self,
         place: Place,
         reversal: &Reversal,
     ) -> Result<Option<(EntryRef, MovementState)>, StoreError> {
-        for log in [place.at.log, self.state.own_log(place.node)] {
-            let at = EntryRef { log, position: reversal.debit };
+        let (log, own, position) = (place.at.log, self.state.own_log(place.node), reversal.debit);
+        let mut held_by = vec![log];
+        match logs::hash_at(self.db, log, position)? {
+            // What a branch has in common with the log is in the log.
+            None => held_by.push(own),
+            Some(hash) if log != own => {
+                for (other, branch) in &self.state.branches {
+                    if branch.node == place.node && logs::hash_at(self.db, *other, position)? == Some(hash) {
+                        held_by.push(*other);
+                    }
+                }
+            }
+            Some(_) => {}
+        }
+        for log in held_by {
+            let at = EntryRef { log, position };
             if let Some(found) = money::movement(self.db, reversal.account, reversal.wallet, at)? {
                 return Ok(Some((at, found)));
             }

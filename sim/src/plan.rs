@@ -73,6 +73,8 @@ pub struct BuildingPlan {
     pub role: Role,
     /// Its terminals.
     pub terminals: Vec<TerminalId>,
+    /// Whose members its terminals let pass; empty: everybody's.
+    pub groups: Vec<Key>,
     /// Its uplink, where nothing is wrong with it.
     pub link: LinkQuality,
 }
@@ -334,8 +336,15 @@ pub enum FaultKind {
         /// Whose.
         building: usize,
     },
-    /// Some frames of this link have a bit turned, though their transport holds them for sound.
+    /// Entries on this link have a bit turned, though their transport holds them for sound.
     Forged {
+        /// Whose.
+        building: usize,
+        /// Also those that the node sends: then it is the node that says what it did not write, and loses what it forges.
+        up: bool,
+    },
+    /// The node's certificate is revoked; after `for_ms` the building is enrolled anew on an empty disk.
+    Revoked {
         /// Whose.
         building: usize,
     },
@@ -373,11 +382,12 @@ impl FaultKind {
             Self::Destroyed { .. } => "destroyed",
             Self::Replayed { .. } => "replayed",
             Self::Forged { .. } => "forged",
+            Self::Revoked { .. } => "revoked",
         }
     }
 
     /// Names of all kinds.
-    pub const NAMES: [&'static str; 15] = [
+    pub const NAMES: [&'static str; 16] = [
         "partition",
         "link",
         "power_cut",
@@ -393,6 +403,7 @@ impl FaultKind {
         "destroyed",
         "replayed",
         "forged",
+        "revoked",
     ];
 }
 
@@ -415,7 +426,8 @@ impl Plan {
                 let name = building.name.to_string();
                 merchants.push(Merchant { id, name, tariff: self.tariff.clone() });
             }
-            let terminal = |id: &TerminalId| Terminal { id: id.clone(), merchant, groups: Vec::new() };
+            let terminal =
+                |id: &TerminalId| Terminal { id: id.clone(), merchant, groups: building.groups.clone() };
             buildings.push(Building {
                 node: building.name.clone(),
                 terminals: building.terminals.iter().map(terminal).collect(),
@@ -441,6 +453,7 @@ impl Plan {
             role: building.role,
             terminals: building.terminals.len(),
             weight: 1,
+            groups: building.groups.clone(),
             link: building.link,
         });
         let accounts = self.accounts.iter().map(|account| AccountSpec {

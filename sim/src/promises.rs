@@ -121,6 +121,8 @@ named! {
         RefusedCentreBehind = "refused_centre_behind",
         /// A restored node got its tail back.
         TailReturned = "tail_returned",
+        /// A node's certificate was revoked.
+        Revoked = "revoked",
         /// A building was enrolled anew and served.
         EnrolledAnew = "enrolled_anew",
         /// A step failed and the core was opened again.

@@ -55,6 +55,8 @@ pub struct BuildingSpec {
     pub terminals: usize,
     /// Share of the taps, relative to the others.
     pub weight: u32,
+    /// Whose members its terminals let pass; empty: everybody's.
+    pub groups: Vec<Key>,
     /// Its uplink.
     pub link: LinkQuality,
 }

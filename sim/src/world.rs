@@ -90,6 +90,11 @@ fn run_once(plan: &Plan, options: Options) -> Outcome {
     if let Err(error) = played {
         world.violated(Promise::Sound, format!("{error:#}"));
     }
+    if !world.outcome.violations.is_empty()
+        && let Err(error) = world.dump()
+    {
+        world.violated(Promise::Sound, format!("the books cannot be read: {error:#}"));
+    }
     world.finish(began)
 }
 
@@ -179,6 +184,7 @@ struct Building {
     quality: Option<LinkQuality>,
     replaying: u32,
     forging: u32,
+    forging_up: u32,
 }
 
 struct World<'p> {
@@ -337,7 +343,7 @@ impl<'p> World<'p> {
         match event {
             Event::Action(index) => self.act(index),
             Event::Again(index) => self.send_again(index),
-            Event::Arrive(link, flight) => self.arrive(link, flight),
+            Event::Arrive(link, flight) => self.arrive(link, flight)?,
             Event::CentreLinkUp(link) => self.centre_link_up(link),
             Event::Check => self.check_now()?,
             Event::Closed(link, end) => self.heard_close(link, end),

@@ -92,6 +92,7 @@ fn buildings(scenario: &Scenario) -> Result<Vec<BuildingPlan>, ScenarioError> {
                 name,
                 role: spec.role,
                 terminals: terminals.collect::<Result<_, _>>().map_err(|error| wrong(&error))?,
+                groups: spec.groups.clone(),
                 link: spec.link,
             });
         }
@@ -313,12 +314,12 @@ fn draw_faults(plan: &Plan, drawn: &Drawn, seed: &mut Seed) -> Vec<Fault> {
         // Short ones are as likely as long ones: the length is drawn by its order of magnitude.
         let longest = shortest + ((longest - shortest) >> seed.below(4));
         let for_ms = shortest + seed.below(longest - shortest + 1);
-        faults.extend(fault(plan, name, seed).map(|kind| Fault { at_ms, for_ms, kind }));
+        faults.extend(fault(plan, name, hostile, seed).map(|kind| Fault { at_ms, for_ms, kind }));
     }
     faults
 }
 
-fn fault(plan: &Plan, name: &str, seed: &mut Seed) -> Option<FaultKind> {
+fn fault(plan: &Plan, name: &str, hostile: bool, seed: &mut Seed) -> Option<FaultKind> {
     let building = seed.index(plan.buildings.len());
     let host = if seed.chance(1, 4) { Host::Centre } else { Host::Node(building) };
     // At once, in the middle of the next commit, or some commits later.
@@ -330,16 +331,17 @@ fn fault(plan: &Plan, name: &str, seed: &mut Seed) -> Option<FaultKind> {
         "power_cut" => FaultKind::PowerCut { host, after },
         "crash" => FaultKind::Crash { host, after },
         "restart" => FaultKind::Restart { host },
-        "disk_full" => FaultKind::DiskFull { host, room: seed.below(60_000) },
+        "disk_full" => FaultKind::DiskFull { host, room: seed.below(2) * seed.below(40_000) },
         "lying_disk" => FaultKind::LyingDisk { building },
         "bit_rot" => FaultKind::BitRot { building, bit: seed.draw() >> 8 },
         "clock" => FaultKind::Clock { host, wrong: wrong_clock(host, seed) },
-        "stale_backup" => FaultKind::StaleBackup { host },
+        "stale_backup" => FaultKind::StaleBackup { host: Host::Node(building) },
         "clone" => FaultKind::Clone { building },
         "retire" => FaultKind::Retire { building, force },
         "destroyed" => FaultKind::Destroyed { building },
         "replayed" => FaultKind::Replayed { building },
-        "forged" => FaultKind::Forged { building },
+        "forged" => FaultKind::Forged { building, up: hostile && seed.chance(1, 2) },
+        "revoked" => FaultKind::Revoked { building },
         _ => return None,
     })
 }

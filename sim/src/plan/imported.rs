@@ -61,6 +61,7 @@ fn imported(name: &str, workload: Workload) -> Result<Imported, ScenarioError> {
         name: site.name.clone(),
         role: site.role,
         terminals: site.terminals.clone(),
+        groups: Vec::new(),
         link: LinkQuality::LAN,
     });
     let accounts = workload.accounts.iter().map(|account| Account {

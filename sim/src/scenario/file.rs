@@ -63,6 +63,8 @@ struct BuildingTable {
     role: Option<At<String>>,
     terminals: Option<At<i64>>,
     weight: Option<At<i64>>,
+    #[serde(default)]
+    groups: Vec<At<String>>,
     link: Option<LinkTable>,
 }
 
@@ -156,6 +158,7 @@ struct FaultTable {
     room: Option<At<i64>>,
     bit: Option<At<i64>>,
     force: Option<bool>,
+    up: Option<bool>,
     clock: Option<At<String>>,
     ppm: Option<At<i64>>,
     link: Option<LinkTable>,
@@ -376,16 +379,21 @@ impl Source<'_> {
             },
             terminals: self.number(table.terminals.as_ref(), "terminals", 2, 1..=TERMINALS_MAX)? as usize,
             weight: self.number(table.weight.as_ref(), "weight", 1, 0..=1_000_000)?,
+            groups: self.groups(&table.groups)?,
             link: self.link(table.link.as_ref())?,
         })
+    }
+
+    fn groups(&self, names: &[At<String>]) -> Result<Vec<Key>, ScenarioError> {
+        let name = |value: &At<String>| {
+            self.check(value, "groups", |text| Key::new(text.as_str()).map_err(|error| error.to_string()))
+        };
+        names.iter().map(name).collect()
     }
 
     fn account(&self, table: &AccountTable) -> Result<AccountSpec, ScenarioError> {
         let fen = |value: &Option<At<String>>, key: &str| {
             value.as_ref().map(|value| self.check(value, key, |text| yuan(text))).transpose()
-        };
-        let name = |value: &At<String>| {
-            self.check(value, "groups", |text| Key::new(text.as_str()).map_err(|error| error.to_string()))
         };
         let card = table.card.as_ref();
         let card = card.map(|card| {
@@ -404,7 +412,7 @@ impl Source<'_> {
             single_limit: fen(&table.single_limit, "single_limit")?,
             daily_limit: fen(&table.daily_limit, "daily_limit")?,
             favourite: self.percent(table.favourite.as_ref(), "favourite", 60)?,
-            groups: table.groups.iter().map(name).collect::<Result<_, _>>()?,
+            groups: self.groups(&table.groups)?,
         })
     }
 
@@ -616,7 +624,8 @@ impl Source<'_> {
             "retire" => FaultKind::Retire { building: building()?, force: table.force.unwrap_or(false) },
             "destroyed" => FaultKind::Destroyed { building: building()? },
             "replayed" => FaultKind::Replayed { building: building()? },
-            "forged" => FaultKind::Forged { building: building()? },
+            "forged" => FaultKind::Forged { building: building()?, up: table.up.unwrap_or(false) },
+            "revoked" => FaultKind::Revoked { building: building()? },
             other => {
                 let message = format!("{other:?} is no fault (there are: {})", FaultKind::NAMES.join(", "));
                 return Err(self.error(Some(kind.span()), Some("kind"), message));

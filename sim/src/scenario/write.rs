@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use feiqian_protocol::ids::Key;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::Pin;
 
@@ -42,6 +43,7 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
         writeln!(out, "count = {}", building.count)?;
         writeln!(out, "role = {}\nterminals = {}", quoted(building.role.name()), building.terminals)?;
         writeln!(out, "weight = {}\nlink = {}", building.weight, link(&building.link))?;
+        write_groups(&building.groups, out)?;
     }
     for account in &scenario.accounts {
         write_account(account, out)?;
@@ -106,7 +108,11 @@ fn write_account(account: &AccountSpec, out: &mut String) -> std::fmt::Result {
         limit.map_or(Ok(()), |limit| writeln!(out, "{key} = {}", yuan(limit)))?;
     }
     writeln!(out, "favourite = {}", account.favourite)?;
-    let groups: Vec<_> = account.groups.iter().map(|group| quoted(group.as_str())).collect();
+    write_groups(&account.groups, out)
+}
+
+fn write_groups(groups: &[Key], out: &mut String) -> std::fmt::Result {
+    let groups: Vec<_> = groups.iter().map(|group| quoted(group.as_str())).collect();
     if groups.is_empty() { Ok(()) } else { writeln!(out, "groups = [{}]", groups.join(", ")) }
 }
 
@@ -186,7 +192,8 @@ fn write_fault(scenario: &Scenario, fault: &Fault, out: &mut String) -> std::fmt
         | FaultKind::Clone { building }
         | FaultKind::Destroyed { building }
         | FaultKind::Replayed { building }
-        | FaultKind::Forged { building } => writeln!(out, "building = {}", one(*building)),
+        | FaultKind::Revoked { building } => writeln!(out, "building = {}", one(*building)),
+        FaultKind::Forged { building, up } => writeln!(out, "building = {}\nup = {up}", one(*building)),
     }
 }
 

@@ -62,6 +62,10 @@ impl Audit {
         last.push_back(line);
     }
 
+    pub(super) fn has_trace(&self) -> bool {
+        self.trace.borrow().is_some()
+    }
+
     pub(super) fn last_events(&self) -> Vec<String> {
         self.last.borrow().iter().cloned().collect()
     }

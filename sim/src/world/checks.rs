@@ -25,6 +25,12 @@ use crate::promises::{Coverage, Promise, books, losses, receipts};
 /// Numbers of the taps that see whether money can be spent again.
 const PROBE: u32 = 2_000_000_000;
 
+/// How often and how long it is waited for everything to settle at the end, in milliseconds, and how quickly what nobody waits for
+/// is attended to then.
+const SETTLE_MAX: u32 = 8;
+const SETTLE_MS: u64 = 400;
+const ATTEND_AT_END_MS: u64 = 20;
+
 /// Accounts that are spent to the last fen at the end.
 const PROBED_ACCOUNTS: usize = 2;
 
@@ -182,6 +188,7 @@ impl World<'_> {
 
     /// What holds once everything is repaired and quiet.
     pub(super) fn check_at_end(&mut self) -> Result<()> {
+        self.settle()?;
         self.check_now()?;
         self.check_liveness()?;
         let books = self.books()?;
@@ -211,6 +218,18 @@ impl World<'_> {
         self.probe()
     }
 
+    /// Waits for what the last mark or acknowledgement has set off.
+    fn settle(&mut self) -> Result<()> {
+        self.attend_ms = ATTEND_AT_END_MS;
+        for _ in 0..SETTLE_MAX {
+            self.run_until(self.now + SETTLE_MS * MS)?;
+            if self.unsettled()?.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// The latest time that the centre has signed.
     fn centre_time(&mut self) -> Result<Timestamp> {
         let connection = self.centre_tables()?.connection();
@@ -221,9 +240,17 @@ impl World<'_> {
     }
 
     fn check_liveness(&mut self) -> Result<()> {
+        let problems = self.unsettled()?;
+        if !problems.is_empty() {
+            self.violated(Promise::Liveness, problems.join("; "));
+        }
+        Ok(())
+    }
+
+    /// What is still under way.
+    fn unsettled(&mut self) -> Result<Vec<String>> {
         let Some(reply) = self.command(centre_io::Command::Status) else {
-            self.violated(Promise::Liveness, "the centre does not answer".to_owned());
-            return Ok(());
+            return Ok(vec!["the centre does not answer".to_owned()]);
         };
         let status: centre_io::Status =
             serde_json::from_value(reply.map_err(|error| anyhow::anyhow!(error))?)?;
@@ -267,10 +294,7 @@ impl World<'_> {
                 }
             }
         }
-        if !problems.is_empty() {
-            self.violated(Promise::Liveness, problems.join("; "));
-        }
-        Ok(())
+        Ok(problems)
     }
 
     /// Everybody in service has equal balances and documents; one of them is folded again from its entries.
@@ -362,6 +386,29 @@ impl World<'_> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Puts all logs into the trace, for whoever looks for what went wrong.
+    pub(super) fn dump(&mut self) -> Result<()> {
+        if !self.audit.has_trace() {
+            return Ok(());
+        }
+        let books = self.books()?;
+        for node in &books.nodes {
+            for (branch, log) in node.logs.iter().enumerate() {
+                for (position, entry) in (1..).zip(log.iter()) {
+                    self.audit.say(self.now, || {
+                        format!("log node-{}.{branch}:{position} {:?}", node.node, entry.body)
+                    });
+                }
+            }
+        }
+        let streams = books.shards.iter().chain(&books.to_nodes);
+        for entry in streams.flat_map(|stream| stream.iter()) {
+            self.audit.say(self.now, || format!("log of the centre: {:?}", entry.body));
+        }
+        books.cases.iter().for_each(|case| self.audit.say(self.now, || format!("{case:?}")));
         Ok(())
     }
 

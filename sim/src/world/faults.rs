@@ -1,11 +1,13 @@
 //! Faults: begun, struck, ended. A fault counts once it has really struck.
 
 use anyhow::Result;
+use feiqian_reconcile::io as centre_io;
 
 use super::hosts::{Site, Trust};
 use super::{Event, MS, World};
 use crate::outcome::FaultMark;
 use crate::plan::{FaultKind, Host};
+use crate::promises::Coverage;
 use crate::vfs::{Disk, Image};
 
 /// How a fault of the plan stands.
@@ -42,7 +44,7 @@ impl World<'_> {
     pub(super) fn fault_seen(&mut self, building: usize, name: &str) {
         let in_force = |(index, fault): (usize, &crate::plan::Fault)| {
             let of = match fault.kind {
-                FaultKind::Replayed { building } | FaultKind::Forged { building } => building,
+                FaultKind::Replayed { building } | FaultKind::Forged { building, .. } => building,
                 _ => return None,
             };
             let state = &self.faults[index];
@@ -71,7 +73,8 @@ impl World<'_> {
             | FaultKind::Retire { building, .. }
             | FaultKind::Destroyed { building }
             | FaultKind::Replayed { building }
-            | FaultKind::Forged { building } => name(building),
+            | FaultKind::Revoked { building }
+            | FaultKind::Forged { building, .. } => name(building),
         }
     }
 
@@ -170,7 +173,11 @@ impl World<'_> {
                 }
             }
             FaultKind::Replayed { building } => self.buildings[*building].replaying += 1,
-            FaultKind::Forged { building } => self.buildings[*building].forging += 1,
+            FaultKind::Forged { building, up } => {
+                self.buildings[*building].forging += 1;
+                self.buildings[*building].forging_up += u32::from(*up);
+            }
+            FaultKind::Revoked { building } => self.revoke(index, *building)?,
         }
         self.at(self.now + fault.for_ms * MS, Event::FaultEnd(index));
         Ok(())
@@ -313,13 +320,18 @@ impl World<'_> {
             },
             FaultKind::StaleBackup { .. } => self.restore(index)?,
             FaultKind::Clone { building } => self.run_clone(index, *building)?,
-            FaultKind::Retire { building, .. } | FaultKind::Destroyed { building } => {
+            FaultKind::Retire { building, .. }
+            | FaultKind::Destroyed { building }
+            | FaultKind::Revoked { building } => {
                 if self.faults[index].struck {
                     self.enrol_anew(*building)?;
                 }
             }
             FaultKind::Replayed { building } => self.buildings[*building].replaying -= 1,
-            FaultKind::Forged { building } => self.buildings[*building].forging -= 1,
+            FaultKind::Forged { building, up } => {
+                self.buildings[*building].forging -= 1;
+                self.buildings[*building].forging_up -= u32::from(*up);
+            }
         }
         Ok(())
     }
@@ -403,6 +415,33 @@ impl World<'_> {
         self.faults[index].brought = Some(clone);
         self.struck(index);
         self.start_node(clone);
+        Ok(())
+    }
+
+    fn revoke(&mut self, index: usize, building: usize) -> Result<()> {
+        let site = self.site_of(building);
+        let node = self.plan.buildings[building].name.clone();
+        let told = self.command(centre_io::Command::Revoke { node, enrolment: None });
+        // A centre that is down is not told; whoever wanted it comes again another day.
+        if matches!(told, Some(Ok(_))) {
+            self.struck(index);
+            self.reached(Coverage::Revoked);
+            self.sites[site].revoked = true;
+            self.distrust(site)?;
+        }
+        Ok(())
+    }
+
+    /// What a site says is not what its disk holds, or nobody takes it any more: of what it is yet to send anything may be lost.
+    pub(super) fn distrust(&mut self, site: usize) -> Result<()> {
+        if !self.sites[site].may_lose {
+            self.note_copy(site)?;
+            self.lose_unacknowledged(site)?;
+            self.sites[site].may_lose = true;
+            if self.sites[site].trust == Trust::Sound {
+                self.sites[site].trust = Trust::Copied;
+            }
+        }
         Ok(())
     }
 

@@ -89,6 +89,10 @@ pub(super) struct Site {
     pub trust: Trust,
     /// True where it will not be started again.
     pub gone: bool,
+    /// True where no connection of it is accepted.
+    pub revoked: bool,
+    /// True where of what it is yet to send anything may be lost.
+    pub may_lose: bool,
     /// The fault that a planned end belongs to, and for how long the host is down then.
     pub armed: Option<(usize, u64)>,
     pub old_frames: Vec<(u64, Frame)>,
@@ -159,6 +163,8 @@ impl Site {
             reopen_pause_ms: REOPEN_PAUSE_MS.0,
             trust: Trust::Sound,
             gone: false,
+            revoked: false,
+            may_lose: false,
             armed: None,
             old_frames: Vec::new(),
         }
@@ -380,6 +386,7 @@ impl World<'_> {
                             link: centre_io::LinkId(link),
                             node: identity.node,
                             incarnation: identity.incarnation,
+                            expired: false,
                         });
                     }
                 }

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use anyhow::Result;
 use feiqian_protocol::frame::{Frame, Lane, RefusalReason};
 use feiqian_protocol::ids::LogId;
 
@@ -54,7 +55,7 @@ impl World<'_> {
         let host = &self.sites[site];
         let wants = host.core.is_some() && host.attempt == attempt && host.link.is_none();
         // Whatever makes it possible again kicks.
-        if !wants || self.is_cut(site) || self.centre.core.is_none() {
+        if !wants || host.revoked || self.is_cut(site) || self.centre.core.is_none() {
             return;
         }
         let quality = self.quality(host.building);
@@ -87,13 +88,9 @@ impl World<'_> {
     }
 
     pub(super) fn send_up(&mut self, site: usize, link: u64, frame: &Frame) {
-        match frame {
-            Frame::NodeHello(_) => {
-                let ms = self.now_ms();
-                self.mark_link(site, ms, true);
-            }
-            Frame::Recalled(_) | Frame::Ask(_) => {}
-            _ => {}
+        if matches!(frame, Frame::NodeHello(_)) {
+            let ms = self.now_ms();
+            self.mark_link(site, ms, true);
         }
         self.send(link, Way::Up, frame);
     }
@@ -149,19 +146,19 @@ impl World<'_> {
         self.at(flight.arrives_ns, Event::Arrive(link, flight));
     }
 
-    pub(super) fn arrive(&mut self, link: u64, flight: Flight) {
-        let Some(connection) = self.connections.get_mut(&link) else { return };
+    pub(super) fn arrive(&mut self, link: u64, flight: Flight) -> Result<()> {
+        let Some(connection) = self.connections.get_mut(&link) else { return Ok(()) };
         let site = connection.site;
         let (way, lane) = (flight.way, flight.lane);
         if !connection.received(way) {
             if lane == Lane::Bulk {
                 self.reached(Coverage::Resumed);
             }
-            return;
+            return Ok(());
         }
         if self.buildings[self.sites[site].building].cuts > 0 {
             connection.held.push_back(flight);
-            return;
+            return Ok(());
         }
         if lane == Lane::Bulk {
             connection.bulk_flying[way as usize] = connection.bulk_flying[way as usize].saturating_sub(1);
@@ -173,12 +170,19 @@ impl World<'_> {
         let building = self.sites[site].building;
         let mut bytes = Rc::clone(&flight.bytes);
         let mut forged = false;
-        if self.buildings[building].forging > 0 && lane == Lane::Bulk && self.chance.chance(1, 4) {
+        let may_forge = match way {
+            Way::Down => self.buildings[building].forging > 0,
+            Way::Up => self.buildings[building].forging_up > 0,
+        };
+        if may_forge && lane == Lane::Bulk && self.chance.chance(1, 4) {
             let mut altered = bytes.to_vec();
             let bit = self.chance.below(altered.len() as u64 * 8);
             altered[(bit / 8) as usize] ^= 1 << (bit % 8);
             bytes = altered.into();
             forged = true;
+            if way == Way::Up {
+                self.distrust(site)?;
+            }
             self.fault_seen(building, "forged");
         }
         self.replay(link, &flight);
@@ -191,7 +195,8 @@ impl World<'_> {
                     self.reached(Coverage::ForgedRefused);
                 }
                 let end = if way == Way::Up { End::Centre } else { End::Node };
-                return self.reader_ended(link, end);
+                self.reader_ended(link, end);
+                return Ok(());
             }
         };
         if forged {
@@ -201,6 +206,7 @@ impl World<'_> {
             Way::Up => self.tell_centre(CentreMessage::Frame(link, frame)),
             Way::Down => self.tell_node(site, NodeMessage::Frame(link, frame)),
         }
+        Ok(())
     }
 
     /// While frames are replayed, some come again, and some of an earlier connection come as well.

@@ -84,6 +84,7 @@ impl World<'_> {
         let key = TapKey { terminal, epoch: 1, sequence };
         let sent = Sent::Tap(TapRequest { key, card: tap.card.clone(), kind, pin: tap.pin });
         let index = self.ledger.begin(site, tap.number, sent, self.now);
+        self.ledger.requests[index].may_be_lost = self.sites[site].may_lose;
         self.numbers.insert(tap.number, index);
         index
     }
@@ -104,6 +105,7 @@ impl World<'_> {
         let key = TapKey { sequence, ..original.clone() };
         let sent = Sent::Reversal(ReversalRequest { key, original, amount });
         let index = self.ledger.begin(site, number, sent, self.now);
+        self.ledger.requests[index].may_be_lost = self.sites[site].may_lose;
         if amount.is_some() {
             self.reached(Coverage::ReversalPart);
         }
