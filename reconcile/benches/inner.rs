@@ -167,7 +167,7 @@ impl Centre {
             countersigned: None,
         };
         centre.step(vec![
-            Input::LinkUp { link: LINK, node: NODE, incarnation: 1 },
+            Input::LinkUp { link: LINK, node: NODE, incarnation: 1, expired: false },
             Input::Frame(LINK, Frame::NodeHello(hello)),
         ]);
         centre

@@ -214,12 +214,12 @@ impl World<'_> {
         let Some(connection) = self.connections.get(&link) else { return };
         let site = connection.site;
         let building = self.sites[site].building;
-        if flight.way == Way::Down && self.sites[site].old_frames.len() < OLD_FRAMES_MAX {
-            if let Ok(frame) = Frame::from_bytes(&flight.bytes)
-                && self.chance.chance(1, 16)
-            {
-                self.sites[site].old_frames.push((link, frame));
-            }
+        if flight.way == Way::Down
+            && self.sites[site].old_frames.len() < OLD_FRAMES_MAX
+            && let Ok(frame) = Frame::from_bytes(&flight.bytes)
+            && self.chance.chance(1, 16)
+        {
+            self.sites[site].old_frames.push((link, frame));
         }
         if self.buildings[building].replaying == 0 {
             return;

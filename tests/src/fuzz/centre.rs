@@ -311,7 +311,7 @@ impl Rig {
         let link = LinkId(self.links);
         let Node { id, incarnation, .. } = self.nodes[node];
         self.nodes[node].link = Some(link);
-        self.inputs.push(Input::LinkUp { link, node: id, incarnation });
+        self.inputs.push(Input::LinkUp { link, node: id, incarnation, expired: false });
     }
 
     fn say(&mut self, node: usize, frame: Frame) {

@@ -37,7 +37,7 @@ fn asks_that_nobody_can_answer_are_bounded_in_number_and_time() {
     // A session whose anchor it does not acknowledge: nothing is granted, and nothing is answered.
     let link = LinkId(99);
     let (node, hello) = (bench.nodes[0].id, bench.nodes[0].hello());
-    let up = vec![Input::LinkUp { link, node, incarnation: 1 }, Input::Frame(link, hello)];
+    let up = vec![Input::LinkUp { link, node, incarnation: 1, expired: false }, Input::Frame(link, hello)];
     let step = |bench: &mut Bench, inputs| bench.core.step(bench.now, inputs, &mut Vec::new()).unwrap();
     step(&mut bench, up);
     let waiting = |bench: &mut Bench| {
