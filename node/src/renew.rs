@@ -79,7 +79,16 @@ pub struct Renewal {
 impl Renewal {
     /// Renews the certificate whenever it is time, for ever.
     pub async fn run(self) {
+        // True where the link may still be one that was made under the certificate before.
+        let mut fresh = false;
         loop {
+            if fresh && self.time.is_expired() {
+                fresh = false;
+                self.time.set_expired(false);
+                self.renewed.notify_one();
+                // What the core says next may still be about the old link.
+                tokio::time::sleep(RETRY_PAUSE_EXPIRED).await;
+            }
             let now = self.time.current_time().unwrap_or_else(UnixTime::now);
             let due = self.certificate.certificate().as_ref().and_then(due);
             let wait = match due {
@@ -99,10 +108,7 @@ impl Renewal {
             match self.renew().await {
                 Ok(()) => {
                     tracing::info!("certificate renewed");
-                    self.time.set_expired(false);
-                    if expired {
-                        self.renewed.notify_one();
-                    }
+                    fresh = true;
                 }
                 Err(error) => {
                     tracing::warn!(error = %Chain(&error), "the certificate is not renewed");

@@ -150,6 +150,99 @@ fn who_is_not_known_gets_nothing() -> Result<()> {
     stand.finish()
 }
 
+/// What an operator or a channel says wrongly to the centre: named, with the line where it is a file, and nothing of it stays.
+#[test]
+fn a_wrong_word_to_the_centre_is_named_and_changes_nothing() -> Result<()> {
+    let stand = Stand::centre_alone(Plan::default())?;
+    let before = stand.export("entries")?.len();
+    let topup = |amount: &str, card: &str, key: &str| {
+        stand.centre.run(["topup", "--card", card, amount, "--channel", "bank", "--key", key])
+    };
+    let cases = [
+        ("--fen=0", CARD, 1, "from 0.01 to 100000.00"),
+        ("--fen=-1", CARD, 1, "from 0.01 to 100000.00"),
+        ("--fen=10000001", CARD, 1, "from 0.01 to 100000.00"),
+        ("--fen=9223372036854775807", CARD, 1, "from 0.01 to 100000.00"),
+        ("--fen=9223372036854775808", CARD, 2, "--fen"),
+        ("--fen=-9223372036854775808", CARD, 1, "from 0.01 to 100000.00"),
+        ("--fen=12.5", CARD, 2, "--fen"),
+        ("--yuan=12.505", CARD, 2, "more than two decimals"),
+        ("--yuan=99999999999999999999", CARD, 2, "--yuan"),
+        ("--yuan=-0.01", CARD, 1, "from 0.01 to 100000.00"),
+        ("--yuan=NaN", CARD, 2, "--yuan"),
+        ("--fen=100", "card-9999", 1, "no account has this card"),
+    ];
+    for (amount, card, code, words) in cases {
+        failed_with_anywhere(&topup(amount, card, "k1"), code, &[words])
+            .with_context(|| amount.to_owned())?;
+    }
+    ensure!(topup("--fen=100", CARD, "k2").status.success());
+    ensure!(topup("--fen=100", CARD, "k2").status.success(), "the same again is a repeat");
+    failed_with_anywhere(&topup("--fen=101", CARD, "k2"), 1, &["credited something else before"])?;
+
+    let file = stand.path("bad.csv");
+    let header = "card,patron_class,opening_fen";
+    let import = || stand.centre.run(["import".as_ref(), "accounts".as_ref(), file.as_os_str()]);
+    let rows = [
+        ("c1,student,-1", 2, "opening_fen"),
+        ("c1,student,12.5", 2, "opening_fen"),
+        ("c1,student,9223372036854775808", 2, "opening_fen"),
+        ("c1,student,10000001", 2, "opening_fen"),
+        ("c1,student,1\nc1,student,1", 3, "the same one as in line 2"),
+        ("c1,student,1\n,student,1", 3, "card"),
+        ("c1,student", 2, ""),
+    ];
+    for (rows, line, words) in rows {
+        std::fs::write(&file, format!("{header}\n{rows}\n"))?;
+        let place = format!("bad.csv:{line}");
+        failed_with_anywhere(&import(), 1, &[&place, words, "nothing was imported"])
+            .with_context(|| rows.to_owned())?;
+    }
+    std::fs::write(&file, "card,opening_fen\nc1,1\n")?;
+    failed_with_anywhere(&import(), 1, &["patron_class"])?;
+    std::fs::write(&file, format!("{header}\nfresh,student,1\n{CARD},student,1\n"))?;
+    failed_with_anywhere(&import(), 1, &["refused"])?;
+    failed_with_anywhere(&topup("--fen=100", "fresh", "k3"), 1, &["no account has this card"])?;
+
+    // On the local socket.
+    for (line, code) in [
+        ("", "json"),
+        ("{", "json"),
+        ("[1]", "command"),
+        (r#"{"command":"dance"}"#, "command"),
+        (r#"{"command":"topup","card":"card-1001","amount_fen":1e30,"channel":"b","key":"k"}"#, "command"),
+        (r#"{"command":"topup","card":"card-1001","amount_fen":"5","channel":"b","key":"k"}"#, "command"),
+        (r#"{"command":"retire","node":"canteen","more":1}"#, "command"),
+        (r#"{"command":"clock","now_ms":4102444800000}"#, "clock_not_driven"),
+        (r#"{"command":"enrol","lookup":"00","log_key":"00"}"#, "command"),
+        (r#"{"command":"renew","node":1,"incarnation":1}"#, "command"),
+        (r#"{"command":"import_log","frame":"zz"}"#, "log"),
+        (r#"{"command":"import_log","frame":"ff"}"#, "log"),
+    ] {
+        let told = say(&stand.centre, line.as_bytes())?;
+        ensure!(told["ok"] == false && told["code"] == code, "{line}: {told}");
+        ensure!(told["error"].as_str().is_some_and(|error| !error.is_empty()), "{line}: {told}");
+    }
+    let told = say(&stand.centre, &vec![b' '; 5 * 1024 * 1024])?;
+    ensure!(told["code"] == "line", "{told}");
+
+    ensure!(stand.export("entries")?.len() == before + 1, "one credit, and nothing else");
+    ensure!(stand.balances()?[CARD] == 100_100);
+    stand.finish()
+}
+
+/// Says a line to the local socket of a service; returns what it says.
+fn say(service: &Service, line: &[u8]) -> Result<Value> {
+    use std::io::{BufRead, BufReader, Write};
+    let stream = std::os::unix::net::UnixStream::connect(service.data.join("control.sock"))?;
+    stream.set_read_timeout(Some(feiqian_tests::stand::PATIENCE))?;
+    // One that has seen enough of a line answers and hangs up.
+    let _ = (&stream).write_all(line).and_then(|()| (&stream).write_all(b"\n"));
+    let mut told = String::new();
+    BufReader::new(&stream).read_line(&mut told)?;
+    Ok(serde_json::from_str(&told)?)
+}
+
 #[test]
 fn a_body_that_is_too_long_is_not_read() -> Result<()> {
     let stand = Stand::start(Plan::default())?;

@@ -197,7 +197,10 @@ fn copies_that_take_turns_spend_no_more_than_was_held() -> Result<()> {
 fn an_expired_certificate_costs_no_right_and_gets_none() -> Result<()> {
     let mut world = connected(strict(2, 2_000))?;
     world.hold(0, "c1", 1_000)?;
+    world.hold(1, "c1", 600)?;
+    world.run(2_000)?;
     let held = world.right_at(0, "c1")?;
+    ensure!((Fen::new(400)..=Fen::new(1_400)).contains(&held), "{held}");
     world.cut(0, Notice::Both)?;
     let told = world.tap_and_wait(0, "c1", 300)?;
     ensure!(told.approved() == Some(Fen::new(300)), "{told:?}");
@@ -209,9 +212,9 @@ fn an_expired_certificate_costs_no_right_and_gets_none() -> Result<()> {
     ensure!(status.acked == status.position && status.exposed_fen == 0, "{status:?}");
     ensure!(world.right_at(0, "c1")? == held - Fen::new(300), "its right is its own");
     // All the rest is at the centre or elsewhere, and it does not get it.
-    let told = world.tap_and_wait(0, "c1", 1_700)?;
-    ensure!(told.approved().is_none(), "{told:?}");
     let right = world.right_at(0, "c1")?;
+    let told = world.tap_and_wait(0, "c1", right.get() + 1)?;
+    ensure!(told.approved().is_none(), "{told:?}");
     let told = world.tap_and_wait(0, "c1", right.get())?;
     ensure!(told.approved() == Some(right), "{told:?}");
     // Its certificate is renewed: as if nothing had been.
