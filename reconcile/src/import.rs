@@ -115,7 +115,10 @@ pub fn log(out: &mut impl Write, file: &Path, data_dir: &Path) -> anyhow::Result
 }
 
 /// The next frame of a log file: 4 bytes of length, then so many; `None` at the end.
-fn next_frame(input: &mut impl Read) -> anyhow::Result<Option<Vec<u8>>> {
+///
+/// # Errors
+/// Where the file breaks off, or a frame is too long.
+pub fn next_frame(input: &mut impl Read) -> anyhow::Result<Option<Vec<u8>>> {
     let mut length = [0; 4];
     if input.read(&mut length[..1])? == 0 {
         return Ok(None);

@@ -1,6 +1,7 @@
 //! Every target of the fuzzer on its corpus, on what it starts from, and on changes of both: the fuzzer's smoke run, on any
 //! compiler. docs/testing.md says how to fuzz for longer.
 //!
+//! `FEIQIAN_FUZZ_TIMES=100` makes a hundred times as many changes.
 //! `FEIQIAN_WRITE_CORPUS=1 cargo test --release -p feiqian-tests --test fuzz_corpus` writes what targets start from.
 
 #![allow(clippy::panic, clippy::unwrap_used)]
@@ -36,10 +37,11 @@ fn inputs(name: &str) -> Vec<Vec<u8>> {
 fn run(name: &str, changes: usize) {
     let target = target(name).unwrap();
     let inputs = inputs(name);
+    let times = std::env::var("FEIQIAN_FUZZ_TIMES").map_or(1, |times| times.parse().unwrap());
     for (number, input) in inputs.iter().enumerate() {
         (target.run)(input);
         let mut seed = Seed::new(number as u64);
-        for _ in 0..changes {
+        for _ in 0..changes * times {
             let other = seed.pick(&inputs).unwrap().clone();
             let input = mutated(input, &other, &mut seed);
             // The test harness shows this only where the target fails on it.
@@ -76,6 +78,7 @@ targets! {
     enrolment: CHANGES;
     frame: CHANGES;
     heads: CHANGES;
+    log_file: CHANGES;
     names: CHANGES;
     node: CHANGES_OF_SESSIONS;
     record: CHANGES;

@@ -248,7 +248,7 @@ impl Rig {
     fn play(&mut self, script: &mut Script<'_>) {
         let node = 1 + script.choice(self.nodes.len() - 1);
         match script.choice(20) {
-            0 => self.link_up(node),
+            0 => self.link_up(node, script.rarely(4)),
             1 => self.meet(node),
             2 => self.cut(node),
             3 => {
@@ -289,7 +289,7 @@ impl Rig {
             }
             14 => self.setting(node, script),
             15..=17 => {
-                let command = command(script, &self.nodes[node].name);
+                let command = command(script, &self.nodes[node]);
                 self.inputs.push(Input::Command(Ticket(1), command));
             }
             18 => {
@@ -306,12 +306,12 @@ impl Rig {
         }
     }
 
-    fn link_up(&mut self, node: usize) {
+    fn link_up(&mut self, node: usize, expired: bool) {
         self.links += 1;
         let link = LinkId(self.links);
         let Node { id, incarnation, .. } = self.nodes[node];
         self.nodes[node].link = Some(link);
-        self.inputs.push(Input::LinkUp { link, node: id, incarnation, expired: false });
+        self.inputs.push(Input::LinkUp { link, node: id, incarnation, expired });
     }
 
     fn say(&mut self, node: usize, frame: Frame) {
@@ -322,7 +322,7 @@ impl Rig {
 
     /// A session as it should be.
     fn meet(&mut self, node: usize) {
-        self.link_up(node);
+        self.link_up(node, false);
         let hello = self.nodes[node].hello();
         self.say(node, Frame::NodeHello(hello));
         self.settle();
@@ -610,9 +610,10 @@ fn policy(script: &mut Script<'_>) -> CampusConfig {
     campus
 }
 
-fn command(script: &mut Script<'_>, name: &str) -> Command {
+fn command(script: &mut Script<'_>, node: &Node) -> Command {
     let (card, operator) = (script.card(), script.key());
-    match script.choice(8) {
+    let name = || NodeName::new(node.name.as_str()).expect("a node's name");
+    match script.choice(10) {
         0 | 1 => Command::Topup {
             card,
             amount_fen: script.fen(),
@@ -632,9 +633,18 @@ fn command(script: &mut Script<'_>, name: &str) -> Command {
             accounts[0].patron_class = String::from_utf8_lossy(script.bytes(64)).into_owned();
             Command::ImportAccounts { accounts }
         }
-        6 => {
-            let node = NodeName::new(name).expect("a node's name");
-            Command::Retire { node, force: script.rarely(2) }
+        6 => Command::Retire { node: name(), force: script.rarely(2) },
+        7 if script.rarely(3) => Command::Revoke { node: name(), enrolment: None },
+        7 => Command::Renew { node: node.id, incarnation: script.u32() },
+        8 => {
+            let entries = node.entries_after(script.near(0)).unwrap_or_else(|| Entries {
+                log: node.log(),
+                first: 1,
+                records: vec![script.bytes(64).to_vec().into()],
+                heads: Vec::new(),
+            });
+            let frame = hex(&Frame::Entries(entries).to_bytes());
+            Command::ImportLog { frame, branch: script.rarely(3).then(|| script.u32()) }
         }
         _ => Command::Status,
     }

@@ -8,9 +8,11 @@
 use ed25519_dalek::SigningKey;
 use feiqian_protocol::balance::balance_deltas;
 use feiqian_protocol::chain::{Countersignature, Cursor, Head, SignedHead, verify};
-use feiqian_protocol::enrol::{self, EnrolAnswer, EnrolCode, Role, SealedEnrolRequest};
+use feiqian_protocol::enrol::{
+    self, EnrolAnswer, EnrolCode, RenewAnswer, RenewRequest, Role, SealedEnrolRequest,
+};
 use feiqian_protocol::entry::Entry;
-use feiqian_protocol::frame::Frame;
+use feiqian_protocol::frame::{Frame, LOG_FILE_MAGIC};
 use feiqian_protocol::ids::{LogId, NodeId};
 use feiqian_protocol::limits::RECORD_BYTES_MAX;
 use feiqian_protocol::session::pack;
@@ -42,6 +44,14 @@ pub fn frame(data: &[u8]) {
     assert_eq!(again.to_bytes(), bytes);
     if let Frame::Entries(entries) = frame {
         entries.records.iter().for_each(|data| record(data));
+    }
+}
+
+/// A node's log in a file, with or without what such a file begins with.
+pub fn log_file(data: &[u8]) {
+    let mut file = data.strip_prefix(LOG_FILE_MAGIC).unwrap_or(data);
+    while let Ok(Some(bytes)) = feiqian_reconcile::import::next_frame(&mut file) {
+        frame(&bytes);
     }
 }
 
@@ -118,7 +128,7 @@ pub fn chain(data: &[u8]) {
     assert_eq!(end, Some(from.position + packed.records.len() as u64));
 }
 
-/// A request for enrolment, or the answer.
+/// A request for enrolment or for a renewal, or the answer.
 pub fn enrolment(data: &[u8]) {
     if let Ok(sealed) = enrol::decode::<SealedEnrolRequest>(data) {
         let bytes = minicbor::to_vec(&sealed).expect("writing to a Vec cannot fail");
@@ -129,6 +139,14 @@ pub fn enrolment(data: &[u8]) {
     if let Ok(answer) = enrol::decode::<EnrolAnswer>(data) {
         let bytes = minicbor::to_vec(&answer).expect("writing to a Vec cannot fail");
         assert_eq!(enrol::decode::<EnrolAnswer>(&bytes).ok(), Some(answer));
+    }
+    if let Ok(request) = enrol::decode::<RenewRequest>(data) {
+        let bytes = minicbor::to_vec(request).expect("writing to a Vec cannot fail");
+        assert_eq!(enrol::decode::<RenewRequest>(&bytes).ok(), Some(request));
+    }
+    if let Ok(answer) = enrol::decode::<RenewAnswer>(data) {
+        let bytes = minicbor::to_vec(&answer).expect("writing to a Vec cannot fail");
+        assert_eq!(enrol::decode::<RenewAnswer>(&bytes).ok(), Some(answer));
     }
 }
 

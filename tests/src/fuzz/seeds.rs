@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use feiqian_protocol::campus::Mode;
 use feiqian_protocol::chain::{Countersignature, Cursor, Head};
-use feiqian_protocol::enrol::{EnrolAnswer, EnrolCode, EnrolRequest, Enrolled, Role, SealedEnrolRequest};
+use feiqian_protocol::enrol::{
+    EnrolAnswer, EnrolCode, EnrolRequest, Enrolled, RenewAnswer, RenewRequest, Role, SealedEnrolRequest,
+};
 use feiqian_protocol::entry::{Body, Entry};
 use feiqian_protocol::frame::{
-    Ack, Ask, Branch, CentreHello, Entries, Frame, LogCursor, LossNotice, Mark, No, NodeHello,
-    PROTOCOL_VERSION, Recall, Recalled, RefusalReason,
+    Ack, Ask, Branch, CentreHello, Entries, Frame, LOG_FILE_MAGIC, LogCursor, LossNotice, Mark, No,
+    NodeHello, PROTOCOL_VERSION, Recall, Recalled, RefusalReason,
 };
 use feiqian_protocol::ids::{AccountId, CampusId, Epoch, LogId, NodeId, NodeName};
 use feiqian_protocol::limits::SHARDS;
@@ -51,6 +53,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "enrolment" => enrolments(),
         "frame" => frames().iter().map(Frame::to_bytes).collect(),
         "heads" => heads(),
+        "log_file" => log_files(),
         "names" => texts(&NAMES),
         "record" => entries().iter().map(Entry::to_record).collect(),
         "terminal" => texts(&REQUESTS),
@@ -103,7 +106,7 @@ const REQUESTS: [&str; 7] = [
     "2{\"card\":\"c02346\"}",
 ];
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 15] = [
     "{\"command\":\"status\"}",
     "{\"command\":\"clock\",\"now_ms\":1667800000000}",
     "{\"command\":\"import_accounts\",\"accounts\":[{\"card\":\"c1\",\"patron_class\":\"student\",\"opening_fen\":5}]}",
@@ -115,6 +118,9 @@ const COMMANDS: [&str; 12] = [
     "{\"command\":\"look_up_enrolment\",\"lookup\":\"00\"}",
     "{\"command\":\"enrol\",\"lookup\":\"00\",\"log_key\":\"00\"}",
     "{\"command\":\"retire\",\"node\":\"n1\",\"force\":true}",
+    "{\"command\":\"revoke\",\"node\":\"n1\",\"enrolment\":2}",
+    "{\"command\":\"renew\",\"node\":3,\"incarnation\":1}",
+    "{\"command\":\"import_log\",\"frame\":\"00\",\"branch\":1}",
     "{\"command\":\"status\",\"now_ms\":5}",
 ];
 
@@ -234,7 +240,20 @@ fn enrolments() -> Vec<Vec<u8>> {
         encoded(SealedEnrolRequest { request, mac }),
         encoded(EnrolAnswer::Enrolled(enrolled)),
         encoded(EnrolAnswer::Refused("no such code".to_owned())),
+        encoded(RenewRequest { version: PROTOCOL_VERSION }),
+        encoded(RenewAnswer::Renewed(vec![0x30; 40].into())),
+        encoded(RenewAnswer::Refused("not now".to_owned())),
     ]
+}
+
+fn log_files() -> Vec<Vec<u8>> {
+    let framed = |frame: &Frame| {
+        let bytes = frame.to_bytes();
+        let length = u32::try_from(bytes.len()).expect("a frame is shorter than its bound");
+        [&length.to_be_bytes()[..], &bytes].concat()
+    };
+    let frames: Vec<u8> = frames()[3..5].iter().flat_map(framed).collect();
+    vec![[&LOG_FILE_MAGIC[..], &frames].concat(), frames]
 }
 
 /// The first byte says what the rest is; see [`super::documents::document`].
