@@ -223,7 +223,7 @@ impl Round<'_> {
                 continue;
             }
             kept = true;
-            let acted = is_branch && self.acted_in_another_branch(log, node, &verified)?;
+            let acted = self.acted_in_a_branch(log, node, &verified)?;
             self.take_entry(log, node, head.anchor, &verified, acted)?;
             if is_branch {
                 self.advance_branch(log, Cursor { position: verified.position, hash: verified.hash })?;
@@ -245,14 +245,9 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// True where an entry of a branch has come by another branch already: a copy that is refused again goes on from what it
-    /// had uploaded before, under another name. It is posted once.
-    fn acted_in_another_branch(
-        &self,
-        log: LogId,
-        node: NodeId,
-        entry: &VerifiedEntry,
-    ) -> Result<bool, StoreError> {
+    /// True where an entry has come by another name already: a copy that is refused again goes on in a new branch from what it
+    /// had uploaded before, and what was refused may still come as what it is. It is posted once.
+    fn acted_in_a_branch(&self, log: LogId, node: NodeId, entry: &VerifiedEntry) -> Result<bool, StoreError> {
         let others =
             self.state.branches.iter().filter(|(other, branch)| branch.node == node && **other != log);
         for (other, _) in others {
@@ -468,8 +463,7 @@ impl Round<'_> {
         money::add_habit(self.db, account, place.node, day, &habit)
     }
 
-    /// The debit that a reversal names. On a branch it may be one from before the fork, or one that came by another branch
-    /// of the same continuation.
+    /// The debit that a reversal names. On a branch it may be one from before the fork, or one that came by another name.
     fn reversed_debit(
         &self,
         place: Place,
@@ -480,14 +474,13 @@ impl Round<'_> {
         match logs::hash_at(self.db, log, position)? {
             // What a branch has in common with the log is in the log.
             None => held_by.push(own),
-            Some(hash) if log != own => {
+            Some(hash) => {
                 for (other, branch) in &self.state.branches {
                     if branch.node == place.node && logs::hash_at(self.db, *other, position)? == Some(hash) {
                         held_by.push(*other);
                     }
                 }
             }
-            Some(_) => {}
         }
         for log in held_by {
             let at = EntryRef { log, position };

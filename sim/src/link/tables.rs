@@ -62,6 +62,17 @@ pub struct CentreWallet {
     pub claims: Fen,
 }
 
+/// An entry as the centre keeps it.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Its position.
+    pub position: u64,
+    /// When it counts as made.
+    pub order_key: Timestamp,
+    /// What it says.
+    pub entry: Entry,
+}
+
 /// A case.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Case {
@@ -261,44 +272,51 @@ impl CentreTables {
         Ok(self.connection().prepare_cached(query)?.exists([])?)
     }
 
-    /// The first position that is kept of a log; 1 where nothing is.
+    /// What the centre has of a node's log and of its branches, log by log, with positions and order keys; what two of them share
+    /// is in the first.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn logs_once(&self, node: NodeId) -> Result<Vec<(LogId, Vec<Kept>)>> {
+        let mut seen = BTreeSet::new();
+        let mut logs = Vec::new();
+        for log in self.logs_of(node)? {
+            let mut statement = self.connection().prepare_cached(
+                "SELECT position, hash, record, order_key FROM entries WHERE log = ?1 ORDER BY position",
+            )?;
+            let mut rows = statement.query([log.key()])?;
+            let mut entries = Vec::new();
+            while let Some(row) = rows.next()? {
+                if seen.insert(row.get::<_, Vec<u8>>(1)?) {
+                    entries.push(Kept {
+                        position: row.get::<_, i64>(0)? as u64,
+                        order_key: Timestamp(row.get(3)?),
+                        entry: Entry::from_record(row.get_ref(2)?.as_blob()?)?,
+                    });
+                }
+            }
+            logs.push((log, entries));
+        }
+        Ok(logs)
+    }
+
+    /// The log of [`CentreTables::logs_once`] that has what `log` says at a position: on a branch it may be from before the fork,
+    /// or have come by an earlier branch.
     ///
     /// # Errors
     /// Where it cannot be read.
-    pub fn first_position(&self, log: LogId) -> Result<u64> {
-        let first = self
-            .connection()
-            .prepare_cached("SELECT min(position) FROM entries WHERE log = ?1")?
-            .query_row([log.key()], |row| row.get::<_, Option<i64>>(0))?;
-        Ok(first.unwrap_or(1) as u64)
-    }
-
-    /// The order key of each entry of a log.
-    ///
-    /// # Errors
-    /// Where they cannot be read.
-    pub fn order_keys(&self, log: LogId) -> Result<Vec<Timestamp>> {
-        let mut statement = self
-            .connection()
-            .prepare_cached("SELECT order_key FROM entries WHERE log = ?1 ORDER BY position")?;
-        let rows = statement.query_map([log.key()], |row| row.get::<_, i64>(0).map(Timestamp))?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
-
-    /// What the centre has of a log, from [`CentreTables::first_position`] on.
-    ///
-    /// # Errors
-    /// Where they cannot be read.
-    pub fn entries_of(&self, log: LogId) -> Result<Vec<Entry>> {
-        let mut statement = self
-            .connection()
-            .prepare_cached("SELECT record FROM entries WHERE log = ?1 ORDER BY position")?;
-        let mut rows = statement.query([log.key()])?;
-        let mut entries = Vec::new();
-        while let Some(row) = rows.next()? {
-            entries.push(Entry::from_record(row.get_ref(0)?.as_blob()?)?);
+    pub fn home_of(&self, log: LogId, position: u64) -> Result<LogId> {
+        let own = node_log(log.writer);
+        if log == own {
+            return Ok(own);
         }
-        Ok(entries)
+        let query = "SELECT min(log) FROM entries WHERE position = ?2 AND log >= ?3 AND log <= ?1
+             AND hash = (SELECT hash FROM entries WHERE log = ?1 AND position = ?2)";
+        let home = self
+            .connection()
+            .prepare_cached(query)?
+            .query_row((log.key(), position as i64, own.key()), |row| row.get::<_, Option<i64>>(0))?;
+        Ok(home.map_or(own, |home| LogId::from_key(INSTITUTION, home)))
     }
 
     /// Sorted heads of every account's document.

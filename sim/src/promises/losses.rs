@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use feiqian_protocol::entry::{Body, CaseReason, EntryRef, Proof};
-use feiqian_protocol::ids::{LogId, Wallet};
+use feiqian_protocol::ids::LogId;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
 
 use super::Promise;
 use super::books::{Books, Checked, Finding};
 use super::ledger::Ledger;
-use crate::link::tables::CentreTables;
+use crate::link::tables::{CentreTables, Kept};
 
 /// A debit of a card, as the centre has it.
 struct Paid {
@@ -31,37 +31,41 @@ pub fn check(ledger: &Ledger, centre: &mut CentreTables, books: &Books, cap: Fen
     let mut refunds: BTreeMap<EntryRef, Fen> = BTreeMap::new();
     for entry in books.shards.iter().flat_map(|shard| shard.iter()) {
         if let Body::Refund(refund) = &entry.body {
-            *refunds.entry(refund.debit).or_default() += refund.amount;
+            let EntryRef { log, position } = refund.debit;
+            let at = EntryRef { log: centre.home_of(log, position)?, position };
+            *refunds.entry(at).or_default() += refund.amount;
         }
     }
     let lifted = centre.losses()?;
-    let reversed = reversed(centre, books)?;
+    if lifted.is_empty() && refunds.is_empty() {
+        return Ok(Ok(()));
+    }
+    let mut logs = Vec::new();
     for node in &books.nodes {
-        for log in centre.logs_of(node.node)? {
-            for paid in paid(centre, log)? {
-                let left = paid.amount - reversed.get(&paid.at).copied().unwrap_or_default();
-                let refund = refunds.remove(&paid.at).unwrap_or_default();
-                let (must, may) = owed(ledger, &lifted, &paid);
-                let wanted = if paid.amount <= cap { left } else { Fen::ZERO };
-                if must && refund != wanted {
-                    let text = format!(
-                        "{} paid {} at {:?} after its loss was reported: {refund} were given back, not {wanted}",
-                        paid.card, paid.amount, paid.at
-                    );
-                    return Ok(Err(Finding::new(Promise::AfterLoss, text)));
-                }
-                if must && paid.amount > cap && !has_case(books, &paid) {
-                    let text = format!(
-                        "{} paid {} at {:?} after its loss: no case",
-                        paid.card, paid.amount, paid.at
-                    );
-                    return Ok(Err(Finding::new(Promise::AfterLoss, text)));
-                }
-                if !may && refund != Fen::ZERO {
-                    let text =
-                        format!("{} paid {:?} itself, and {refund} were given back", paid.card, paid.at);
-                    return Ok(Err(Finding::new(Promise::AfterLoss, text)));
-                }
+        logs.extend(centre.logs_once(node.node)?);
+    }
+    let reversed = reversed(centre, &logs)?;
+    for (log, entries) in &logs {
+        for paid in paid(*log, entries) {
+            let left = paid.amount - reversed.get(&paid.at).copied().unwrap_or_default();
+            let refund = refunds.remove(&paid.at).unwrap_or_default();
+            let (must, may) = owed(ledger, &lifted, &paid);
+            let wanted = if paid.amount <= cap { left } else { Fen::ZERO };
+            if must && refund != wanted {
+                let text = format!(
+                    "{} paid {} at {:?} after its loss was reported: {refund} were given back, not {wanted}",
+                    paid.card, paid.amount, paid.at
+                );
+                return Ok(Err(Finding::new(Promise::AfterLoss, text)));
+            }
+            if must && paid.amount > cap && !has_case(books, &paid) {
+                let text =
+                    format!("{} paid {} at {:?} after its loss: no case", paid.card, paid.amount, paid.at);
+                return Ok(Err(Finding::new(Promise::AfterLoss, text)));
+            }
+            if !may && refund != Fen::ZERO {
+                let text = format!("{} paid {:?} itself, and {refund} were given back", paid.card, paid.at);
+                return Ok(Err(Finding::new(Promise::AfterLoss, text)));
             }
         }
     }
@@ -101,41 +105,29 @@ fn owed(ledger: &Ledger, lifted: &[(String, Option<Timestamp>)], paid: &Paid) ->
     (after_any && stood && single, may_have_stood && !before_all)
 }
 
-fn reversed(centre: &mut CentreTables, books: &Books) -> Result<BTreeMap<EntryRef, Fen>> {
+fn reversed(centre: &CentreTables, logs: &[(LogId, Vec<Kept>)]) -> Result<BTreeMap<EntryRef, Fen>> {
     let mut reversed: BTreeMap<EntryRef, Fen> = BTreeMap::new();
-    for node in &books.nodes {
-        let logs = centre.logs_of(node.node)?;
-        let own = logs.first().copied();
-        for log in logs {
-            let first = centre.first_position(log)?;
-            let entries = centre.entries_of(log)?;
-            for entry in entries.iter() {
-                if let Body::Reversal(back) = &entry.body {
-                    // On a branch it may be a debit from before the fork.
-                    let log = if back.debit < first { own.unwrap_or(log) } else { log };
-                    let at = EntryRef { log, position: back.debit };
-                    *reversed.entry(at).or_default() += back.amount();
-                }
+    for (log, entries) in logs {
+        for kept in entries {
+            if let Body::Reversal(back) = &kept.entry.body {
+                let at = EntryRef { log: centre.home_of(*log, back.debit)?, position: back.debit };
+                *reversed.entry(at).or_default() += back.amount();
             }
         }
     }
     Ok(reversed)
 }
 
-fn paid(centre: &mut CentreTables, log: LogId) -> Result<Vec<Paid>> {
-    let first = centre.first_position(log)?;
-    let keys = centre.order_keys(log)?;
-    let entries = centre.entries_of(log)?;
-    let debit = |((position, entry), order_key): ((u64, &feiqian_protocol::entry::Entry), &Timestamp)| {
-        let Body::Debit(debit) = &entry.body else { return None };
-        let _: Wallet = debit.wallet;
+fn paid(log: LogId, entries: &[Kept]) -> Vec<Paid> {
+    let debit = |kept: &Kept| {
+        let Body::Debit(debit) = &kept.entry.body else { return None };
         Some(Paid {
-            at: EntryRef { log, position },
+            at: EntryRef { log, position: kept.position },
             card: debit.card.to_string(),
-            order_key: *order_key,
+            order_key: kept.order_key,
             amount: debit.amount(),
-            proven: entry.actor.proof == Proof::CardAndPin,
+            proven: kept.entry.actor.proof == Proof::CardAndPin,
         })
     };
-    Ok((first..).zip(entries.iter()).zip(&keys).filter_map(debit).collect())
+    entries.iter().filter_map(debit).collect()
 }

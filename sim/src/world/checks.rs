@@ -79,8 +79,10 @@ impl World<'_> {
     fn logs_at_centre(&mut self, node: NodeId) -> Result<Vec<std::sync::Arc<Vec<Entry>>>> {
         let centre = self.centre_tables()?;
         let mut logs = vec![centre.entries(node_log(node))?];
-        for branch in centre.branches(node)? {
-            logs.push(std::sync::Arc::new(centre.entries_of(branch)?));
+        if !centre.branches(node)?.is_empty() {
+            for (_, branch) in centre.logs_once(node)?.into_iter().skip(1) {
+                logs.push(std::sync::Arc::new(branch.into_iter().map(|kept| kept.entry).collect()));
+            }
         }
         Ok(logs)
     }

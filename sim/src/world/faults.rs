@@ -330,6 +330,11 @@ impl World<'_> {
             FaultKind::Replayed { building } => self.buildings[*building].replaying -= 1,
             FaultKind::Forged { building, up } => {
                 self.buildings[*building].forging -= 1;
+                // Whoever stood between them is gone, and their connection with him: what he made unrecognizable is sent again.
+                let site = self.site_of(*building);
+                if let Some(link) = self.sites[site].link {
+                    self.node_closes(link, "the connection was reset");
+                }
                 self.buildings[*building].forging_up -= u32::from(*up);
             }
         }
