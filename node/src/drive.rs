@@ -18,7 +18,6 @@ use feiqian_protocol::ids::CardNumber;
 use feiqian_protocol::limits::{INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX};
 use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapRequest};
 use feiqian_protocol::time::Timestamp;
-use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -226,10 +225,12 @@ impl CoreThread {
     ///
     /// # Errors
     /// Where the system gives no thread.
-    pub fn start(options: Options, runtime: Handle) -> std::io::Result<Self> {
+    pub fn start(options: Options) -> std::io::Result<Self> {
         let CoreLoop { queue, driver, report_open, opened } = CoreLoop::new(options);
         let (report_end, ended) = oneshot::channel();
         let open = driver.open.clone();
+        // Its timers are its own: on the runtime of another thread each would wake that one.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new().name("core".to_owned()).spawn(move || {
             runtime.block_on(driver.run(report_open));
             drop(report_end);
@@ -632,7 +633,7 @@ mod tests {
         let database = Box::new(move || Connection::open(&database));
         let certificates = CertificateTime::default();
         let options = Options { database, identity, settings, clock, certificates };
-        CoreThread::start(options, Handle::current()).unwrap()
+        CoreThread::start(options).unwrap()
     }
 
     fn tap() -> Request {

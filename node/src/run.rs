@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use feiqian_protocol::frame::ALPN_REPLICATION;
 use quinn::EndpointConfig;
-use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
@@ -82,7 +81,7 @@ async fn run_until_stopped(config: &Config, dir: &DataDir, files: NodeFiles) -> 
         certificates: CertificateTime::default(),
     };
     let certificates = options.certificates.clone();
-    let mut core = CoreThread::start(options, Handle::current())?;
+    let mut core = CoreThread::start(options)?;
     let result = serve(config, dir, &files, certificates, &mut core, &mut signals).await;
     tracing::info!("stopping");
     if !core.stop().await {

@@ -6,7 +6,7 @@
 //! | `log_keys` | first position | the keys that this node's log was signed with, by enrolment |
 //! | `entries` | log, position | every record: the own log, the centre's stream for this node, the account streams |
 //! | `heads` | log, position | every signed head; a log ends at its last one |
-//! | `accounts`, `cards`, `documents` | account; card, account; account | settings: what a tap reads, and what it comes from |
+//! | `cards`, `documents` | card, account; account | settings: what a tap reads, in each card's row, and what it comes from |
 //! | `wallets` | account, wallet | posted balance, own spending that is not in it yet, rights of the open epoch; in the row of cash the account's allowance share |
 //! | `hints` | account | what prices a stand-in |
 //! | `pools`, `pool_used` | day | stand-in of all accounts together, granted and used |
@@ -16,7 +16,7 @@
 //! | `hotlist` | card, account | losses told ahead of their entries |
 //! | `campus` | 1 | the newest campus configuration |
 //!
-//! `wallets`, `accounts`, `cards`, `documents`, `hints`, `debits`, `reversals`, `taps` and `posted` are views:
+//! `wallets`, `cards`, `documents`, `hints`, `debits`, `reversals`, `taps` and `posted` are views:
 //! [`crate::verify`] folds the entries again and compares.
 //!
 //! A tap of one wallet writes four rows (entry, wallet, debit, first answer), of which two stand somewhere in the middle of
@@ -104,12 +104,10 @@ CREATE TABLE heads (
     log INTEGER NOT NULL, position INTEGER NOT NULL, hash BLOB NOT NULL, applied INTEGER NOT NULL,
     anchor INTEGER NOT NULL, signature BLOB NOT NULL, PRIMARY KEY (log, position)
 ) WITHOUT ROWID;
-CREATE TABLE accounts (
-    account INTEGER PRIMARY KEY, class TEXT NOT NULL, frozen INTEGER NOT NULL, closed INTEGER NOT NULL,
-    single_limit INTEGER NOT NULL, daily_limit INTEGER NOT NULL, groups TEXT NOT NULL
-);
 CREATE TABLE cards (
-    card TEXT NOT NULL, account INTEGER NOT NULL, status INTEGER NOT NULL, PRIMARY KEY (card, account)
+    card TEXT NOT NULL, account INTEGER NOT NULL, status INTEGER NOT NULL, frozen INTEGER NOT NULL,
+    closed INTEGER NOT NULL, class TEXT NOT NULL, single_limit INTEGER NOT NULL, daily_limit INTEGER NOT NULL,
+    groups TEXT NOT NULL, PRIMARY KEY (card, account)
 ) WITHOUT ROWID;
 CREATE TABLE documents (
     account INTEGER PRIMARY KEY, saved BLOB NOT NULL, heads TEXT NOT NULL, projection TEXT NOT NULL

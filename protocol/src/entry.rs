@@ -717,7 +717,12 @@ macro_rules! bodies {
 
             fn to_bytes(&self) -> Vec<u8> {
                 match self {
-                    $(Self::$variant(body) => minicbor::to_vec(body).expect("writing to a Vec cannot fail"),)*
+                    $(Self::$variant(body) => {
+                        // Most bodies fit, and what grows step by step is copied at each.
+                        let mut bytes = Vec::with_capacity(96);
+                        minicbor::encode(body, &mut bytes).expect("writing to a Vec cannot fail");
+                        bytes
+                    })*
                     Self::Unknown { body, .. } => body.clone(),
                 }
             }
@@ -806,8 +811,8 @@ pub enum RecordError {
 impl Entry {
     /// The record: the entry's bytes. Equal entries have equal bytes.
     pub fn to_record(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(96);
         let body = self.body.to_bytes();
+        let mut out = Vec::with_capacity(body.len() + 112);
         let mut e = minicbor::Encoder::new(&mut out);
         let written = (|| {
             e.array(6)?.u16(self.body.kind())?.bool(self.body.critical())?.u64(self.clock.to_bits())?;

@@ -22,7 +22,7 @@ use self::figures::Figures;
 use self::measure::Scale;
 
 /// Everything that can be measured, by its name in the JSON.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 16] = [
     "tap_one",
     "tap_open_100",
     "core_64",
@@ -33,6 +33,8 @@ pub const NAMES: [&str; 14] = [
     "downlink",
     "downlink_busy",
     "wire_bytes_per_entry",
+    "cpu_10_taps_percent",
+    "cpu_idle_percent",
     "node_rss_kb",
     "first_sync_s",
     "cold_start_ms",

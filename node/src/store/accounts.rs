@@ -147,8 +147,7 @@ impl Store {
         let mut statement = self.connection.prepare_cached(
             "SELECT cards.account, status, id & 3, posted, own, granted, unspent, released, stand_in_granted, stand_in_left,
              share, frozen, closed, class, single_limit, daily_limit, groups
-             FROM cards CROSS JOIN accounts ON accounts.account = cards.account
-             LEFT JOIN wallets ON id > cards.account << 2 AND id <= cards.account << 2 | 3
+             FROM cards LEFT JOIN wallets ON id > cards.account << 2 AND id <= cards.account << 2 | 3
              WHERE card = ?1",
         )?;
         let mut rows = statement.query([card.as_str()])?;
@@ -183,22 +182,23 @@ impl Store {
         self.connection
             .prepare_cached("INSERT OR REPLACE INTO documents VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![key, saved, heads.join(" "), settings.canonical()])?;
-        self.connection
-            .prepare_cached("INSERT OR REPLACE INTO accounts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
-            .execute(params![
+        // A card never leaves a document, so writing all of them is enough.
+        let mut statement = self
+            .connection
+            .prepare_cached("INSERT OR REPLACE INTO cards VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
+        let groups = settings.groups.join("\n");
+        for (card, status) in &settings.cards {
+            statement.execute(params![
+                card.as_str(),
                 key,
-                settings.class,
+                status_number(*status),
                 settings.frozen,
                 settings.closed,
+                settings.class,
                 settings.single_limit.get(),
                 settings.daily_limit.get(),
-                settings.groups.join("\n"),
+                groups,
             ])?;
-        // A card never leaves a document, so writing all of them is enough.
-        let mut statement =
-            self.connection.prepare_cached("INSERT OR REPLACE INTO cards VALUES (?1, ?2, ?3)")?;
-        for (card, status) in &settings.cards {
-            statement.execute(params![card.as_str(), key, status_number(*status)])?;
         }
         Ok(())
     }
@@ -496,7 +496,7 @@ impl Store {
             |row| Ok((Fen::new(row.get(0)?), Fen::new(row.get(1)?))),
         )?;
         let accounts: i64 =
-            self.connection.query_row("SELECT count(*) FROM accounts", [], |row| row.get(0))?;
+            self.connection.query_row("SELECT count(DISTINCT account) FROM cards", [], |row| row.get(0))?;
         let exposed = self.debited(acked, i64::MAX as u64)?;
         Ok(Totals { accounts: accounts as u64, unspent, stand_in_left, exposed })
     }
@@ -549,8 +549,11 @@ fn read_wallet_row(
 }
 
 fn encode_share(share: &Share, horizon: BusinessDay) -> Vec<u8> {
-    let share = summed_up(share, horizon);
-    minicbor::to_vec((share.granted, &share.net_from, &share.used_on)).expect("writing to a Vec cannot fail")
+    let share = if is_summed_up(share, horizon) { share } else { &summed_up(share, horizon) };
+    let mut bytes = Vec::with_capacity(64);
+    minicbor::encode((share.granted, &share.net_from, &share.used_on), &mut bytes)
+        .expect("writing to a Vec cannot fail");
+    bytes
 }
 
 /// The share of its bytes: granted so far, net by first day, used by day.
@@ -576,6 +579,14 @@ pub(crate) fn summed_up(share: &Share, horizon: BusinessDay) -> Share {
         .filter(|(_, used)| *used != Fen::ZERO)
         .collect();
     Share { net_from, used_on, granted: share.granted }
+}
+
+/// True where [`summed_up`] would change nothing.
+fn is_summed_up(share: &Share, horizon: BusinessDay) -> bool {
+    let sums = [&share.net_from, &share.used_on];
+    share.net_from.range(..horizon).nth(1).is_none()
+        && share.used_on.range(..horizon).next().is_none()
+        && sums.iter().all(|sums| sums.values().all(|sum| *sum != Fen::ZERO))
 }
 
 /// Every share of a database.
@@ -606,6 +617,10 @@ mod tests {
         }
         assert!(short.left(day(2)) <= share.left(day(2)));
         assert_eq!(summed_up(&short, day(8)), short);
+        assert!(is_summed_up(&short, day(8)) && !is_summed_up(&share, day(8)));
+        assert!(
+            !is_summed_up(&share, day(4)) && is_summed_up(&share, day(2)) && !is_summed_up(&short, day(10))
+        );
         assert_eq!(summed_up(&summed_up(&share, day(5)), day(8)), short);
     }
 }

@@ -97,6 +97,12 @@ pub struct Figures {
     /// Bytes of frames by entries, in bulk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wire_bytes_per_entry: Option<f64>,
+    /// Percent of one core that a node in session takes while ten taps a second come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_10_taps_percent: Option<f64>,
+    /// The same while nothing comes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_idle_percent: Option<f64>,
     /// Resident size of a node after its taps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_rss_kb: Option<u64>,
@@ -131,6 +137,11 @@ pub fn millis(duration: Duration) -> f64 {
 /// Seconds with two decimals.
 pub fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100.0).round() / 100.0
+}
+
+/// The one by the other in percent, with two decimals.
+pub fn percent(part: Duration, whole: Duration) -> f64 {
+    (part.as_secs_f64() / whole.as_secs_f64().max(f64::MIN_POSITIVE) * 10_000.0).round() / 100.0
 }
 
 /// So many by entry, with one decimal.
@@ -209,6 +220,15 @@ impl Figures {
         }
         if let Some(bytes) = self.wire_bytes_per_entry {
             table.alone("wire_bytes_per_entry", bytes.to_string(), "<= 80", bytes <= 80.0);
+        }
+        let shares = [
+            ("cpu_10_taps_percent", self.cpu_10_taps_percent, "< 5", 5.0),
+            ("cpu_idle_percent", self.cpu_idle_percent, "< 0.5", 0.5),
+        ];
+        for (name, figure, target, below) in shares {
+            if let Some(percent) = figure {
+                table.alone(name, percent.to_string(), target, percent < below);
+            }
         }
         if let Some(kb) = self.node_rss_kb {
             table.alone("node_rss_kb", kb.to_string(), "<= 65536", kb <= 65_536);

@@ -19,6 +19,8 @@ pub struct Scale {
     pub load: Duration,
     /// Nodes that reconnect at once.
     pub nodes: usize,
+    /// Seconds over which the time of a process is looked at.
+    pub cpu_seconds: u64,
 }
 
 impl Scale {
@@ -30,6 +32,7 @@ impl Scale {
         taps: 300,
         load: Duration::from_secs(3),
         nodes: 200,
+        cpu_seconds: 60,
     };
     /// Small enough to see in a minute that everything works; its figures mean little.
     pub const QUICK: Self = Self {
@@ -39,6 +42,7 @@ impl Scale {
         taps: 50,
         load: Duration::from_millis(400),
         nodes: 20,
+        cpu_seconds: 3,
     };
 }
 

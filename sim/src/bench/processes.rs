@@ -21,7 +21,7 @@ use tokio::time::{sleep, sleep_until};
 use super::Wanted;
 use super::bare::{self, BareTaps};
 use super::client::{Building, Till, approved};
-use super::figures::{Downlink, Figures, Open, Rate, TapOne, micros, millis, seconds};
+use super::figures::{Downlink, Figures, Open, Rate, TapOne, micros, millis, percent, seconds};
 use super::measure::{Scale, median, median_rate, percentile, rate};
 use crate::campus::layout::Layout;
 use crate::campus::process::{Process, RECONCILE, run_to_end};
@@ -32,6 +32,8 @@ use crate::campus::workload::{Account, Site, Workload};
 const TILLS: usize = 64;
 /// Taps a second of the open loop.
 const OPEN_PER_SECOND: u64 = 100;
+/// Taps a second of a calm hour.
+const CALM_PER_SECOND: u32 = 10;
 /// Balance of every account, in fen.
 const OPENING_FEN: u64 = 1_000_000;
 /// Longest wait for a state that must come.
@@ -50,6 +52,8 @@ pub async fn measure(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> R
         "http_64",
         "downlink",
         "downlink_busy",
+        "cpu_10_taps_percent",
+        "cpu_idle_percent",
         "node_rss_kb",
         "first_sync_s",
         "cold_start_ms",
@@ -67,6 +71,12 @@ pub async fn measure(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> R
     }
     if wanted.has("first_sync_s") {
         figures.first_sync_s = Some(seconds(town.first_sync().await?));
+    }
+    if wanted.has("cpu_idle_percent") {
+        figures.cpu_idle_percent = Some(town.cpu_percent(0).await?);
+    }
+    if wanted.has("cpu_10_taps_percent") {
+        figures.cpu_10_taps_percent = Some(town.cpu_percent(CALM_PER_SECOND).await?);
     }
     town.cut().await?;
     if wanted.has("tap_one") {
@@ -254,6 +264,27 @@ impl Town {
         let took = begun.elapsed();
         shop.stop().await?;
         Ok(took)
+    }
+
+    /// What the canteen takes of one core while it is in session and so many taps come a second. Its clock is moved as time
+    /// passes, so that it does all that it does by the clock.
+    async fn cpu_percent(&mut self, taps: u32) -> Result<f64> {
+        let mut till = self.till(0).await?;
+        self.until("a session", |node, _| node["link"] == "up").await?;
+        let (begun, before) = (tokio::time::Instant::now(), self.node().cpu());
+        for second in 0..self.scale.cpu_seconds {
+            let start = begun + Duration::from_secs(second);
+            for tap in 0..taps {
+                sleep_until(start + Duration::from_secs(1) / taps * tap).await;
+                self.tap(&mut till).await?;
+            }
+            sleep_until(start + Duration::from_secs(1)).await;
+            self.now = self.now.plus_ms(1_000);
+            let clock = json!({"command": "clock", "now_ms": self.now.0});
+            self.node().control.call::<Value>(&clock).await?;
+        }
+        let (used, took) = (self.node().cpu() - before, begun.elapsed());
+        Ok(percent(used, took))
     }
 
     async fn tap_one(&mut self) -> Result<TapOne> {
