@@ -11,7 +11,8 @@ use feiqian_protocol::balance::balance_deltas;
 use feiqian_protocol::campus::CampusConfig;
 use feiqian_protocol::chain::{Cursor, VerifiedCommit, verify};
 use feiqian_protocol::entry::{
-    AccountOpened, Actor, Body, CampusPublished, EpochEnd, Grant, Posted, Setting, ShareGrant, StandInGrant,
+    AccountOpened, Actor, Body, CampusPublished, EpochEnd, Grant, PostedHead, Setting, ShareGrant,
+    StandInGrant,
 };
 use feiqian_protocol::frame::Entries;
 use feiqian_protocol::ids::{AccountId, Epoch, LogId};
@@ -42,7 +43,7 @@ impl Fault {
 
 /// What applying has touched, for what follows in the same step.
 #[derive(Debug, Default)]
-struct Touched {
+pub(crate) struct Touched {
     /// Accounts whose rights or settings changed.
     accounts: BTreeSet<AccountId>,
     /// True where every waiting tap is to be judged again.
@@ -178,7 +179,7 @@ impl NodeCore {
             Body::Closed(closed) => self.close(now, closed.epoch, touched)?,
             Body::Hint(hint) => self.store.put_hint(&hint)?,
             Body::Pool(pool) => self.store.put_pool(&pool)?,
-            Body::Unknown { .. } => {}
+            Body::NodeEnrolled(_) | Body::Unknown { .. } => {}
             other => return Err(Fault::peer(format!("a {} in the stream for a node", other.name()))),
         }
         Ok(())
@@ -281,7 +282,7 @@ impl NodeCore {
                 self.apply_setting(&setting)?;
                 touched.accounts.insert(setting.account);
             }
-            Body::Posted(posted) => self.settle(shard, &posted)?,
+            Body::Posted(posted) => self.settle(shard, &posted.heads)?,
             Body::CampusPublished(published) => self.publish(&published, touched)?,
             Body::Credit(_) | Body::Refund(_) | Body::CaseMoved(_) | Body::Unknown { .. } => {}
             other => return Err(Fault::peer(format!("a {} in an account stream", other.name()))),
@@ -325,15 +326,19 @@ impl NodeCore {
     }
 
     /// A posted batch names the heads that it includes: own effects up to ours are in the balances.
-    fn settle(&mut self, shard: u8, posted: &Posted) -> Result<(), StoreError> {
+    pub(crate) fn settle(&mut self, shard: u8, posted: &[PostedHead]) -> Result<(), StoreError> {
         let ours = self.state.saved.branch.unwrap_or_else(|| self.own_log());
-        for head in posted.heads.iter().filter(|head| head.log == ours) {
+        for head in posted.iter().filter(|head| head.log == ours) {
             self.store.settle(shard, head.position)?;
         }
         Ok(())
     }
 
-    fn publish(&mut self, published: &CampusPublished, touched: &mut Touched) -> Result<(), Fault> {
+    pub(crate) fn publish(
+        &mut self,
+        published: &CampusPublished,
+        touched: &mut Touched,
+    ) -> Result<(), Fault> {
         let held = self.campus.as_ref().map_or(0, |campus| campus.version);
         if published.version <= held {
             return Ok(());
@@ -350,7 +355,7 @@ impl NodeCore {
 /// No time that a centre writes comes near this (year 6429).
 const TIME_MAX: Timestamp = Timestamp(1 << 47);
 
-fn check_fen(amount: Fen) -> Result<(), Fault> {
+pub(crate) fn check_fen(amount: Fen) -> Result<(), Fault> {
     if amount > SUM_FEN_MAX || amount < -SUM_FEN_MAX {
         return Err(Fault::peer(format!("an amount of {} fen", amount.get())));
     }

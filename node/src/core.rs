@@ -16,7 +16,7 @@ use feiqian_protocol::account::{Document, actor_id};
 use feiqian_protocol::campus::{CampusConfig, Terminal};
 use feiqian_protocol::chain::{Cursor, LogWriter};
 use feiqian_protocol::entry::{Actor, Body};
-use feiqian_protocol::frame::{Entries, Recall};
+use feiqian_protocol::frame::{Frame, Recall};
 use feiqian_protocol::ids::{AccountId, CardNumber, LogId, NodeId, TerminalId, Unit};
 use feiqian_protocol::limits::SHARDS;
 use feiqian_protocol::rights::business_day_to_open;
@@ -49,8 +49,8 @@ pub struct NodeCore {
     pub(crate) queues: Queues,
     /// Recalls that wait for the stream before them.
     pub(crate) recalls: BTreeMap<(AccountId, Unit), Recall>,
-    /// Entries that came before the Hello: they travel in another lane.
-    pub(crate) early: Vec<Entries>,
+    /// Entries and snapshots that came before the Hello: they travel in another lane.
+    pub(crate) early: Vec<Frame>,
     /// What is to be acknowledged at the end of the step.
     pub(crate) acks: BTreeSet<LogId>,
     /// Logs with an entry that this build cannot apply: they stand still until it is updated.
@@ -157,7 +157,8 @@ impl NodeCore {
             if last > signed {
                 return Ok(Some(format!("{log}: entries {} to {last} are under no signed head", signed + 1)));
             }
-            if last < signed {
+            // Where a snapshot ends and nothing has followed it, there is a head alone.
+            if last < signed && !self.store.is_installed(log, signed)? {
                 return Ok(Some(format!(
                     "{log}: a head is signed at {signed}, and the entries end at {last}"
                 )));

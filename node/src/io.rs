@@ -146,6 +146,8 @@ pub enum LinkState {
     Up,
     /// Refused by the centre.
     Refused,
+    /// The centre has come back from an old copy and is taking back what it lacks.
+    Returning,
 }
 
 /// How a node stands; what `status` shows.

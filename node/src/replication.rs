@@ -4,12 +4,12 @@
 //! be lost with the link and are then simply said again.
 
 use feiqian_protocol::chain::{Countersignature, Cursor, LogWriter, verify};
-use feiqian_protocol::entry::{Actor, Release, ShareRelease};
+use feiqian_protocol::entry::{Actor, PostedHead, Release, ShareRelease};
 use feiqian_protocol::frame::{
     Ack, Ask, CentreHello, Entries, Frame, LogCursor, LossNotice, Mark, No, NodeHello, PROTOCOL_VERSION,
     Recall, Recalled, RefusalReason,
 };
-use feiqian_protocol::ids::{AccountId, LogId, Unit};
+use feiqian_protocol::ids::{AccountId, LogId, NodeId, Unit};
 use feiqian_protocol::limits::{CLOCK_AHEAD_MS_MAX, ENTRIES_PER_FRAME_MAX, PENDING_TAPS_MAX, SHARDS};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::session::{Sender, pack};
@@ -44,6 +44,8 @@ pub(crate) enum Link {
     Refused(LinkId, u64, RefusalReason),
     /// Accepted, but this database is damaged: uploads only, and nothing is taken in.
     Damaged(LinkId, u64),
+    /// The centre has come back from an old copy and takes back what it lacks; until it has, taps are decided without it.
+    Returning(LinkId, u64),
 }
 
 impl Link {
@@ -56,9 +58,11 @@ impl Link {
     const fn id(&self) -> Option<LinkId> {
         match self {
             Self::Down => None,
-            Self::Opening(link) | Self::Up(link, _) | Self::Refused(link, ..) | Self::Damaged(link, _) => {
-                Some(*link)
-            }
+            Self::Opening(link)
+            | Self::Up(link, _)
+            | Self::Refused(link, ..)
+            | Self::Damaged(link, _)
+            | Self::Returning(link, _) => Some(*link),
         }
     }
 
@@ -69,13 +73,17 @@ impl Link {
             Self::Opening(_) => LinkState::Opening,
             Self::Up(..) => LinkState::Up,
             Self::Refused(..) | Self::Damaged(..) => LinkState::Refused,
+            Self::Returning(..) => LinkState::Returning,
         }
     }
 
     /// The number of the session.
     pub(crate) const fn session(&self) -> u64 {
         match self {
-            Self::Up(_, session) | Self::Refused(_, session, _) | Self::Damaged(_, session) => *session,
+            Self::Up(_, session)
+            | Self::Refused(_, session, _)
+            | Self::Damaged(_, session)
+            | Self::Returning(_, session) => *session,
             Self::Down | Self::Opening(_) => 0,
         }
     }
@@ -106,6 +114,18 @@ const fn ends_rights(reason: RefusalReason) -> bool {
     }
 }
 
+/// What a frame that came too early takes to keep.
+fn bytes_of(frame: &Frame) -> usize {
+    match frame {
+        Frame::Entries(entries) => entries.records.iter().map(|record| record.len()).sum(),
+        Frame::Snapshot(signed) => {
+            let campus = signed.snapshot.campus.as_ref().map_or(0, |campus| campus.config.len());
+            campus + signed.snapshot.posted.len() * size_of::<PostedHead>()
+        }
+        _ => 0,
+    }
+}
+
 impl NodeCore {
     /// A connection stands: say Hello.
     pub(crate) fn on_link_up(
@@ -116,10 +136,16 @@ impl NodeCore {
     ) -> Result<(), StoreError> {
         self.drop_link(now, outputs)?;
         self.link = Link::Opening(link);
-        let shards = (0..SHARDS)
+        let shards: Vec<LogCursor> = (0..SHARDS)
             .zip(self.state.shards)
             .map(|(shard, cursor)| LogCursor { log: LogId::shard(self.identity.institution, shard), cursor })
             .collect();
+        let kept_after = shards.iter().map(|end| self.store.kept_after(end.log, end.cursor));
+        let kept_after = kept_after.collect::<Result<_, _>>()?;
+        let mut heads = Vec::new();
+        for log in shards.iter().map(|end| end.log).chain([self.to_node_log()]) {
+            heads.extend(self.store.last_head(log)?);
+        }
         // What the step has appended so far must be under a head: the Hello names the end of the log.
         self.sign_head()?;
         let hello = NodeHello {
@@ -131,6 +157,9 @@ impl NodeCore {
             to_node: self.state.to_node,
             shards,
             countersigned: self.state.saved.countersigned,
+            refused: self.state.saved.refused,
+            kept_after,
+            heads,
         };
         outputs.push(Output::Send(link, Frame::NodeHello(hello)));
         Ok(())
@@ -185,6 +214,8 @@ impl NodeCore {
             }
             Err(what) => {
                 outputs.truncate(said);
+                // A snapshot that is under way may be what was wrong: it is asked for anew.
+                self.store.drop_staged(None)?;
                 tracing::error!(%what, "the centre's word is not taken");
                 outputs.push(Output::CloseLink(link, what));
                 self.drop_link(now, outputs)
@@ -202,26 +233,34 @@ impl NodeCore {
         match (frame, self.link) {
             (Frame::CentreHello(hello), _) => {
                 self.on_centre_hello(now, link, &hello, outputs)?;
-                for entries in std::mem::take(&mut self.early) {
-                    self.on_entries(now, entries, outputs)?;
+                for early in std::mem::take(&mut self.early) {
+                    self.take_frame(now, link, early, outputs)?;
                 }
                 Ok(())
             }
-            (Frame::Entries(entries), Link::Opening(_)) => {
-                let bytes =
-                    |entries: &Entries| entries.records.iter().map(|record| record.len()).sum::<usize>();
-                if self.early.iter().map(bytes).sum::<usize>() + bytes(&entries) > EARLY_BYTES_MAX {
+            (early @ (Frame::Entries(_) | Frame::Snapshot(_)), Link::Opening(_)) => {
+                let early_bytes: usize = self.early.iter().map(bytes_of).sum();
+                if early_bytes + bytes_of(&early) > EARLY_BYTES_MAX {
                     return Err(Fault::peer("entries, but no Hello"));
                 }
-                self.early.push(entries);
+                self.early.push(early);
                 Ok(())
             }
             (Frame::Entries(entries), _) => self.on_entries(now, entries, outputs),
-            (Frame::Ack(ack), Link::Up(..) | Link::Refused(..) | Link::Damaged(..)) => self.on_ack(&ack),
+            (Frame::Snapshot(signed), _) => self.on_snapshot(now, link, signed, outputs),
+            (Frame::SnapshotPiece(piece), Link::Up(..) | Link::Refused(..) | Link::Damaged(..)) => {
+                self.on_piece(now, link, &piece, outputs)
+            }
+            (Frame::Ack(ack), Link::Up(..) | Link::Refused(..) | Link::Damaged(..) | Link::Returning(..)) => {
+                self.on_ack(&ack)
+            }
             (Frame::No(no), Link::Up(..)) => Ok(self.on_no(now, &no, outputs)?),
             (Frame::Recall(recall), Link::Up(..)) => self.on_recall(now, recall, outputs),
             // What was said before a refusal was known.
-            (Frame::No(_) | Frame::Recall(_), Link::Refused(..) | Link::Damaged(..)) => Ok(()),
+            (
+                Frame::No(_) | Frame::Recall(_),
+                Link::Refused(..) | Link::Damaged(..) | Link::Returning(..),
+            ) => Ok(()),
             (Frame::LossNotice(notice), _) => self.on_loss(now, &notice, outputs),
             _ => Err(Fault::peer("a frame out of place")),
         }
@@ -265,6 +304,7 @@ impl NodeCore {
             return Err(Fault::peer("the centre accepts a log that is longer than this one"));
         }
         self.link = match self.state.saved.refused {
+            _ if hello.returning.is_some() => Link::Returning(link, hello.session),
             // It was refused before, and only enrolling anew ends that.
             Some(reason) => Link::Refused(link, hello.session, reason),
             None if self.damage.is_some() => Link::Damaged(link, hello.session),
@@ -284,9 +324,38 @@ impl NodeCore {
         } else if self.hash_at(hello.log.position)? == Some(hello.log.hash) {
             self.note_acked(hello.log.position)?;
         }
+        match &hello.returning {
+            Some(wanted) => self.give_back(wanted)?,
+            None => tracing::info!(session = hello.session, "in session"),
+        }
         self.marked = (now.mono_ms, self.marked.1);
-        tracing::info!(session = hello.session, "in session");
         self.decide_waiting(now, self.queues.accounts(), outputs)?;
+        Ok(())
+    }
+
+    /// Sends the centre its own streams after where its old copy ends.
+    fn give_back(&mut self, wanted: &[LogCursor]) -> Result<(), Fault> {
+        tracing::warn!(
+            streams = wanted.len(),
+            "the centre has come back from an old copy, and takes back what it lacks"
+        );
+        for LogCursor { log, cursor } in wanted {
+            let end =
+                self.centre_cursor(*log).ok_or_else(|| Fault::peer(format!("{log} is not for this node")))?;
+            let kept_after = self.store.kept_after(*log, end)?;
+            let ours = match cursor.position {
+                0 => Some(Cursor::START.hash),
+                position => self.store.head_at(*log, position)?.map(|signed| signed.head.cursor.hash),
+            };
+            // Where no head was kept there, what follows tells.
+            if cursor.position > end.position
+                || cursor.position < kept_after
+                || ours.is_some_and(|hash| hash != cursor.hash)
+            {
+                return Err(Fault::peer(format!("the centre's {log} at {} is another one", cursor.position)));
+            }
+            self.sender.open(*log, cursor.position, end.position);
+        }
         Ok(())
     }
 
@@ -391,7 +460,9 @@ impl NodeCore {
     }
 
     fn on_ack(&mut self, ack: &Ack) -> Result<(), Fault> {
-        if !self.sender.acked(ack.log, ack.position).map_err(Fault::peer)? {
+        let news = self.sender.acked(ack.log, ack.position).map_err(Fault::peer)?;
+        // Of what is given back there is nothing to note.
+        if !news || ack.log.writer == NodeId::CENTRE {
             return Ok(());
         }
         if let Some(countersigned) = ack.countersignature {
@@ -545,7 +616,10 @@ impl NodeCore {
     pub(crate) fn replicate(&mut self, now: &Now, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
         let link = match self.link {
             Link::Down | Link::Opening(_) => return Ok(()),
-            Link::Up(link, _) | Link::Refused(link, ..) | Link::Damaged(link, _) => link,
+            Link::Up(link, _)
+            | Link::Refused(link, ..)
+            | Link::Damaged(link, _)
+            | Link::Returning(link, _) => link,
         };
         for log in std::mem::take(&mut self.acks) {
             if let Some(cursor) = self.centre_cursor(log) {
@@ -569,11 +643,11 @@ impl NodeCore {
     /// each commit is proven by itself.
     fn packed(&self, log: LogId, after: u64) -> Result<Option<Entries>, StoreError> {
         let own = self.own_log();
-        if log != own {
+        if log != own && log.writer != NodeId::CENTRE {
             return self.store.every_commit(own, log, after);
         }
-        let records = self.store.records_after(own, after, ENTRIES_PER_FRAME_MAX)?;
-        let heads = self.store.heads_after(own, after, ENTRIES_PER_FRAME_MAX)?;
+        let records = self.store.records_after(log, after, ENTRIES_PER_FRAME_MAX)?;
+        let heads = self.store.heads_after(log, after, ENTRIES_PER_FRAME_MAX)?;
         Ok(pack(log, after, records, heads))
     }
 

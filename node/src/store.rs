@@ -14,6 +14,7 @@
 //! | `debits`, `reversals` | position | own effects on balances: a debit with what is left of it for reversals, a reversal |
 //! | `posted` | shard | the position of the own log that the newest posted batch names: own effects after it are in no posted balance |
 //! | `hotlist` | card, account | losses told ahead of their entries |
+//! | `snapshots`, `snapshot_pieces` | log, position(, piece) | snapshots of account streams: what a stream starts from, or one under way |
 //! | `campus` | 1 | the newest campus configuration |
 //!
 //! `wallets`, `cards`, `documents`, `hints`, `debits`, `reversals`, `taps` and `posted` are views:
@@ -24,6 +25,7 @@
 
 pub mod accounts;
 pub(crate) mod log;
+pub(crate) mod snapshots;
 pub(crate) mod taps;
 
 use std::time::Duration;
@@ -144,6 +146,14 @@ CREATE TABLE hotlist (
     card TEXT NOT NULL, account INTEGER NOT NULL, log INTEGER NOT NULL, position INTEGER NOT NULL,
     PRIMARY KEY (card, account)
 ) WITHOUT ROWID;
+CREATE TABLE snapshots (
+    log INTEGER NOT NULL, position INTEGER NOT NULL, signed BLOB NOT NULL, pieces INTEGER NOT NULL,
+    digest BLOB NOT NULL, last INTEGER NOT NULL, installed INTEGER NOT NULL, PRIMARY KEY (log, position)
+);
+CREATE TABLE snapshot_pieces (
+    log INTEGER NOT NULL, position INTEGER NOT NULL, piece INTEGER NOT NULL, accounts BLOB NOT NULL,
+    PRIMARY KEY (log, position, piece)
+);
 CREATE TABLE campus (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL, config BLOB NOT NULL);
 PRAGMA user_version = 1;
 ";

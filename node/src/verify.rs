@@ -1,7 +1,8 @@
 //! Recomputes everything that the database claims, from its entries alone.
 //!
 //! Three things, each by itself: every chain and every signed head; the account streams folded with
-//! [`feiqian_protocol::balance::Projection`] against the balances and documents of the tables, by digest; and the own log
+//! [`feiqian_protocol::balance::Projection`] (from the snapshot on that a stream starts from, where it does) against the
+//! balances and documents of the tables, by digest; and the own log
 //! with the centre's stream for this node folded into [`feiqian_protocol::rights::Rows`] against the rows of the tables.
 //! It only reads, so it may run beside the service, in one read transaction.
 
@@ -15,13 +16,15 @@ use feiqian_protocol::entry::{Body, Entry};
 use feiqian_protocol::ids::{AccountId, LogId};
 use feiqian_protocol::limits::SHARDS;
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::snapshot::read_piece;
 use feiqian_protocol::time::{Hlc, Timestamp};
 use rusqlite::Connection;
 use serde::Serialize;
 
 use crate::io::Identity;
 use crate::store::accounts::read_wallet;
-use crate::store::log::{each_record, heads, log_keys, logs};
+use crate::store::log::{each_record, first_position, heads, log_keys, logs};
+use crate::store::snapshots::{each_piece, installed};
 use crate::store::{StoreError, check_version};
 
 /// Problems that a report names; more are only counted.
@@ -84,20 +87,25 @@ fn examine(connection: &Connection, identity: &Identity) -> Result<Report, Store
 
     let own_end = own_chain(connection, own, &mut report)?;
     report.entries = own_end;
-    let end = chain(connection, to_node, |_| Some(identity.centre_key), &mut report, |_, _| {})?;
+    let end = chain(connection, to_node, None, |_| Some(identity.centre_key), &mut report, |_, _| {})?;
     report.positions.insert(to_node.to_string(), end);
 
     let mut projection = Projection::new(institution);
     for shard in 0..SHARDS {
         let log = LogId::shard(institution, shard);
         let mut faults = Vec::new();
+        let base = base(connection, identity, log, &mut projection, &mut report)?;
+        let folded = base.map_or(0, |base| base.position);
         let end = chain(
             connection,
             log,
+            base,
             |_| Some(identity.centre_key),
             &mut report,
             |position, entry| {
-                if let Err(error) = projection.apply(&entry.body) {
+                if position > folded
+                    && let Err(error) = projection.apply(&entry.body)
+                {
                     faults.push(format!("{log} {position}: {error}"));
                 }
             },
@@ -119,13 +127,57 @@ fn examine(connection: &Connection, identity: &Identity) -> Result<Report, Store
 fn own_chain(connection: &Connection, own: LogId, report: &mut Report) -> Result<u64, StoreError> {
     let keys = log_keys(connection)?;
     let key_at = |position| keys.iter().rev().find(|(first, _)| *first <= position).map(|(_, key)| *key);
-    chain(connection, own, key_at, report, |_, _| {})
+    chain(connection, own, None, key_at, report, |_, _| {})
 }
 
-/// Links every record, checks every head, and hands the entries to `each`; returns where the log ends.
+/// What a stream starts from, where that is a snapshot: its accounts go into the projection, and its cursor is returned.
+fn base(
+    connection: &Connection,
+    identity: &Identity,
+    log: LogId,
+    projection: &mut Projection,
+    report: &mut Report,
+) -> Result<Option<Cursor>, StoreError> {
+    let Some(signed) = installed(connection, log)? else { return Ok(None) };
+    let snapshot = &signed.snapshot;
+    let shard = match signed.check(identity.institution, &identity.centre_key) {
+        Ok(shard) if snapshot.log() == log => shard,
+        Ok(_) => {
+            report.problem(format!("{log}: it starts from a snapshot of {}", snapshot.log()));
+            return Ok(None);
+        }
+        Err(error) => {
+            report.problem(error.to_string());
+            return Ok(None);
+        }
+    };
+    let mut digest = ProjectionDigest::default();
+    let mut last = AccountId(0);
+    each_piece(connection, log, snapshot.cursor().position, |piece| {
+        match read_piece(piece, shard, last) {
+            Ok(accounts) => {
+                for account in accounts {
+                    last = account.account;
+                    account.digest_into(&mut digest);
+                    projection.restore(&account);
+                }
+            }
+            Err(error) => report.problem(format!("{log}: {error}")),
+        }
+        Ok(())
+    })?;
+    if digest.finish() != snapshot.projection {
+        report.problem(format!("{log}: the snapshot that it starts from is not what the centre signed"));
+    }
+    Ok(Some(snapshot.cursor()))
+}
+
+/// Links every record, checks every head, and hands the entries to `each`; returns where the log ends. Entries before
+/// `base` may be gone: then the oldest head that is left says what the first one links to.
 fn chain(
     connection: &Connection,
     log: LogId,
+    base: Option<Cursor>,
     key_at: impl Fn(u64) -> Option<ed25519_dalek::VerifyingKey>,
     report: &mut Report,
     mut each: impl FnMut(u64, &Entry),
@@ -135,6 +187,20 @@ fn chain(
     let mut cursor = Cursor::START;
     let mut clock = Hlc::default();
     let mut before = (0, Timestamp(i64::MIN));
+    let first = first_position(connection, log)?;
+    let kept_after = |head: &SignedHead| first.is_none_or(|first| first == head.head.cursor.position + 1);
+    if let Some(base) = base
+        && let Some(oldest) = due.next_if(|head| kept_after(head))
+    {
+        cursor = oldest.head.cursor;
+        check_head(log, oldest, &cursor, &mut before, key_at(cursor.position), report);
+        if cursor.position > base.position {
+            report.problem(format!(
+                "{log}: entries between {} and {} are missing",
+                base.position, cursor.position
+            ));
+        }
+    }
     each_record(connection, log, |position, record| {
         if position != cursor.position + 1 {
             report.problem(format!("{log}: entry {} is missing", cursor.position + 1));
@@ -158,6 +224,9 @@ fn chain(
     })?;
     if let Some(signed) = due.next() {
         report.problem(format!("{log}: a head at {} without its entries", signed.head.cursor.position));
+    }
+    if let Some(base) = base.filter(|base| cursor.position < base.position) {
+        report.problem(format!("{log}: it ends before {}, where it starts from", base.position));
     }
     if heads.last().map_or(0, |signed| signed.head.cursor.position) < cursor.position {
         report.problem(format!("{log}: the last entries are under no head"));

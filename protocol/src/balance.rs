@@ -12,6 +12,7 @@ use crate::chain::hex;
 use crate::entry::Body;
 use crate::ids::{AccountId, InstitutionId, NodeId, Wallet};
 use crate::money::Fen;
+use crate::snapshot::AccountState;
 
 /// How an account stream's entry changes balances; empty for entries that change none.
 pub fn balance_deltas(body: &Body) -> Vec<(AccountId, Wallet, Fen)> {
@@ -65,6 +66,12 @@ impl Projection {
     /// Of nothing.
     pub const fn new(institution: InstitutionId) -> Self {
         Self { institution, balances: BTreeMap::new(), documents: BTreeMap::new() }
+    }
+
+    /// Starts an account from a snapshot, in place of the entries that it stands for.
+    pub fn restore(&mut self, state: &AccountState) {
+        self.documents.insert(state.account, state.document.to_vec());
+        self.balances.extend(state.balances.iter().map(|(wallet, fen)| ((state.account, *wallet), *fen)));
     }
 
     /// Applies the next entry of an account stream. Streams of different shards may be interleaved at will.

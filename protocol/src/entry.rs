@@ -28,6 +28,7 @@
 //! | 25 | [`ShareGrant`] | to node | raises an allowance share |
 //! | 26 | [`Hint`] | to node | what prices a stand-in; not critical |
 //! | 27 | [`Pool`] | to node | stand-in of all accounts together, a day |
+//! | 28 | [`NodeEnrolled`] | to node | none: who the stream is for, as its first entry; not critical |
 //! | 40 | [`AccountOpened`] | shard | creates the account and its document |
 //! | 41 | [`Setting`] | shard, node | an intent and the change that carries it out |
 //! | 42 | [`Credit`] | shard | raises a balance |
@@ -41,7 +42,8 @@ use minicbor::{Decode, Encode};
 use serde::Serialize;
 
 use crate::account::Intent;
-use crate::ids::{AccountId, CampusId, CardNumber, Epoch, Key, LogId, Wallet};
+use crate::enrol::Role;
+use crate::ids::{AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::money::{Fen, UnitPrice};
 use crate::tap::DeclineReason;
@@ -461,6 +463,27 @@ pub struct Pool {
     pub habit_only: Fen,
 }
 
+/// The node that the stream is for, as the centre enrolled it. A centre that has come back from a copy of before learns of
+/// the node from this.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct NodeEnrolled {
+    /// Its number.
+    #[n(0)]
+    pub node: NodeId,
+    /// Its name.
+    #[n(1)]
+    pub name: NodeName,
+    /// What it may write.
+    #[n(2)]
+    pub role: Role,
+    /// Counts the enrolments of the name.
+    #[n(3)]
+    pub incarnation: u32,
+    /// Signs its log (Ed25519).
+    #[cbor(n(4), with = "minicbor::bytes")]
+    pub log_key: [u8; 32],
+}
+
 /// An account and its document.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
 pub struct AccountOpened {
@@ -772,6 +795,7 @@ bodies! {
     ShareGrant(ShareGrant) = 25, critical true, "share_grant";
     Hint(Hint) = 26, critical false, "hint";
     Pool(Pool) = 27, critical true, "pool";
+    NodeEnrolled(NodeEnrolled) = 28, critical false, "node_enrolled";
     AccountOpened(AccountOpened) = 40, critical true, "account_opened";
     Setting(Setting) = 41, critical true, "setting";
     Credit(Credit) = 42, critical true, "credit";

@@ -11,6 +11,7 @@ use crate::entry::RecordError;
 use crate::ids::{AccountId, CardNumber, Epoch, InstitutionId, LogId, NodeId, Unit};
 use crate::limits::{ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, FRAME_LIST_MAX};
 use crate::money::Fen;
+use crate::snapshot::{SignedSnapshot, SnapshotAck, SnapshotPiece};
 use crate::time::{BusinessDay, Hlc, Timestamp};
 
 /// The version of this protocol. A peer with another major number is refused with a clear word.
@@ -35,7 +36,7 @@ pub enum Lane {
     Control,
     /// What overtakes bulk: losses.
     Urgent,
-    /// Entries.
+    /// Entries, snapshots.
     Bulk,
 }
 
@@ -113,6 +114,16 @@ pub struct NodeHello {
     /// The newest countersignature that it holds of its log.
     #[n(7)]
     pub countersigned: Option<Countersignature>,
+    /// Why it was shut out, where it was: a centre that has come back from an old copy may not know.
+    #[n(8)]
+    pub refused: Option<RefusalReason>,
+    /// For each account stream, by shard: the position up to which its entries are no longer kept.
+    #[n(9)]
+    pub kept_after: Vec<u64>,
+    /// The centre's own heads of the streams above, where the node holds anything of them: what shows that a centre which
+    /// lacks it has come back from an old copy.
+    #[n(10)]
+    pub heads: Vec<SignedHead>,
 }
 
 /// Why the centre refuses a session. The names are in both logs.
@@ -191,6 +202,10 @@ pub struct CentreHello {
     /// differs.
     #[n(5)]
     pub branch: Option<Branch>,
+    /// Set where the centre has come back from an old copy and takes back what the nodes hold: its own streams that it wants
+    /// entries of, and after which cursor. The node uploads its log too; nothing is granted until all that is done.
+    #[n(6)]
+    pub returning: Option<Vec<LogCursor>>,
 }
 
 /// Where a refused continuation goes.
@@ -377,6 +392,16 @@ pub enum Frame {
     /// Centre to node.
     #[n(9)]
     LossNotice(#[n(0)] LossNotice),
+    /// Centre to node: what a stream says up to a position, in place of its entries, where the node lacks many of them; its
+    /// pieces follow once the node has said which it has. To a node that has the entries it says what they must have given.
+    #[n(10)]
+    Snapshot(#[n(0)] SignedSnapshot),
+    /// Centre to node.
+    #[n(11)]
+    SnapshotPiece(#[n(0)] SnapshotPiece),
+    /// Node to centre.
+    #[n(12)]
+    SnapshotAck(#[n(0)] SnapshotAck),
 }
 
 /// Why bytes are no frame. The link that carried them is closed.
@@ -403,7 +428,7 @@ impl Frame {
     /// The lane that the frame travels in.
     pub const fn lane(&self) -> Lane {
         match self {
-            Self::Entries(_) => Lane::Bulk,
+            Self::Entries(_) | Self::Snapshot(_) | Self::SnapshotPiece(_) => Lane::Bulk,
             Self::LossNotice(_) => Lane::Urgent,
             _ => Lane::Control,
         }

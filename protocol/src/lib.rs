@@ -6,7 +6,7 @@
 //! In reading order: [`money`], [`ids`], [`time`], [`tap`] (what a terminal asks and is told), [`entry`] (what is written
 //! about it), [`chain`] (how that is linked and signed), [`rights`] (who may spend), [`account`] (settings as documents),
 //! [`campus`] (the published configuration), [`balance`] (the projection and its digest), [`frame`] and [`session`] (how
-//! it travels), [`enrol`] (how a node joins), [`limits`] (every bound).
+//! it travels), [`snapshot`] (what stands for the beginning of a stream), [`enrol`] (how a node joins), [`limits`] (every bound).
 
 pub mod account;
 pub mod balance;
@@ -20,5 +20,6 @@ pub mod limits;
 pub mod money;
 pub mod rights;
 pub mod session;
+pub mod snapshot;
 pub mod tap;
 pub mod time;

@@ -106,6 +106,25 @@ pub const LOSSES_PER_LIFT_MAX: usize = 128;
 /// Deltas or heads in one posted batch entry, so that it fits a record.
 pub const DELTAS_PER_POSTED_MAX: usize = 2_000;
 
+/// Bytes of accounts that a piece of a snapshot holds before the next one starts: a unit of work of a few milliseconds.
+pub const SNAPSHOT_PIECE_BYTES_TARGET: usize = 64 * 1024;
+
+/// Largest piece: one that was almost full, and the largest account in it, whose settings take a few times the bytes that
+/// they take in its document.
+pub const SNAPSHOT_PIECE_BYTES_MAX: usize = 512 * 1024;
+
+/// Pieces under way unacknowledged, for which their receiver needs no more than a few of its largest frames.
+pub const SNAPSHOT_PIECES_IN_FLIGHT_MAX: u32 = 8;
+
+/// How long the centre and the nodes keep the entries of account streams that a snapshot stands for, by the centre's time: a
+/// backup of the centre that is younger than this can be completed from what the nodes hold.
+pub const STREAM_KEPT_MS: i64 = 30 * 24 * 3_600_000;
+
+/// Logs of which a snapshot says how far they are posted: every node that a campus may have had, so that it fits a frame.
+pub const SNAPSHOT_POSTED_MAX: usize = 16_384;
+
+const _: () = assert!(SNAPSHOT_PIECE_BYTES_MAX < FRAME_BYTES_MAX - 1_024);
+const _: () = assert!(SNAPSHOT_POSTED_MAX * 32 + CAMPUS_CONFIG_BYTES_MAX < FRAME_BYTES_MAX - 4_096);
 const _: () = assert!(FRAME_RECORDS_BYTES_TARGET + RECORD_BYTES_MAX + 64 * 1024 < FRAME_BYTES_MAX);
 const _: () = assert!(CAMPUS_CONFIG_BYTES_MAX < RECORD_BYTES_MAX && DOCUMENT_BYTES_MAX < RECORD_BYTES_MAX);
 const _: () = assert!(DELTAS_PER_POSTED_MAX * 24 < RECORD_BYTES_MAX);

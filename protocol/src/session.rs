@@ -77,6 +77,11 @@ impl Sender {
         }
     }
 
+    /// How far a log was handed to the link, and how much of that the peer has acknowledged; `None` for one that is not open.
+    pub fn progress(&self, log: LogId) -> Option<(u64, u64)> {
+        self.logs.get(&log).map(|outgoing| (outgoing.sent, outgoing.acked))
+    }
+
     /// The peer acknowledges `log` up to `position`; true where that is news.
     ///
     /// # Errors
@@ -244,6 +249,9 @@ mod tests {
             to_node,
             shards: Vec::new(),
             countersigned: None,
+            refused: None,
+            kept_after: Vec::new(),
+            heads: Vec::new(),
         }
     }
 

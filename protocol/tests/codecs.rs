@@ -10,8 +10,8 @@ use feiqian_protocol::enrol::{
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
     CloseRequest, Closed, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd, Grant, Hint, Measured,
-    Pool, Posted, PostedHead, Proof, RecordError, Refund, Release, Reversal, Setting, ShareGrant,
-    ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone,
+    NodeEnrolled, Pool, Posted, PostedHead, Proof, RecordError, Refund, Release, Reversal, Setting,
+    ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone,
 };
 use feiqian_protocol::frame::{
     Ack, Ask, Branch, CentreHello, Entries, Frame, FrameError, LogCursor, LossNotice, Mark, No, NodeHello,
@@ -22,6 +22,7 @@ use feiqian_protocol::ids::{
 };
 use feiqian_protocol::limits::{ACCOUNT_END, ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, RECORD_BYTES_MAX};
 use feiqian_protocol::money::{Fen, UnitPrice};
+use feiqian_protocol::snapshot::{CampusState, SignedSnapshot, Snapshot, SnapshotAck, SnapshotPiece};
 use feiqian_protocol::tap::DeclineReason;
 use feiqian_protocol::time::{BusinessDay, Hlc, Timestamp};
 use proptest::array::{uniform16, uniform32};
@@ -31,8 +32,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 /// Kinds that this build knows; any other number is an unknown kind.
-const KNOWN_KINDS: [u16; 24] =
-    [1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 21, 22, 23, 24, 25, 26, 27, 40, 41, 42, 43, 44, 45, 46];
+const KNOWN_KINDS: [u16; 25] =
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 41, 42, 43, 44, 45, 46];
 
 const NAME: &str = "[!#-&(-+\\--~]{1,64}";
 
@@ -256,6 +257,17 @@ fn to_node_body() -> impl Strategy<Value = Body> {
             })
         },
     );
+    let role = select(vec![Role::Pos, Role::Door, Role::Kiosk, Role::Desk]);
+    let enrolled = (
+        any::<u16>(),
+        "[a-z][a-z0-9-]{0,20}[a-z]".prop_map(|name| NodeName::new(name).unwrap()),
+        role,
+        any::<u32>(),
+        uniform32(any::<u8>()),
+    )
+        .prop_map(|(node, name, role, incarnation, log_key)| {
+            Body::from(NodeEnrolled { node: NodeId(node), name, role, incarnation, log_key })
+        });
     prop_oneof![
         (any::<u64>(), time()).prop_map(|(session, time)| Body::from(Anchor { session, time })),
         grant().prop_map(Body::from),
@@ -270,6 +282,7 @@ fn to_node_body() -> impl Strategy<Value = Body> {
             per_day,
             habit_only
         })),
+        enrolled,
     ]
 }
 
@@ -344,25 +357,7 @@ fn entry() -> impl Strategy<Value = Entry> {
 }
 
 fn frame() -> impl Strategy<Value = Frame> {
-    let log_cursors = vec((log(), cursor()).prop_map(|(log, cursor)| LogCursor { log, cursor }), 0..17);
-    let node_hello = (
-        (any::<u16>(), any::<u16>(), any::<u16>(), any::<u32>()),
-        (cursor(), cursor(), log_cursors, option::of(countersignature())),
-    )
-        .prop_map(
-            |((version, institution, node, incarnation), (log, to_node, shards, countersigned))| {
-                Frame::NodeHello(NodeHello {
-                    version,
-                    institution: InstitutionId(institution),
-                    node: NodeId(node),
-                    incarnation,
-                    log,
-                    to_node,
-                    shards,
-                    countersigned,
-                })
-            },
-        );
+    let log_cursors = || vec((log(), cursor()).prop_map(|(log, cursor)| LogCursor { log, cursor }), 0..17);
     let refusal = select(vec![
         RefusalReason::Version,
         RefusalReason::Identity,
@@ -373,13 +368,40 @@ fn frame() -> impl Strategy<Value = Frame> {
         RefusalReason::Incarnation,
         RefusalReason::CentreBehind,
     ]);
-    let branch = (log(), any::<u64>()).prop_map(|(log, after)| Branch { log, after });
-    let centre_hello =
-        (any::<u16>(), any::<u64>(), time(), cursor(), option::of(refusal), option::of(branch)).prop_map(
-            |(version, session, time, log, refused, branch)| {
-                Frame::CentreHello(CentreHello { version, session, time, log, refused, branch })
+    let node_hello = (
+        (any::<u16>(), any::<u16>(), any::<u16>(), any::<u32>()),
+        (cursor(), cursor(), log_cursors(), option::of(countersignature())),
+        (option::of(refusal.clone()), vec(any::<u64>(), 0..17), vec(signed_head(), 0..3)),
+    )
+        .prop_map(
+            |(
+                (version, institution, node, incarnation),
+                (log, to_node, shards, countersigned),
+                (refused, kept_after, heads),
+            )| {
+                Frame::NodeHello(NodeHello {
+                    version,
+                    institution: InstitutionId(institution),
+                    node: NodeId(node),
+                    incarnation,
+                    log,
+                    to_node,
+                    shards,
+                    countersigned,
+                    refused,
+                    kept_after,
+                    heads,
+                })
             },
         );
+    let branch = (log(), any::<u64>()).prop_map(|(log, after)| Branch { log, after });
+    let centre_hello = (
+        (any::<u16>(), any::<u64>(), time(), cursor()),
+        (option::of(refusal), option::of(branch), option::of(log_cursors())),
+    )
+        .prop_map(|((version, session, time, log), (refused, branch, returning))| {
+            Frame::CentreHello(CentreHello { version, session, time, log, refused, branch, returning })
+        });
     let record = entry().prop_map(|entry| entry.to_record().into());
     let entries = (log(), any::<u64>(), vec(record, 1..20), vec(signed_head(), 0..4))
         .prop_map(|(log, first, records, heads)| Frame::Entries(Entries { log, first, records, heads }));
@@ -406,7 +428,48 @@ fn frame() -> impl Strategy<Value = Frame> {
     let loss = (account(), card(), log(), any::<u64>()).prop_map(|(account, card, log, position)| {
         Frame::LossNotice(LossNotice { account, card, log, position })
     });
-    prop_oneof![node_hello, centre_hello, entries, ack, ask, no, recall, recalled, mark, loss]
+    prop_oneof![
+        node_hello,
+        centre_hello,
+        entries,
+        ack,
+        ask,
+        no,
+        recall,
+        recalled,
+        mark,
+        loss,
+        snapshot(),
+        snapshot_piece(),
+        snapshot_ack()
+    ]
+}
+
+fn snapshot() -> impl Strategy<Value = Frame> {
+    let posted = (log(), any::<u64>()).prop_map(|(log, position)| PostedHead { log, position });
+    let campus = (any::<u32>(), vec(any::<u8>(), 0..50), any::<bool>())
+        .prop_map(|(version, config, unlimited)| CampusState { version, config: config.into(), unlimited });
+    let fields = (signed_head(), time(), any::<u64>(), any::<u32>(), uniform32(any::<u8>()));
+    (fields, "[0-9a-f]{0,64}", vec(posted, 0..4), option::of(campus), any::<u8>()).prop_map(
+        |((end, time, accounts, pieces, digest), projection, posted, campus, byte)| {
+            let snapshot = Snapshot { end, time, accounts, pieces, digest, projection, posted, campus };
+            Frame::Snapshot(SignedSnapshot { snapshot, signature: [byte; 64] })
+        },
+    )
+}
+
+fn snapshot_piece() -> impl Strategy<Value = Frame> {
+    (log(), any::<u64>(), any::<u32>(), vec(any::<u8>(), 0..300)).prop_map(
+        |(log, position, index, accounts)| {
+            Frame::SnapshotPiece(SnapshotPiece { log, position, index, accounts: accounts.into() })
+        },
+    )
+}
+
+fn snapshot_ack() -> impl Strategy<Value = Frame> {
+    (log(), any::<u64>(), any::<u32>(), any::<bool>()).prop_map(|(log, position, pieces, differs)| {
+        Frame::SnapshotAck(SnapshotAck { log, position, pieces, differs })
+    })
 }
 
 fn enrol_request() -> impl Strategy<Value = EnrolRequest> {

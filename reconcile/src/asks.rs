@@ -379,7 +379,10 @@ impl Round<'_> {
     /// When the next ask is too late, or at once where handing out goes on.
     pub(crate) fn plan_timer(&mut self) {
         let asks = self.state.asks.values().flat_map(|queue| &queue.asks).map(|waiting| waiting.deadline_ms);
-        let going_on = !self.state.dirty.is_empty() || self.state.sweep.is_under_way();
+        let going_on = !self.state.dirty.is_empty()
+            || self.state.sweep.is_under_way()
+            || self.snapshots_wait()
+            || self.replays();
         self.state.next_timer = asks.chain(going_on.then_some(self.now.mono_ms)).min();
     }
 }

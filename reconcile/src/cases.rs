@@ -21,7 +21,7 @@ const CLAIMS_PER_STEP: usize = 256;
 
 impl CaseState {
     /// Owed and not recovered. Cases after a loss are not owed by the holder.
-    fn outstanding(&self) -> Fen {
+    pub(crate) fn outstanding(&self) -> Fen {
         if self.reason == CaseReason::Loss { Fen::ZERO } else { self.opened - self.recovered }
     }
 }
@@ -116,7 +116,17 @@ impl Round<'_> {
             recovered: after.recovered,
         };
         let position = self.append(log, Actor::centre(), moved)?;
-        let at = EntryRef { log, position };
+        self.post_case(EntryRef { log, position }, self.state.time, before, after)
+    }
+
+    /// Posts what an entry about a case says, as the difference to how the case stood.
+    pub(crate) fn post_case(
+        &mut self,
+        at: EntryRef,
+        time: Timestamp,
+        before: Option<&CaseState>,
+        after: &CaseState,
+    ) -> Result<(), StoreError> {
         let owed = before.map(CaseState::outstanding).unwrap_or_default();
         let owes = after.outstanding();
         let mut lines = Vec::new();
@@ -130,7 +140,7 @@ impl Round<'_> {
         self.post_lines(at, day, lines)?;
         let recovered = after.recovered - before.map(|case| case.recovered).unwrap_or_default();
         if recovered != Fen::ZERO {
-            let movement = MovementState { recovered, ..MovementState::plain(self.state.time, Fen::ZERO) };
+            let movement = MovementState { recovered, ..MovementState::plain(time, Fen::ZERO) };
             money::put_movement(self.db, after.account, after.wallet, at, &movement)?;
         }
         // Grants and hints go by open cases.

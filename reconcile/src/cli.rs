@@ -22,8 +22,8 @@ use crate::control::Client;
 use crate::driver::real_now;
 use crate::export::{self, Format, Table};
 use crate::import;
-use crate::io::{Command, Identity, Status};
-use crate::run::{self, CAMPUS, DATABASE};
+use crate::io::{Command, Identity, RecoveryStatus, Status};
+use crate::run::{self, CAMPUS, DATABASE, Origin};
 use crate::verify;
 
 /// A configuration that is wrong (`EX_USAGE` of sysexits.h).
@@ -94,6 +94,15 @@ enum Action {
         /// Its configuration (TOML).
         #[arg(long, value_name = "FILE.toml")]
         config: PathBuf,
+        /// The data directory was restored from a backup: before anything is granted, the centre takes back what the
+        /// buildings hold of what it had written since. Found out by itself where the database is another file than before;
+        /// needed where a whole disk or machine was put back.
+        #[arg(long, conflicts_with = "moved")]
+        restored: bool,
+        /// The data directory was moved here whole after the centre had stopped, and nothing needs to be taken back. Said
+        /// of an older copy this loses money.
+        #[arg(long)]
+        moved: bool,
     },
     /// Publishes a changed campus file; the buildings get it at once, cut-off ones when they are back.
     Publish {
@@ -283,10 +292,15 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             let enrolment = reply.get("enrolment").and_then(Value::as_u64).unwrap_or_default();
             writeln!(out, "revoked: {node}, enrolment {enrolment}")?;
         }
-        Action::Run { config } => {
+        Action::Run { config, restored, moved } => {
             let config = Config::read(&config)?;
             start_log(config.log_json);
-            run::run(&config)?;
+            let origin = match (restored, moved) {
+                (true, _) => Origin::Restored,
+                (_, true) => Origin::Moved,
+                _ => Origin::Unsaid,
+            };
+            run::run(&config, origin)?;
         }
         Action::Publish { campus, data } => {
             let (campus, _) = read_campus(&campus)?;
@@ -420,6 +434,17 @@ fn enroll(out: &mut impl Write, dir: &Path, node: NodeName, role: Role, as_json:
 
 fn print_status(out: &mut impl Write, status: &Status) -> std::io::Result<()> {
     let yuan = |fen: i64| Fen::new(fen).to_string();
+    if let Some(recovery) = &status.recovery {
+        print_recovery(out, recovery)?;
+    }
+    if let Some(until) = status.recovered_until {
+        let until = jiff::Timestamp::from_millisecond(until.0).unwrap_or_default();
+        writeln!(
+            out,
+            "restored from a backup: what was done here after {until} and told to no building is lost; submit credits \
+             again under their keys\n"
+        )?;
+    }
     writeln!(
         out,
         "{} accounts, campus configuration {}, {} asks waiting, {} cases open ({} yuan), {} yuan in suspense",
@@ -459,6 +484,28 @@ fn print_status(out: &mut impl Write, status: &Status) -> std::io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+fn print_recovery(out: &mut impl Write, recovery: &RecoveryStatus) -> std::io::Result<()> {
+    writeln!(
+        out,
+        "RESTORED FROM A BACKUP: {} entries taken back from the buildings so far; nothing is granted until {}",
+        recovery.entries,
+        if recovery.replaying { "they are worked off" } else { "every building was heard" },
+    )?;
+    writeln!(
+        out,
+        "heard: {}",
+        if recovery.heard.is_empty() { "-".to_owned() } else { recovery.heard.join(", ") }
+    )?;
+    for waiting in &recovery.not_heard {
+        let trouble = waiting.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
+        writeln!(out, "waited for: {}{trouble}", waiting.node)?;
+    }
+    if !recovery.not_heard.is_empty() {
+        writeln!(out, "one that will never come is given up by: feiqian-reconcile retire NODE --force")?;
+    }
+    writeln!(out)
 }
 
 fn verify(out: &mut impl Write, dir: &Path, as_json: bool) -> anyhow::Result<ExitCode> {

@@ -15,19 +15,22 @@ use feiqian_protocol::entry::{Actor, Body, Delta, EntryRef, Posted, PostedHead, 
 use feiqian_protocol::ids::{AccountId, CampusId, Epoch, LogId, NodeId, Unit, Wallet};
 use feiqian_protocol::limits::{DELTAS_PER_POSTED_MAX, SHARDS};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::snapshot::SignedSnapshot;
 use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Timestamp};
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::asks::{AskQueue, Debts};
 use crate::escrow::{PendingGrants, Sweep};
 use crate::habit::CampusMeans;
-use crate::io::{Command, Identity, Input, LinkId, Now, Output, Ticket};
+use crate::io::{Command, CommandError, Identity, Input, LinkId, Now, Output, Reply, Ticket};
+use crate::recovery::Recovery;
 use crate::session::Link;
 pub use crate::store::StoreError;
 use crate::store::logs::{self, BranchState, LogState};
 use crate::store::money::{self, Rows, WalletState};
 use crate::store::nodes::{self, Node};
 use crate::store::{meta_number, meta_text, prepare, put_meta};
+use crate::store::{recovery, snapshots};
 
 /// The centre.
 pub struct ReconcileCore {
@@ -60,6 +63,16 @@ pub(crate) struct State {
     pub dirty: BTreeSet<AccountId>,
     pub sweep: Sweep,
     pub means: Option<CampusMeans>,
+    /// The newest snapshots of the account streams.
+    pub snapshots: BTreeMap<LogId, SignedSnapshot>,
+    /// Of account streams with dropped entries: up to where.
+    pub kept_after: BTreeMap<LogId, u64>,
+    /// Account streams to look at for old entries.
+    pub upkeep: BTreeSet<LogId>,
+    /// What is being taken back, where this is an old copy.
+    pub recovery: Option<Recovery>,
+    /// True where batches posted entries that have never come since.
+    pub has_unheard: bool,
     /// Logs that may be posted further by this build than by the one that stopped.
     pub resume: BTreeSet<LogId>,
     pub next_timer: Option<u64>,
@@ -100,10 +113,20 @@ impl State {
             dirty: BTreeSet::new(),
             sweep: Sweep::default(),
             means: None,
+            snapshots: snapshots::all(db, institution)?.into_iter().collect(),
+            kept_after: BTreeMap::new(),
+            upkeep: BTreeSet::new(),
+            recovery: Recovery::load(db)?,
+            has_unheard: recovery::any_named(db)?,
             resume,
             next_timer: None,
             identity,
         };
+        for log in (0..SHARDS).map(|shard| LogId::shard(institution, shard)) {
+            if let Some(kept_after) = snapshots::kept_after(db, log)?.filter(|position| *position > 0) {
+                state.kept_after.insert(log, kept_after);
+            }
+        }
         for node in state.nodes.keys().copied().collect::<Vec<_>>() {
             let pending = PendingGrants::load(db, &state, node)?;
             state.pending.insert(node, pending);
@@ -145,6 +168,21 @@ impl State {
     }
 }
 
+/// Whom an input wants answered.
+const fn ticket_of(input: &Input) -> Option<Ticket> {
+    match input {
+        Input::Command(ticket, _) => Some(*ticket),
+        _ => None,
+    }
+}
+
+/// What a command is told while nothing may be written.
+fn recovering() -> Reply {
+    let message = "the centre has come back from an old copy and is taking back what the buildings hold; see its status, and \
+                   say this again once that is done";
+    Err(CommandError { code: "recovering", message: message.to_owned() })
+}
+
 impl ReconcileCore {
     /// Opens the centre's database, creating its schema where it is empty.
     ///
@@ -167,6 +205,26 @@ impl ReconcileCore {
         inputs: Vec<Input>,
         outputs: &mut Vec<Output>,
     ) -> Result<(), StoreError> {
+        let tickets: Vec<Ticket> = inputs.iter().filter_map(ticket_of).collect();
+        match self.run(now, inputs) {
+            Ok(released) => {
+                outputs.extend(released);
+                Ok(())
+            }
+            Err(StoreError::OldCopy(why)) => {
+                tracing::error!(%why, "this is an old copy of the centre: it takes back what the nodes hold");
+                let links: Vec<LinkId> = self.state.links.keys().copied().collect();
+                self.restored()?;
+                let reason = "the centre has come back from an old copy, and takes back what it lacks";
+                outputs.extend(links.into_iter().map(|link| Output::CloseLink(link, reason.to_owned())));
+                outputs.extend(tickets.into_iter().map(|ticket| Output::Reply(ticket, recovering())));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn run(&mut self, now: Now, inputs: Vec<Input>) -> Result<Vec<Output>, StoreError> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut round = Round::begin(&transaction, &mut self.state, now)?;
         for input in inputs {
@@ -174,8 +232,34 @@ impl ReconcileCore {
         }
         let released = round.finish()?;
         transaction.commit()?;
-        outputs.extend(released);
+        Ok(released)
+    }
+
+    /// Says that the database is an old copy: before anything is written into any stream, what the nodes hold of them is
+    /// taken back. Only right after opening; once said it holds until all is back, through restarts too.
+    ///
+    /// # Errors
+    /// [`StoreError`] where that cannot be noted.
+    pub fn restored(&mut self) -> Result<(), StoreError> {
+        crate::recovery::begin(&self.connection)?;
+        self.state = State::load(&self.connection, self.state.identity.clone())?;
         Ok(())
+    }
+
+    /// Which file this database was when the centre last ran on it; `None` before it first ran.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn home(&self) -> Result<Option<String>, StoreError> {
+        meta_text(&self.connection, "home")
+    }
+
+    /// Notes which file it is.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_home(&mut self, home: &str) -> Result<(), StoreError> {
+        put_meta(&self.connection, "home", home)
     }
 
     /// When an [`Input::Timer`] is due, in `mono_ms`.
@@ -263,8 +347,10 @@ impl<'a> Round<'a> {
             written: 0,
         };
         round.open_day()?;
-        for log in std::mem::take(&mut round.state.resume) {
-            round.resume_posting(log)?;
+        if !round.is_recovering() {
+            for log in std::mem::take(&mut round.state.resume) {
+                round.resume_posting(log)?;
+            }
         }
         Ok(round)
     }
@@ -275,6 +361,8 @@ impl<'a> Round<'a> {
             self.state.day = today;
             self.state.means = None;
             self.state.sweep.start(true);
+            let institution = self.state.identity.institution;
+            self.state.upkeep.extend((0..SHARDS).map(|shard| LogId::shard(institution, shard)));
             put_meta(self.db, "day", today.0)?;
         }
         Ok(())
@@ -285,12 +373,20 @@ impl<'a> Round<'a> {
             Input::LinkUp { link, node, incarnation, expired } => {
                 self.link_up(link, node, incarnation, expired);
             }
-            Input::LinkDown(link) => self.link_down(link),
+            Input::LinkDown(link) => {
+                self.note_acks_of(link)?;
+                self.link_down(link);
+            }
             Input::Frame(link, frame) => self.handle_frame(link, frame)?,
             // A status speaks of everything that this step does, so it is taken last.
             Input::Command(ticket, Command::Status) => self.statuses.push(ticket),
             Input::Command(ticket, command) => {
-                let reply = self.handle_command(command)?;
+                let reply = match command {
+                    Command::Retire { node, force } if self.is_recovering() => self.give_up(&node, force)?,
+                    // Whatever it would write might be another continuation of what some node holds.
+                    _ if self.is_recovering() => recovering(),
+                    command => self.handle_command(command)?,
+                };
                 self.outputs.push(Output::Reply(ticket, reply));
             }
             Input::Timer => {}
@@ -299,16 +395,19 @@ impl<'a> Round<'a> {
     }
 
     fn finish(mut self) -> Result<Vec<Output>, StoreError> {
+        self.recover()?;
         for ((node, day), (purchases, fen)) in std::mem::take(&mut self.turnover) {
             money::add_turnover(self.db, node, day, purchases, fen)?;
         }
         self.write_posted()?;
         self.write_refunds()?;
-        self.resolve_cases()?;
-        self.open_claims()?;
-        self.serve_asks()?;
-        self.recall_debts()?;
-        self.hand_out()?;
+        if !self.is_recovering() {
+            self.resolve_cases()?;
+            self.open_claims()?;
+            self.serve_asks()?;
+            self.recall_debts()?;
+            self.hand_out()?;
+        }
         self.flush()?;
         for log in std::mem::take(&mut self.unsigned) {
             self.sign(log)?;
@@ -325,6 +424,9 @@ impl<'a> Round<'a> {
         }
         self.send_acks();
         self.send_entries()?;
+        if !self.is_recovering() {
+            self.send_snapshots()?;
+        }
         self.plan_timer();
         for ticket in std::mem::take(&mut self.statuses) {
             let reply = self.status()?;
@@ -389,6 +491,16 @@ impl<'a> Round<'a> {
                 }))
             }
         }
+    }
+
+    /// Makes a wallet that only batches tell of: whoever ever had a delta has one.
+    pub fn ensure_wallet(&mut self, account: AccountId, wallet: Wallet) -> Result<(), StoreError> {
+        let holding = self.holding(account, wallet)?;
+        if holding.stored_wallet.is_none() {
+            holding.stored_wallet = Some(WalletState::default());
+            money::put_wallet(self.db, account, wallet, &WalletState::default())?;
+        }
+        Ok(())
     }
 
     /// Wallets of this step with less than nothing free.

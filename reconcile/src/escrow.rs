@@ -26,7 +26,7 @@ use crate::core::{Round, State, StoreError};
 use crate::habit::{AccountHabits, CampusMeans};
 use crate::store::money::{self, ShareState};
 use crate::store::nodes::{self, NodeState};
-use crate::store::{accounts, logs};
+use crate::store::{accounts, logs, recovery};
 
 /// Entries that handing out may write in one step: asks that come meanwhile wait no longer than this takes.
 const WRITES_PER_STEP: usize = 1_500;
@@ -47,7 +47,12 @@ impl PendingGrants {
         let mut pending = Self::default();
         let Some(node) = state.nodes.get(&id) else { return Ok(pending) };
         let stream = state.to_node(id);
-        let mut position = state.log(state.own_log(id)).applied;
+        let own = state.log(state.own_log(id));
+        // While the centre takes back what an old copy lacks, a log is longer than what of it acts.
+        let mut position = match &state.recovery {
+            Some(_) => recovery::applied_at(db, state.own_log(id), own.posted)?,
+            None => own.applied,
+        };
         let end = state.log(stream).cursor.position;
         while position < end {
             let records = logs::records_after(db, stream, position, 1_000)?;

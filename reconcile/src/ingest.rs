@@ -166,7 +166,7 @@ impl Round<'_> {
             logs::insert_head(self.db, log, signed)?;
             let mut state = self.state.log(log);
             state.cursor = cursor;
-            if state.quarantined.is_none() {
+            if state.quarantined.is_none() && !self.is_recovering() {
                 state.posted = last;
             }
             self.state.logs.insert(log, state);
@@ -211,7 +211,10 @@ impl Round<'_> {
         let mut state = self.state.log(log);
         state.applied = state.applied.max(applied);
         state.anchor = state.anchor.max(head.anchor);
-        if !is_branch && let Some(pending) = self.state.pending.get_mut(&node) {
+        if !is_branch
+            && !self.is_recovering()
+            && let Some(pending) = self.state.pending.get_mut(&node)
+        {
             pending.applied(applied);
         }
         self.state.logs.insert(log, state);
@@ -224,7 +227,7 @@ impl Round<'_> {
             }
             kept = true;
             let acted = self.acted_in_a_branch(log, node, &verified)?;
-            self.take_entry(log, node, head.anchor, &verified, acted)?;
+            self.take_entry(log, head.anchor, &verified, acted)?;
             if is_branch {
                 self.advance_branch(log, Cursor { position: verified.position, hash: verified.hash })?;
             }
@@ -269,7 +272,6 @@ impl Round<'_> {
     fn take_entry(
         &mut self,
         log: LogId,
-        node: NodeId,
         anchor: Timestamp,
         verified: &VerifiedEntry,
         acted: bool,
@@ -282,11 +284,13 @@ impl Round<'_> {
         state.cursor = cursor;
         state.clock = entry.clock.max(state.clock);
         state.order_key = order_key;
-        if state.quarantined.is_none() && matches!(entry.body, Body::Unknown { critical: true, .. }) {
+        // An old copy of the centre takes back first, and acts when all is there.
+        let acts = !self.is_recovering();
+        if acts && state.quarantined.is_none() && matches!(entry.body, Body::Unknown { critical: true, .. }) {
             tracing::warn!(%log, position = cursor.position, "an unknown critical entry: the log is quarantined");
             state.quarantined = Some(cursor.position);
         }
-        let acts = state.quarantined.is_none();
+        let acts = acts && state.quarantined.is_none();
         if acts {
             state.posted = cursor.position;
         }
@@ -294,7 +298,7 @@ impl Round<'_> {
         self.touched_logs.insert(log);
         self.ingested.insert(log);
         if acts && !acted {
-            self.act(Place { at: EntryRef { log, position: cursor.position }, node, order_key }, entry)?;
+            self.act_at(log, cursor.position, order_key, entry)?;
         }
         Ok(())
     }
@@ -316,10 +320,21 @@ impl Round<'_> {
             self.state.logs.insert(log, state);
             self.touched_logs.insert(log);
             self.ingested.insert(log);
-            self.act(Place { at: EntryRef { log, position }, node: log.writer, order_key }, &entry)?;
+            self.act_at(log, position, order_key, &entry)?;
             state = self.state.log(log);
         }
         Ok(())
+    }
+
+    /// What an entry does, where it stands.
+    pub(crate) fn act_on(
+        &mut self,
+        log: LogId,
+        position: u64,
+        order_key: Timestamp,
+        entry: &Entry,
+    ) -> Result<(), StoreError> {
+        self.act(Place { at: EntryRef { log, position }, node: log.writer, order_key }, entry)
     }
 
     /// C1 and C9, by kind.
@@ -393,6 +408,11 @@ impl Round<'_> {
             return self.suspend_debit(place, debit);
         }
         let row_of = self.row_of(place, debit.epoch);
+        if !row_of.open && accounts::account_of_card(self.db, &debit.card)? != Some(account) {
+            // A building that was given up may know another account by this number than the centre does since it came back.
+            self.fault(log, position, "a late debit of a card that the account does not have")?;
+            return self.suspend_debit(place, debit);
+        }
         let (pending, pending_stand_in) = self.pending(row_of.node, account, wallet);
         let optimistic = self.state.mode() == Mode::Optimistic;
         let holding = self.holding(account, wallet)?;
@@ -444,8 +464,15 @@ impl Round<'_> {
         )?;
         self.changed(account, wallet, -amount);
         self.note_habit(place, account, amount)?;
+        if self.is_recovering()
+            && let Some(case) = money::loss_case(self.db, account, wallet, place.at)?
+        {
+            // The streams have told already what became of it.
+            let movement = MovementState { refunded: case.refunded, ..movement };
+            return money::put_movement(self.db, account, wallet, place.at, &movement);
+        }
         let refundable = entry.actor.proof != Proof::CardAndPin
-            && accounts::lost_at(self.db, &debit.card, place.order_key)?;
+            && self.is_after_report(&debit.card, place.order_key, account, place.at)?;
         if refundable {
             self.refund_after_loss(place.at, account, wallet, movement)
         } else {

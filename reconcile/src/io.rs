@@ -275,6 +275,35 @@ pub struct Status {
     pub open_cases_fen: i64,
     /// Fen in suspense.
     pub suspense_fen: i64,
+    /// What is being taken back, where this is an old copy of the centre that has come back.
+    #[serde(default)]
+    pub recovery: Option<RecoveryStatus>,
+    /// Where it once was: until when, by its own time, it has again what had been done here. What was done later, and told
+    /// to no building, is lost.
+    #[serde(default)]
+    pub recovered_until: Option<Timestamp>,
     /// The wall clock of this status.
     pub wall: Timestamp,
+}
+
+/// An old copy of the centre takes back what the nodes hold; until it has, nothing is granted.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct RecoveryStatus {
+    /// True once everybody was heard, and what came is being worked off.
+    pub replaying: bool,
+    /// Nodes that have given back all that they hold.
+    pub heard: Vec<String>,
+    /// Nodes that are waited for. `retire --force` gives one up.
+    pub not_heard: Vec<NotHeard>,
+    /// Entries of the centre's own that were taken back since the start.
+    pub entries: u64,
+}
+
+/// A node that is waited for.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct NotHeard {
+    /// Its name.
+    pub node: String,
+    /// What keeps it from being heard, where that is known.
+    pub trouble: Option<String>,
 }

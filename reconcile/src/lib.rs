@@ -2,8 +2,10 @@
 //!
 //! In reading order: [`io`] (what goes in and comes out), [`core`] (the state machine: one transaction per batch, then the
 //! ack), [`ingest`], [`ledger`], [`escrow`] and [`asks`] (rights), [`habit`] (who gets how much), [`overspend`] and [`cases`],
-//! [`accounts`] (what operators and channels ask for), `revocation`, [`session`], [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`] (the CA), [`enrol`],
-//! [`listener`] (QUIC), [`control`] (local socket), [`import`], [`driver`] (the core's thread), [`run`] and [`cli`].
+//! [`accounts`] (what operators and channels ask for), `revocation`, [`session`], [`snapshot`] (what stands for old entries),
+//! [`recovery`] (a restored copy), [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`]
+//! (the CA), [`enrol`], [`listener`] (QUIC), [`control`] (local socket), [`import`], [`driver`] (the core's thread), [`run`] and
+//! [`cli`].
 
 pub mod accounts;
 pub mod asks;
@@ -16,8 +18,10 @@ pub mod ingest;
 pub mod io;
 pub mod ledger;
 pub mod overspend;
+pub mod recovery;
 mod revocation;
 pub mod session;
+pub mod snapshot;
 pub mod store;
 pub mod verify;
 

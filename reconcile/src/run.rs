@@ -50,7 +50,7 @@ impl Core for ReconcileCore {
 ///
 /// # Errors
 /// What keeps it from serving; the message is for the operator.
-pub fn run(config: &Config) -> anyhow::Result<()> {
+pub fn run(config: &Config, origin: Origin) -> anyhow::Result<()> {
     let dir = &config.data_dir;
     let _lock = lock(dir)?;
     let authority = Arc::new(Authority::open(dir, real_now())?);
@@ -60,7 +60,43 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the tokio runtime")?;
-    runtime.block_on(serve(config, authority, &campus))
+    runtime.block_on(serve(config, origin, authority, &campus))
+}
+
+/// What the operator says of the data directory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// Nothing: a database that is another file than the one the centre last ran on counts as restored.
+    Unsaid,
+    /// It was moved here whole, after the centre had stopped, and has run nowhere since.
+    Moved,
+    /// It was restored from a backup.
+    Restored,
+}
+
+impl Origin {
+    /// Begins to take back what a restored copy lacks, where it is one, and notes which file the database is.
+    fn settle(self, core: &mut ReconcileCore, database: &Path) -> Result<(), StoreError> {
+        let home = home(database)?;
+        let known = core.home()?;
+        let is_copy = known.is_some_and(|known| known != home);
+        if self == Self::Restored || (is_copy && self == Self::Unsaid) {
+            tracing::warn!(
+                "this is a restored copy of the centre: before anything is granted, it takes back what the buildings hold; \
+                 see feiqian-reconcile status"
+            );
+            core.restored()?;
+        }
+        core.set_home(&home)
+    }
+}
+
+/// Tells a file from a copy of it: the file system's number and, where there is one, the time when it was made.
+fn home(database: &Path) -> Result<String, StoreError> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(database)?;
+    let made = metadata.created().ok().and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
+    Ok(format!("{}:{}", metadata.ino(), made.map_or(0, |made| made.as_nanos())))
 }
 
 /// The identity of a data directory that `init` made. Changes nothing in it.
@@ -99,7 +135,12 @@ fn must_be_initialised(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(config: &Config, authority: Arc<Authority>, campus: &CampusConfig) -> anyhow::Result<()> {
+async fn serve(
+    config: &Config,
+    origin: Origin,
+    authority: Arc<Authority>,
+    campus: &CampusConfig,
+) -> anyhow::Result<()> {
     let dir = &config.data_dir;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -124,9 +165,14 @@ async fn serve(config: &Config, authority: Arc<Authority>, campus: &CampusConfig
 
     let identity = Identity { institution: campus.institution, log_key: authority.log_key().clone() };
     let database = dir.join(DATABASE);
+    let mut origin = Some(origin);
     let open = move || {
         let connection = rusqlite::Connection::open(&database)?;
-        ReconcileCore::open(connection, identity.clone())
+        let mut core = ReconcileCore::open(connection, identity.clone())?;
+        if let Some(origin) = origin.take() {
+            origin.settle(&mut core, &database)?;
+        }
+        Ok(core)
     };
     let (ready_sender, mut ready) = oneshot::channel();
     let (end_sender, mut ended) = oneshot::channel();
@@ -188,7 +234,7 @@ async fn start(
     campus: &CampusConfig,
 ) -> anyhow::Result<quinn::Endpoint> {
     let status: Status = serde_json::from_value(core.command(Command::Status).await?)?;
-    if status.campus_version == 0 {
+    if status.campus_version == 0 && status.recovery.is_none() {
         core.command(Command::PublishCampus { config: serde_json::to_value(campus)? }).await?;
         tracing::info!(buildings = campus.buildings.len(), "campus published");
     }

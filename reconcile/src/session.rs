@@ -12,7 +12,7 @@
 use feiqian_protocol::chain::{Countersignature, Cursor};
 use feiqian_protocol::entry::{Actor, Anchor};
 use feiqian_protocol::frame::{
-    Ack, Branch, CentreHello, Entries, Frame, NodeHello, PROTOCOL_VERSION, RefusalReason,
+    Ack, Branch, CentreHello, Entries, Frame, LogCursor, NodeHello, PROTOCOL_VERSION, RefusalReason,
 };
 use feiqian_protocol::ids::{LogId, NodeId};
 use feiqian_protocol::limits::{ENTRIES_PER_FRAME_MAX, SHARDS};
@@ -26,8 +26,10 @@ use feiqian_protocol::time::Timestamp;
 
 use crate::ingest::Ingest;
 use crate::io::{LinkId, Output};
+use crate::recovery::Giving;
+use crate::snapshot::Transfer;
 use crate::store::logs::{self, BranchState};
-use crate::store::nodes::NodeState;
+use crate::store::nodes::{Node, NodeState};
 
 /// Refused continuations of one node that are kept; one more closes the link.
 const BRANCHES_MAX: usize = 16;
@@ -43,6 +45,8 @@ enum Phase {
     Provisional,
     Accepted,
     Refused,
+    /// It gives back what an old copy of the centre lacks.
+    Returning,
 }
 
 /// One connection of a node.
@@ -55,7 +59,13 @@ pub(crate) struct Link {
     expired: bool,
     phase: Phase,
     hello: Option<NodeHello>,
-    sender: Sender,
+    pub sender: Sender,
+    /// Account streams of which a snapshot comes first, and where the node stands in them.
+    pub snapshots: BTreeMap<LogId, u64>,
+    /// The snapshot that is on its way.
+    pub transfer: Option<Transfer>,
+    /// What it has said it will give back.
+    pub giving: Option<Giving>,
     anchor: u64,
     anchored: bool,
     /// True once the node was told which branch its continuation goes to.
@@ -75,9 +85,30 @@ impl Link {
         self.phase == Phase::Accepted && self.anchored
     }
 
-    /// Entries that the node has not acknowledged.
+    /// True while it gives back what an old copy of the centre lacks, and has not given all.
+    pub fn is_giving(&self) -> bool {
+        self.phase == Phase::Returning && self.giving.as_ref().is_some_and(|giving| !giving.is_complete())
+    }
+
+    /// Its first word.
+    pub const fn hello(&self) -> Option<&NodeHello> {
+        self.hello.as_ref()
+    }
+
+    /// Keeps its first word.
+    pub fn set_hello(&mut self, hello: NodeHello) {
+        self.hello = Some(hello);
+    }
+
+    /// The enrolment, as its certificate says.
+    pub const fn incarnation(&self) -> u32 {
+        self.incarnation
+    }
+
+    /// Entries, and pieces of snapshots, that the node has not acknowledged.
     pub fn backlog(&self) -> u64 {
-        self.sender.backlog()
+        let pieces = self.transfer.map_or(0, |transfer| transfer.left());
+        self.sender.backlog() + pieces + self.snapshots.len() as u64
     }
 }
 
@@ -90,6 +121,9 @@ impl Round<'_> {
             phase: Phase::Opening,
             hello: None,
             sender: Sender::default(),
+            snapshots: BTreeMap::new(),
+            transfer: None,
+            giving: None,
             anchor: 0,
             anchored: false,
             branched: false,
@@ -130,10 +164,13 @@ impl Round<'_> {
         if let Some(link) = self.state.links.remove(&id) {
             self.forget_recalls(link.node);
             self.acks.retain(|(link, _)| *link != id);
+            if let Some(giving) = link.giving {
+                self.stopped_giving(&giving);
+            }
         }
     }
 
-    fn close_link(&mut self, id: LinkId, reason: impl Into<String>) {
+    pub(crate) fn close_link(&mut self, id: LinkId, reason: impl Into<String>) {
         self.link_down(id);
         self.outputs.push(Output::CloseLink(id, reason.into()));
     }
@@ -144,9 +181,13 @@ impl Round<'_> {
         let (node, phase) = (link.node, link.phase);
         match (phase, frame) {
             (Phase::Opening, Frame::NodeHello(hello)) => self.hello(id, hello),
-            (Phase::Provisional | Phase::Accepted | Phase::Refused, Frame::Entries(entries)) => {
-                self.entries(id, node, entries)
+            (Phase::Returning, Frame::Entries(entries)) if entries.log.writer == NodeId::CENTRE => {
+                self.take_back(id, node, entries)
             }
+            (
+                Phase::Provisional | Phase::Accepted | Phase::Refused | Phase::Returning,
+                Frame::Entries(entries),
+            ) => self.entries(id, node, entries),
             (Phase::Accepted | Phase::Refused | Phase::Provisional, Frame::Ack(ack)) => {
                 self.acked(id, node, ack);
                 Ok(())
@@ -163,10 +204,15 @@ impl Round<'_> {
                 self.mark(node, mark);
                 Ok(())
             }
-            // Said before it was known that the session is refused or provisional.
-            (Phase::Provisional | Phase::Refused, Frame::Ask(_) | Frame::Recalled(_) | Frame::Mark(_)) => {
+            (Phase::Accepted, Frame::SnapshotAck(ack)) => {
+                self.snapshot_acked(id, node, ack);
                 Ok(())
             }
+            // Said before it was known that the session is refused or provisional.
+            (
+                Phase::Provisional | Phase::Refused | Phase::Returning,
+                Frame::Ask(_) | Frame::Recalled(_) | Frame::Mark(_),
+            ) => Ok(()),
             _ => {
                 self.close_link(id, SessionError::OutOfPlace.to_string());
                 Ok(())
@@ -178,7 +224,17 @@ impl Round<'_> {
     fn hello(&mut self, id: LinkId, hello: NodeHello) -> Result<(), StoreError> {
         let Some(link) = self.state.links.get(&id) else { return Ok(()) };
         let (node_id, incarnation) = (link.node, link.incarnation);
-        let Some(node) = self.state.nodes.get(&node_id).cloned() else {
+        if self.is_recovering() {
+            return self.hello_returning(id, hello);
+        }
+        let node = self.state.nodes.get(&node_id).cloned();
+        // One that was shut out may have been so because it held more: then it says nothing new.
+        if node.as_ref().is_none_or(Node::holds)
+            && let Some(why) = self.shown_by(node_id, &hello)
+        {
+            return Err(StoreError::OldCopy(why));
+        }
+        let Some(node) = node else {
             self.close_link(id, "unknown node");
             return Ok(());
         };
@@ -236,6 +292,12 @@ impl Round<'_> {
                 return Ok(Err(RefusalReason::ForeignGrants));
             }
             match logs::hash_at(self.db, cursor.log, cursor.cursor.position)? {
+                // What was there was dropped; a snapshot comes in its place.
+                None if self
+                    .state
+                    .kept_after
+                    .get(&cursor.log)
+                    .is_some_and(|after| cursor.cursor.position < *after) => {}
                 None => return Ok(Err(RefusalReason::CentreBehind)),
                 Some(hash) if hash != cursor.cursor.hash => return Ok(Err(RefusalReason::ForeignGrants)),
                 Some(_) => {}
@@ -244,7 +306,7 @@ impl Round<'_> {
         Ok(Ok(()))
     }
 
-    fn end_other_sessions(&mut self, id: LinkId, node: NodeId, reason: &str) {
+    pub(crate) fn end_other_sessions(&mut self, id: LinkId, node: NodeId, reason: &str) {
         let older: Vec<LinkId> = self
             .state
             .links
@@ -274,15 +336,36 @@ impl Round<'_> {
         refused: Option<RefusalReason>,
         branch: Option<Branch>,
     ) {
-        let hello = CentreHello {
+        let hello = self.centre_hello(node, session, refused, branch);
+        self.outputs.push(Output::Send(id, Frame::CentreHello(hello)));
+    }
+
+    /// Says to a node what is wanted back of it.
+    pub(crate) fn say_returning(&mut self, id: LinkId, node: NodeId, wanted: Vec<LogCursor>) {
+        let session = self.state.nodes.get(&node).map_or(0, |node| node.session);
+        let hello = CentreHello { returning: Some(wanted), ..self.centre_hello(node, session, None, None) };
+        if let Some(link) = self.state.links.get_mut(&id) {
+            link.phase = Phase::Returning;
+        }
+        self.outputs.push(Output::Send(id, Frame::CentreHello(hello)));
+    }
+
+    fn centre_hello(
+        &self,
+        node: NodeId,
+        session: u64,
+        refused: Option<RefusalReason>,
+        branch: Option<Branch>,
+    ) -> CentreHello {
+        CentreHello {
             version: PROTOCOL_VERSION,
             session,
             time: self.state.time,
             log: self.state.log(self.state.own_log(node)).cursor,
             refused,
             branch,
-        };
-        self.outputs.push(Output::Send(id, Frame::CentreHello(hello)));
+            returning: None,
+        }
     }
 
     /// H2: the session counts, its anchor is written, and what the node lacks is sent.
@@ -299,16 +382,21 @@ impl Round<'_> {
         let time = self.state.time;
         let anchor = self.append(to_node, Actor::centre(), Anchor { session, time })?;
         let institution = self.state.identity.institution;
-        let shards: Vec<(LogId, u64)> = (0..SHARDS)
-            .map(|shard| LogId::shard(institution, shard))
-            .map(|log| (log, self.end(log)))
-            .collect();
+        let mut shards = Vec::new();
+        for log in (0..SHARDS).map(|shard| LogId::shard(institution, shard)) {
+            let known = hello.shards.iter().find(|cursor| cursor.log == log);
+            let from = known.map_or(0, |cursor| cursor.cursor.position);
+            shards.push((log, from, self.end(log), self.is_far_behind(log, from)?));
+        }
         let Some(link) = self.state.links.get_mut(&id) else { return Ok(()) };
         link.anchor = anchor;
         link.sender.open(to_node, hello.to_node.position, anchor);
-        for (log, end) in shards {
-            let known = hello.shards.iter().find(|cursor| cursor.log == log);
-            link.sender.open(log, known.map_or(0, |cursor| cursor.cursor.position), end);
+        for (log, from, end, far_behind) in shards {
+            if far_behind {
+                link.snapshots.insert(log, from);
+            } else {
+                link.sender.open(log, from, end);
+            }
         }
         tracing::info!(node = node_id.0, session, "session accepted");
         Ok(())
@@ -319,7 +407,7 @@ impl Round<'_> {
     }
 
     /// H3.
-    fn refuse(&mut self, id: LinkId, reason: RefusalReason) -> Result<(), StoreError> {
+    pub(crate) fn refuse(&mut self, id: LinkId, reason: RefusalReason) -> Result<(), StoreError> {
         let Some(link) = self.state.links.get_mut(&id) else { return Ok(()) };
         let node_id = link.node;
         link.phase = Phase::Refused;
@@ -369,7 +457,8 @@ impl Round<'_> {
         node.state = state;
         node.reason = Some(reason.to_owned());
         self.touched_nodes.insert(id);
-        if matches!(was, NodeState::Open | NodeState::Closing) {
+        // An old copy that takes back what it lacks writes nothing before it has: it closes then.
+        if matches!(was, NodeState::Open | NodeState::Closing) && !self.is_recovering() {
             self.force_close(id)?;
         }
         Ok(())
@@ -421,9 +510,11 @@ impl Round<'_> {
         match self.ingest(node, entries)? {
             Ingest::Taken(new) => {
                 self.acks.insert((id, log));
-                let provisional =
-                    self.state.links.get(&id).is_some_and(|link| link.phase == Phase::Provisional);
-                if new && provisional { self.accept(id) } else { Ok(()) }
+                match self.state.links.get(&id).map(|link| link.phase) {
+                    Some(Phase::Provisional) if new => self.accept(id),
+                    Some(Phase::Returning) => self.hear(id),
+                    _ => Ok(()),
+                }
             }
             Ingest::Refused(why) => {
                 self.close_link(id, why);
@@ -481,8 +572,10 @@ impl Round<'_> {
                 Some(branch) => branch.cursor,
                 None => self.state.log(log).cursor,
             };
-            let countersignature = Countersignature::sign(log, cursor, &self.state.identity.log_key);
-            let ack = Ack { log, position: cursor.position, countersignature: Some(countersignature) };
+            // What it has of its own streams it has signed already.
+            let countersignature = (log.writer != NodeId::CENTRE)
+                .then(|| Countersignature::sign(log, cursor, &self.state.identity.log_key));
+            let ack = Ack { log, position: cursor.position, countersignature };
             self.outputs.push(Output::Send(link, Frame::Ack(ack)));
         }
     }

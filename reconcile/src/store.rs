@@ -5,7 +5,7 @@
 //!
 //! | table | one row is | written |
 //! |---|---|---|
-//! | `meta` | a named value: `institution`, `campus` (JSON), `campus_version`, `day` (the open business day) | replaced |
+//! | `meta` | a named value: `home` (the file that this database is, or was copied from), `recovery` (1 while the centre collects what an old copy lacks, 2 while it replays it), `recovered_until`, `node_numbers_from`, `institution`, `campus` (JSON), `campus_version`, `unlimited` (present once a campus let stand-in be unlimited), `day` (the open business day) | replaced |
 //! | `logs` | a log: its end (`position`, `hash`, `clock`), the last `order_key`, the newest head's `applied` and `anchor`, `posted` (how far it acts on money), `quarantined` (the position that stopped it) | replaced |
 //! | `entries` | a record of any log, as received; `order_key` as recorded at first ingest | once |
 //! | `heads` | a signed head | once |
@@ -28,12 +28,18 @@
 //! | `turnover` | (node, business day): purchases, fen | replaced |
 //! | `hints` | the newest hint of (account, node) | replaced |
 //! | `closings` | a closed epoch: declared head and the exposure that was out | once |
+//! | `snapshots`, `snapshot_pieces` | the newest snapshot of an account stream; its pieces | replaced |
+//! | `pruned` | (account, wallet): what posted batches that were dropped had posted | replaced |
+//! | `stream_acks` | (node, account stream): how far it was acknowledged, as noted at the end of a session and once a day | replaced |
+//! | `heard`, `named`, `reports`, `unnamed`, `unheard` | while the centre takes back what an old copy lacks: nodes heard; logs that a batch named, and where; at which position a card was reported lost; what a batch that is not whole posted; (account, wallet): what was posted of entries that are not here, and the batch that it is booked under. Of `named` and `unheard` there stays what was never heard again | replaced |
 //! | `faults` | an entry that breaks a rule, and which | once |
 
 pub mod accounts;
 pub mod logs;
 pub mod money;
 pub mod nodes;
+pub mod recovery;
+pub mod snapshots;
 
 use std::time::Duration;
 
@@ -73,6 +79,9 @@ pub enum StoreError {
     /// A stored document does not read back.
     #[error("a stored document")]
     Document(#[from] AccountError),
+    /// A node's Hello shows that this database is an old copy; the core begins to take back what it lacks. Never leaves it.
+    #[error("this database is an old copy: {0}")]
+    OldCopy(String),
     /// A rule about money would be broken by this step, which therefore did not happen.
     #[error("invariant: {0}")]
     Invariant(String),
@@ -145,6 +154,22 @@ CREATE TABLE hints (account INTEGER NOT NULL, node INTEGER NOT NULL, elsewhere_p
   seasoned INTEGER NOT NULL, PRIMARY KEY (account, node)) WITHOUT ROWID;
 CREATE TABLE closings (node INTEGER NOT NULL, epoch INTEGER NOT NULL, declared_head INTEGER NOT NULL,
   out INTEGER NOT NULL, si_out INTEGER NOT NULL, PRIMARY KEY (node, epoch)) WITHOUT ROWID;
+CREATE TABLE snapshots (log INTEGER PRIMARY KEY, signed BLOB NOT NULL);
+CREATE TABLE snapshot_pieces (log INTEGER NOT NULL, piece INTEGER NOT NULL, accounts BLOB NOT NULL,
+  PRIMARY KEY (log, piece));
+CREATE TABLE pruned (account INTEGER NOT NULL, wallet INTEGER NOT NULL, posted INTEGER NOT NULL,
+  PRIMARY KEY (account, wallet)) WITHOUT ROWID;
+CREATE TABLE stream_acks (node INTEGER NOT NULL, log INTEGER NOT NULL, position INTEGER NOT NULL,
+  day INTEGER NOT NULL, PRIMARY KEY (node, log)) WITHOUT ROWID;
+CREATE TABLE heard (node INTEGER PRIMARY KEY);
+CREATE TABLE named (stream INTEGER NOT NULL, log INTEGER NOT NULL, named INTEGER NOT NULL, at INTEGER NOT NULL,
+  PRIMARY KEY (stream, log, named)) WITHOUT ROWID;
+CREATE TABLE reports (card TEXT NOT NULL, loss TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (card, loss))
+  WITHOUT ROWID;
+CREATE TABLE unnamed (account INTEGER NOT NULL, wallet INTEGER NOT NULL, amount INTEGER NOT NULL,
+  PRIMARY KEY (account, wallet)) WITHOUT ROWID;
+CREATE TABLE unheard (account INTEGER NOT NULL, wallet INTEGER NOT NULL, amount INTEGER NOT NULL, at INTEGER,
+  PRIMARY KEY (account, wallet)) WITHOUT ROWID;
 CREATE TABLE faults (log INTEGER NOT NULL, position INTEGER NOT NULL, what TEXT NOT NULL,
   PRIMARY KEY (log, position, what)) WITHOUT ROWID;
 ";

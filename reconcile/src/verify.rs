@@ -1,6 +1,7 @@
 //! Recomputes everything that the database claims, from its entries alone.
 //!
-//! Every chain and every signed head; the account streams folded with [`feiqian_protocol::balance::Projection`] against
+//! Every chain and every signed head; the account streams folded with [`feiqian_protocol::balance::Projection`]
+//! (from the snapshot on, where older entries were dropped) against
 //! the tables, by digest; the entries of the nodes against what was posted, each exactly once; the ledger against itself
 //! and against the wallets; and that every wallet is partitioned (`funds = free + out + residue`). It only reads, in one
 //! read transaction, so it may run beside the service.
@@ -14,13 +15,14 @@ use feiqian_protocol::entry::{Body, Entry};
 use feiqian_protocol::ids::{AccountId, InstitutionId, LogId, NodeId, Wallet};
 use feiqian_protocol::limits::SHARDS;
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::snapshot::{PieceDigest, SnapshotError, read_piece};
 use rusqlite::Connection;
 use serde::Serialize;
 
 use crate::ingest::in_range;
 use crate::store::money::wallet_of;
 use crate::store::nodes;
-use crate::store::{StoreError, check, logs};
+use crate::store::{StoreError, check, logs, meta_number, recovery, snapshots};
 
 /// Problems that a report names; more are only counted.
 const PROBLEMS_MAX: usize = 100;
@@ -89,6 +91,10 @@ struct Examination<'a> {
     faults: BTreeSet<(i64, u64)>,
     /// How often an entry is on the ledger, and what of it was credited.
     posted: BTreeMap<(i64, u64), Fen>,
+    /// Of streams with dropped entries: up to where.
+    kept_after: BTreeMap<i64, u64>,
+    /// What batches posted and wallets do not have yet, while a restored copy takes back what it lacks.
+    owed: Balances,
 }
 
 impl<'a> Examination<'a> {
@@ -102,12 +108,16 @@ impl<'a> Examination<'a> {
             by_posted: Balances::new(),
             faults: BTreeSet::new(),
             posted: BTreeMap::new(),
+            kept_after: BTreeMap::new(),
+            owed: Balances::new(),
         }
     }
 
     fn examine(mut self, centre_key: &VerifyingKey) -> Result<Report, StoreError> {
         self.read_faults()?;
         self.read_postings()?;
+        self.read_pruned()?;
+        self.read_unheard()?;
         let keys: BTreeMap<NodeId, VerifyingKey> =
             nodes::all(self.db)?.into_iter().map(|(id, node)| (id, node.log_key)).collect();
         for (log, state) in logs::all(self.db, self.institution)? {
@@ -155,6 +165,102 @@ impl<'a> Examination<'a> {
         Ok(())
     }
 
+    fn read_pruned(&mut self) -> Result<(), StoreError> {
+        let mut statement = self.db.prepare("SELECT account, wallet, posted FROM pruned")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let account = AccountId(row.get::<_, i64>(0)? as u64);
+            self.by_posted.insert((account, wallet_of(row.get(1)?)?), Fen::new(row.get(2)?));
+        }
+        Ok(())
+    }
+
+    /// What batches posted of entries that a restored copy never got back counts for those entries. While it still takes them
+    /// back, the wallets have not followed yet.
+    fn read_unheard(&mut self) -> Result<(), StoreError> {
+        let recovering = meta_number(self.db, "recovery")?.is_some();
+        for (account, wallet, amount) in recovery::unheard(self.db)? {
+            self.by_nodes.insert((account, wallet), amount);
+            if recovering {
+                self.owed.insert((account, wallet), amount);
+            }
+        }
+        for (account, wallet, amount) in recovery::unnamed(self.db)? {
+            *self.by_nodes.entry((account, wallet)).or_default() += amount;
+            *self.owed.entry((account, wallet)).or_default() += amount;
+        }
+        Ok(())
+    }
+
+    /// Where the entries of a log begin: after the cut, where older ones were dropped. What the dropped ones gave is in the
+    /// snapshot, and it is what follows the snapshot that is folded.
+    fn beginning(
+        &mut self,
+        log: LogId,
+        end: Cursor,
+        centre_key: &VerifyingKey,
+    ) -> Result<(Cursor, u64), StoreError> {
+        let kept_after = snapshots::kept_after(self.db, log)?.unwrap_or(end.position);
+        if log.as_shard().is_none() || kept_after == 0 {
+            return Ok((Cursor::START, 0));
+        }
+        self.kept_after.insert(log.key(), kept_after);
+        let head = logs::heads_after(self.db, log, kept_after - 1, 1)?.first().copied();
+        let Some(cut) = head.filter(|head| head.head.cursor.position == kept_after) else {
+            self.report.problem(format!("{log}: no head is left at {kept_after}, where its entries begin"));
+            return Ok((Cursor::START, 0));
+        };
+        if !cut.is_signed_by(centre_key) {
+            self.report.problem(format!("{log}: the head at {kept_after} is not signed"));
+        }
+        let folded = self.restore(log, kept_after, centre_key)?;
+        Ok((cut.head.cursor, folded))
+    }
+
+    /// Starts the accounts of a stream from its snapshot; returns its position.
+    fn restore(&mut self, log: LogId, kept_after: u64, centre_key: &VerifyingKey) -> Result<u64, StoreError> {
+        let stored = snapshots::all(self.db, self.institution)?;
+        let Some((_, signed)) = stored.into_iter().find(|(of, _)| *of == log) else {
+            self.report.problem(format!("{log}: its first {kept_after} entries are missing"));
+            return Ok(0);
+        };
+        let snapshot = &signed.snapshot;
+        let position = snapshot.cursor().position;
+        let shard = match signed.check(self.institution, centre_key) {
+            Ok(shard) if snapshot.log() == log => shard,
+            Ok(_) => {
+                self.report.problem(format!("{log}: its snapshot is of {}", snapshot.log()));
+                return Ok(position);
+            }
+            Err(error) => {
+                self.report.problem(error.to_string());
+                return Ok(position);
+            }
+        };
+        if position < kept_after {
+            self.report.problem(format!("{log}: entries between {position} and {kept_after} are missing"));
+        }
+        let mut digest = PieceDigest::default();
+        let mut last = AccountId(0);
+        for index in 0..snapshot.pieces {
+            let piece = snapshots::piece(self.db, log, index)?;
+            digest = digest.with(&piece);
+            match read_piece(&piece, shard, last) {
+                Ok(accounts) => {
+                    for account in accounts {
+                        last = account.account;
+                        self.projection.restore(&account);
+                    }
+                }
+                Err(error) => self.report.problem(format!("{log}: {error}")),
+            }
+        }
+        if digest.0 != snapshot.digest {
+            self.report.problem(SnapshotError::Digest(log).to_string());
+        }
+        Ok(position)
+    }
+
     fn examine_log(
         &mut self,
         log: LogId,
@@ -164,10 +270,8 @@ impl<'a> Examination<'a> {
         let own = LogId::node(log.institution, log.writer);
         let is_branch = log.writer != NodeId::CENTRE && log.stream != 0;
         let chain = if is_branch { own } else { log };
-        let mut cursor = Cursor::START;
-        if is_branch {
-            cursor = self.fork_point(log, own)?;
-        }
+        let (mut cursor, folded) =
+            if is_branch { (self.fork_point(log, own)?, 0) } else { self.beginning(log, state.cursor, key)? };
         let mut heads: BTreeMap<u64, SignedHead> = BTreeMap::new();
         let mut last_order = i64::MIN;
         let mut signed_up_to = cursor.position;
@@ -206,7 +310,7 @@ impl<'a> Examination<'a> {
                 }
                 self.report.entries += 1;
                 match Entry::from_record(&record) {
-                    Ok(entry) => self.examine_entry(log, position, state.posted, &entry),
+                    Ok(entry) => self.examine_entry(log, position, (folded, state.posted), &entry),
                     Err(error) => self.report.problem(format!("{log}: entry {position}: {error}")),
                 }
             }
@@ -271,14 +375,26 @@ impl<'a> Examination<'a> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    fn examine_entry(&mut self, log: LogId, position: u64, posted_up_to: u64, entry: &Entry) {
+    fn examine_entry(
+        &mut self,
+        log: LogId,
+        position: u64,
+        (folded, posted_up_to): (u64, u64),
+        entry: &Entry,
+    ) {
         if log.as_shard().is_some() {
+            // What a restored copy has taken back and not replayed yet.
+            if position > posted_up_to {
+                return;
+            }
             if let Body::Posted(posted) = &entry.body {
                 for delta in &posted.deltas {
                     *self.by_posted.entry((delta.account, delta.wallet)).or_default() += delta.amount;
                 }
             }
-            if let Err(error) = self.projection.apply(&entry.body) {
+            if position > folded
+                && let Err(error) = self.projection.apply(&entry.body)
+            {
                 self.report.problem(format!("{log}: entry {position}: {error}"));
             }
             return;
@@ -352,11 +468,16 @@ impl<'a> Examination<'a> {
         if total != 0 {
             self.report.problem(format!("the trial balance is off by {}", Fen::new(total)));
         }
-        let orphans: i64 = self.db.query_row(
-            "SELECT COUNT(*) FROM postings LEFT JOIN entries USING (log, position) WHERE entries.log IS NULL",
-            [],
-            |row| row.get(0),
+        let mut statement = self.db.prepare(
+            "SELECT postings.log, postings.position FROM postings LEFT JOIN entries USING (log, position)
+             WHERE entries.log IS NULL",
         )?;
+        let mut rows = statement.query([])?;
+        let mut orphans = 0;
+        while let Some(row) = rows.next()? {
+            let (log, position) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)? as u64);
+            orphans += u64::from(self.kept_after.get(&log).is_none_or(|kept_after| position > *kept_after));
+        }
         if orphans != 0 {
             self.report.problem(format!("{orphans} lines of the ledger belong to no entry"));
         }
@@ -422,7 +543,9 @@ impl<'a> Examination<'a> {
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let account = AccountId(row.get::<_, i64>(0)? as u64);
-            digest.balance(account, wallet_of(row.get(1)?)?, Fen::new(row.get(2)?));
+            let wallet = wallet_of(row.get(1)?)?;
+            let owed = self.owed.get(&(account, wallet)).copied().unwrap_or_default();
+            digest.balance(account, wallet, Fen::new(row.get(2)?) + owed);
         }
         let mut statement = self.db.prepare("SELECT account, settings, heads FROM accounts")?;
         let mut rows = statement.query([])?;

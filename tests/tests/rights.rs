@@ -6,6 +6,8 @@ mod rights {
     pub mod copies;
     pub mod random;
     pub mod resolution;
+    pub mod restored_centre;
     pub mod shortcuts;
+    pub mod snapshots;
     pub mod taps;
 }

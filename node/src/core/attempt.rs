@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use feiqian_protocol::frame::{Entries, Recall};
+use feiqian_protocol::frame::{Frame, Recall};
 use feiqian_protocol::ids::{AccountId, LogId, Unit};
 use feiqian_protocol::session::Sender;
 use feiqian_protocol::time::Hlc;
@@ -38,7 +38,7 @@ struct Before {
     sender: Sender,
     queues: Queues,
     recalls: BTreeMap<(AccountId, Unit), Recall>,
-    early: Vec<Entries>,
+    early: Vec<Frame>,
     acks: BTreeSet<LogId>,
     blocked: BTreeSet<LogId>,
     marked: (u64, Hlc),

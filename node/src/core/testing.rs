@@ -274,6 +274,7 @@ impl World {
             log: self.centre.ingested,
             refused,
             branch: None,
+            returning: None,
         }
     }
 

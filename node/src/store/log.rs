@@ -157,6 +157,14 @@ pub(crate) fn each_record(
     Ok(())
 }
 
+/// The position of the oldest record of a log that is kept.
+pub(crate) fn first_position(connection: &Connection, log: LogId) -> Result<Option<u64>, StoreError> {
+    let first: Option<i64> =
+        connection
+            .query_row("SELECT min(position) FROM entries WHERE log = ?1", [log.key()], |row| row.get(0))?;
+    Ok(first.map(|position| position as u64))
+}
+
 /// All heads of a log, in order.
 pub(crate) fn heads(connection: &Connection, log: LogId) -> Result<Vec<SignedHead>, StoreError> {
     let mut statement = connection.prepare(heads_where!("ORDER BY position"))?;

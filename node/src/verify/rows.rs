@@ -15,6 +15,7 @@ use crate::edge::SHARE_DAYS_KEPT;
 use crate::io::Identity;
 use crate::store::accounts::{read_wallet, shares, summed_up};
 use crate::store::log::{each_record, heads};
+use crate::store::snapshots::installed;
 use crate::store::taps::DebitRow;
 use crate::store::{Saved, StoreError, saved};
 
@@ -214,8 +215,11 @@ impl Fold {
 
 /// True where any campus configuration held here was `optimistic`.
 fn was_ever_optimistic(connection: &Connection, identity: &Identity) -> Result<bool, StoreError> {
-    let mut found = false;
-    each_record(connection, LogId::shard(identity.institution, 0), |_, record| {
+    let log = LogId::shard(identity.institution, 0);
+    let mut found = installed(connection, log)?
+        .and_then(|signed| signed.snapshot.campus)
+        .is_some_and(|campus| campus.unlimited);
+    each_record(connection, log, |_, record| {
         if let Ok(Entry { body: Body::CampusPublished(published), .. }) = Entry::from_record(record)
             && let Ok(config) = CampusConfig::from_bytes(&published.config)
         {

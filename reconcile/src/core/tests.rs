@@ -86,6 +86,9 @@ impl FakeNode {
                 .map(|(log, cursor)| LogCursor { log: *log, cursor: *cursor })
                 .collect(),
             countersigned: None,
+            refused: None,
+            kept_after: Vec::new(),
+            heads: Vec::new(),
         })
     }
 

@@ -114,7 +114,7 @@ pub(crate) fn insert_head(db: &Connection, log: LogId, signed: &SignedHead) -> R
     Ok(())
 }
 
-/// The hash at a position; `None` beyond the end.
+/// The hash at a position; `None` beyond the end, and where the entries there were dropped. At the cut itself the head is left.
 pub(crate) fn hash_at(db: &Connection, log: LogId, position: u64) -> Result<Option<Hash>, StoreError> {
     if position == 0 {
         return Ok(Some(HASH_ZERO));
@@ -123,6 +123,14 @@ pub(crate) fn hash_at(db: &Connection, log: LogId, position: u64) -> Result<Opti
         .prepare_cached("SELECT hash FROM entries WHERE log = ?1 AND position = ?2")?
         .query_row(params![log.key(), position as i64], |row| row.get(0))
         .optional()?;
+    let found = match found {
+        Some(found) => Some(found),
+        None if log.writer == NodeId::CENTRE => db
+            .prepare_cached("SELECT hash FROM heads WHERE log = ?1 AND position = ?2")?
+            .query_row(params![log.key(), position as i64], |row| row.get(0))
+            .optional()?,
+        None => None,
+    };
     found.map(hash).transpose()
 }
 

@@ -46,6 +46,9 @@ impl NodeState {
     }
 }
 
+/// Why a node stays outside that was given up while the centre was coming back.
+pub(crate) const GIVEN_UP: &str = "given up while the centre was coming back";
+
 /// A node as the centre knows it.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
@@ -86,6 +89,16 @@ impl Node {
     /// True where rights may be granted to it, as far as its state goes.
     pub fn is_open(&self) -> bool {
         self.state == NodeState::Open
+    }
+
+    /// True while it may have rights, and is waited for.
+    pub const fn holds(&self) -> bool {
+        matches!(self.state, NodeState::Open | NodeState::Closing)
+    }
+
+    /// True where the status speaks of it: those that were replaced are spoken of by their name.
+    pub fn is_shown(&self) -> bool {
+        self.state != NodeState::Retired || self.reason.as_deref() == Some(GIVEN_UP)
     }
 
     /// True where its entries can spend.
@@ -185,6 +198,11 @@ pub(crate) fn insert_closing(
         si_out.get()
     ])?;
     Ok(())
+}
+
+/// True where an epoch of a node was ever closed.
+pub(crate) fn was_closed(db: &Connection, node: NodeId) -> Result<bool, StoreError> {
+    Ok(db.prepare_cached("SELECT 1 FROM closings WHERE node = ?1")?.exists([node.0])?)
 }
 
 /// What was out at closings of a node of which its word that the epoch has ended is not in `log`, its own log.

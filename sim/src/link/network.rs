@@ -95,6 +95,36 @@ impl World {
         self.hand_over(frame, wire.link, &bytes)
     }
 
+    /// The frame that waits.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn look_at(&self, frame: Waiting) -> Result<Frame> {
+        let wire = self.sites[frame.site].wire.as_ref().context("no link")?;
+        Ok(Frame::from_bytes(wire.peek(frame).context("no such frame")?)?)
+    }
+
+    /// Changes a frame that waits, as whoever sits on the link would.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn alter(&mut self, frame: Waiting, change: impl FnOnce(&mut Frame)) -> Result<()> {
+        let mut altered = self.look_at(frame)?;
+        change(&mut altered);
+        let wire = self.sites[frame.site].wire.as_mut().context("no link")?;
+        wire.replace(frame, altered.to_bytes());
+        Ok(())
+    }
+
+    /// Puts a frame behind all others of its lane, as a peer that has made it up would.
+    ///
+    /// # Errors
+    /// Where there is no link.
+    pub fn inject(&mut self, site: usize, direction: Direction, frame: &Frame) -> Result<()> {
+        self.sites[site].wire.as_mut().context("no link")?.push(direction, frame);
+        Ok(())
+    }
+
     /// Delivers whatever `which` names until none of it waits.
     ///
     /// # Errors

@@ -111,6 +111,25 @@ impl World {
         self.start(site)
     }
 
+    /// A copy of the centre's disk as it is.
+    pub fn centre_image(&self) -> Image {
+        self.centre.disk.image()
+    }
+
+    /// Puts an older copy of its disk into the centre, and starts it; where `declared`, as one that was restored.
+    ///
+    /// # Errors
+    /// Where the core does not open.
+    pub fn restore_centre(&mut self, image: &Image, declared: bool) -> Result<()> {
+        self.crash_centre()?;
+        self.centre.disk.restore(image);
+        self.start_centre()?;
+        match &mut self.centre.core {
+            Some(core) if declared => Ok(core.restored()?),
+            _ => Ok(()),
+        }
+    }
+
     /// Starts a second process of the same building on a copy of its disk; returns its site.
     ///
     /// # Errors

@@ -50,6 +50,13 @@ impl Wire {
         self.queues.get_mut(&(frame.direction, frame.lane))?.pop_front()
     }
 
+    pub(super) fn replace(&mut self, frame: Waiting, bytes: Vec<u8>) {
+        if let Some(first) = self.queues.get_mut(&(frame.direction, frame.lane)).and_then(VecDeque::front_mut)
+        {
+            *first = bytes;
+        }
+    }
+
     pub(super) fn peek(&self, frame: Waiting) -> Option<&[u8]> {
         self.queues.get(&(frame.direction, frame.lane))?.front().map(Vec::as_slice)
     }
