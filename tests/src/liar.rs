@@ -184,6 +184,9 @@ impl Liar {
             to_node: Cursor::START,
             shards: Vec::new(),
             countersigned: None,
+            refused: None,
+            kept_after: Vec::new(),
+            heads: Vec::new(),
         }
     }
 

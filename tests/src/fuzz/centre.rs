@@ -165,6 +165,9 @@ impl Node {
             to_node: self.cursor(self.to_node()),
             shards: shards.map(|(log, cursor)| LogCursor { log: *log, cursor: *cursor }).collect(),
             countersigned: None,
+            refused: None,
+            kept_after: Vec::new(),
+            heads: Vec::new(),
         }
     }
 

@@ -17,7 +17,8 @@ use feiqian_protocol::entry::{
     AccountOpened, Actor, Anchor, Body, CampusPublished, Credit, Grant, Hint, Pool, ShareGrant, StandInGrant,
 };
 use feiqian_protocol::frame::{
-    Ack, Branch, CentreHello, Entries, Frame, LossNotice, No, PROTOCOL_VERSION, Recall, RefusalReason,
+    Ack, Branch, CentreHello, Entries, Frame, LogCursor, LossNotice, No, PROTOCOL_VERSION, Recall,
+    RefusalReason,
 };
 use feiqian_protocol::ids::{
     AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, TerminalId, Wallet,
@@ -381,6 +382,7 @@ impl Rig {
             log: self.ingested,
             refused: None,
             branch: None,
+            returning: None,
         }));
         self.step();
         let frames: Vec<Entries> =
@@ -417,6 +419,11 @@ impl Rig {
         if script.rarely(4) {
             log.position = script.near(self.status.position);
         }
+        let returning = script.rarely(6).then(|| {
+            let log = if script.rarely(4) { script.log() } else { TO_NODE };
+            let position = script.near(self.status.applied);
+            vec![LogCursor { log, cursor: Cursor { position, hash: [0; 32] } }]
+        });
         CentreHello {
             version: if script.rarely(16) { script.u32() as u16 } else { PROTOCOL_VERSION },
             session: script.u64(),
@@ -424,6 +431,7 @@ impl Rig {
             log,
             refused,
             branch,
+            returning,
         }
     }
 

@@ -8,13 +8,17 @@ use feiqian_protocol::chain::{Countersignature, Cursor, Head};
 use feiqian_protocol::enrol::{
     EnrolAnswer, EnrolCode, EnrolRequest, Enrolled, RenewAnswer, RenewRequest, Role, SealedEnrolRequest,
 };
-use feiqian_protocol::entry::{Body, Entry};
+use feiqian_protocol::entry::{Body, Entry, PostedHead};
 use feiqian_protocol::frame::{
     Ack, Ask, Branch, CentreHello, Entries, Frame, LOG_FILE_MAGIC, LogCursor, LossNotice, Mark, No,
     NodeHello, PROTOCOL_VERSION, Recall, Recalled, RefusalReason,
 };
-use feiqian_protocol::ids::{AccountId, CampusId, Epoch, LogId, NodeId, NodeName};
+use feiqian_protocol::ids::{AccountId, CampusId, Epoch, LogId, NodeId, NodeName, Wallet};
 use feiqian_protocol::limits::SHARDS;
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::snapshot::{
+    AccountState, CampusState, PieceDigest, PieceWriter, SignedSnapshot, Snapshot, SnapshotAck, SnapshotPiece,
+};
 use feiqian_protocol::time::Hlc;
 use feiqian_sim::seed::Seed;
 use minicbor::Encode;
@@ -153,9 +157,10 @@ fn frames() -> Vec<Frame> {
     let cursor = Cursor { position: 7, hash: [3; 32] };
     let countersignature = Some(Countersignature::sign(log, cursor, &key()));
     let shards = (0..SHARDS).map(|shard| LogCursor { log: LogId::shard(INSTITUTION, shard), cursor });
-    let hello = |refused, branch| {
+    let hello = |refused, branch: Option<Branch>| {
         let (version, session, time) = (PROTOCOL_VERSION, 3, START);
-        Frame::CentreHello(CentreHello { version, session, time, log: cursor, refused, branch })
+        let returning = branch.is_some().then(|| vec![LogCursor { log, cursor }]);
+        Frame::CentreHello(CentreHello { version, session, time, log: cursor, refused, branch, returning })
     };
     let bytes = script(2_000);
     let mut script = Script::new(&bytes);
@@ -176,6 +181,9 @@ fn frames() -> Vec<Frame> {
             to_node: cursor,
             shards: shards.collect(),
             countersigned: countersignature,
+            refused: Some(RefusalReason::ForkedLog),
+            kept_after: vec![4; 2],
+            heads: vec![Head { log, cursor, applied: 5, anchor: START }.sign(&key())],
         }),
         hello(None, None),
         hello(
@@ -199,7 +207,47 @@ fn frames() -> Vec<Frame> {
         Frame::Recalled(Recalled { account, unit, at: 7 }),
         Frame::Mark(Mark { position: 7, clock: Hlc::at(START) }),
         Frame::LossNotice(LossNotice { account, card, log: LogId::shard(INSTITUTION, 1), position: 9 }),
+        Frame::Snapshot(snapshot(cursor)),
+        Frame::SnapshotPiece(SnapshotPiece {
+            log: LogId::shard(INSTITUTION, 1),
+            position: 7,
+            index: 0,
+            accounts: piece().into(),
+        }),
+        Frame::SnapshotAck(SnapshotAck {
+            log: LogId::shard(INSTITUTION, 1),
+            position: 7,
+            pieces: 1,
+            differs: false,
+        }),
     ]
+}
+
+fn piece() -> Vec<u8> {
+    let mut writer = PieceWriter::default();
+    writer.add(&AccountState {
+        account: AccountId(1),
+        document: vec![7; 40].into(),
+        settings: "{}".to_owned(),
+        heads: vec![vec![1; 32].into()],
+        balances: vec![(Wallet::Cash, Fen::new(5))],
+    });
+    writer.finish().unwrap_or_default()
+}
+
+fn snapshot(cursor: Cursor) -> SignedSnapshot {
+    let log = LogId::shard(INSTITUTION, 1);
+    let snapshot = Snapshot {
+        end: Head { log, cursor, applied: 0, anchor: START }.sign(&key()),
+        time: START,
+        accounts: 1,
+        pieces: 1,
+        digest: PieceDigest::default().with(&piece()).0,
+        projection: String::new(),
+        posted: vec![PostedHead { log: LogId::node(INSTITUTION, NodeId(1)), position: 7 }],
+        campus: Some(CampusState { version: 1, config: vec![b'{', b'}'].into(), unlimited: false }),
+    };
+    snapshot.sign(&key())
 }
 
 fn encoded(value: impl Encode<()>) -> Vec<u8> {
