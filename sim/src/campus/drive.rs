@@ -489,6 +489,8 @@ mod tests {
             open_cases_fen: 0,
             suspense_fen: 0,
             campus_version: 1,
+            recovery: None,
+            recovered_until: None,
             wall: Timestamp(0),
         }
     }
