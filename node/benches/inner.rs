@@ -168,6 +168,7 @@ fn core_with_rights() -> NodeCore {
         log: Cursor::START,
         refused: None,
         branch: None,
+        returning: None,
     };
     let mut inputs = vec![Input::LinkUp(link), Input::Frame(link, Frame::CentreHello(hello))];
     let terminal = Terminal { id: TerminalId::new("pos-1").unwrap(), merchant: Some(1), groups: Vec::new() };

@@ -161,7 +161,7 @@ impl NodeCore {
             kept_after,
             heads,
         };
-        outputs.push(Output::Send(link, Frame::NodeHello(hello)));
+        outputs.push(Output::Send(link, Frame::NodeHello(Box::new(hello))));
         Ok(())
     }
 
@@ -247,7 +247,7 @@ impl NodeCore {
                 Ok(())
             }
             (Frame::Entries(entries), _) => self.on_entries(now, entries, outputs),
-            (Frame::Snapshot(signed), _) => self.on_snapshot(now, link, signed, outputs),
+            (Frame::Snapshot(signed), _) => self.on_snapshot(now, link, *signed, outputs),
             (Frame::SnapshotPiece(piece), Link::Up(..) | Link::Refused(..) | Link::Damaged(..)) => {
                 self.on_piece(now, link, &piece, outputs)
             }

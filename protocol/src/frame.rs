@@ -364,7 +364,7 @@ pub struct LossNotice {
 pub enum Frame {
     /// Node to centre, first.
     #[n(0)]
-    NodeHello(#[n(0)] NodeHello),
+    NodeHello(#[n(0)] Box<NodeHello>),
     /// Centre to node, first.
     #[n(1)]
     CentreHello(#[n(0)] CentreHello),
@@ -395,7 +395,7 @@ pub enum Frame {
     /// Centre to node: what a stream says up to a position, in place of its entries, where the node lacks many of them; its
     /// pieces follow once the node has said which it has. To a node that has the entries it says what they must have given.
     #[n(10)]
-    Snapshot(#[n(0)] SignedSnapshot),
+    Snapshot(#[n(0)] Box<SignedSnapshot>),
     /// Centre to node.
     #[n(11)]
     SnapshotPiece(#[n(0)] SnapshotPiece),

@@ -379,7 +379,7 @@ fn frame() -> impl Strategy<Value = Frame> {
                 (log, to_node, shards, countersigned),
                 (refused, kept_after, heads),
             )| {
-                Frame::NodeHello(NodeHello {
+                Frame::NodeHello(Box::new(NodeHello {
                     version,
                     institution: InstitutionId(institution),
                     node: NodeId(node),
@@ -391,7 +391,7 @@ fn frame() -> impl Strategy<Value = Frame> {
                     refused,
                     kept_after,
                     heads,
-                })
+                }))
             },
         );
     let branch = (log(), any::<u64>()).prop_map(|(log, after)| Branch { log, after });
@@ -453,7 +453,7 @@ fn snapshot() -> impl Strategy<Value = Frame> {
     (fields, "[0-9a-f]{0,64}", vec(posted, 0..4), option::of(campus), any::<u8>()).prop_map(
         |((end, time, accounts, pieces, digest), projection, posted, campus, byte)| {
             let snapshot = Snapshot { end, time, accounts, pieces, digest, projection, posted, campus };
-            Frame::Snapshot(SignedSnapshot { snapshot, signature: [byte; 64] })
+            Frame::Snapshot(Box::new(SignedSnapshot { snapshot, signature: [byte; 64] }))
         },
     )
 }

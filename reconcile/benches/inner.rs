@@ -165,10 +165,13 @@ impl Centre {
             to_node: Cursor::START,
             shards: Vec::new(),
             countersigned: None,
+            refused: None,
+            kept_after: Vec::new(),
+            heads: Vec::new(),
         };
         centre.step(vec![
             Input::LinkUp { link: LINK, node: NODE, incarnation: 1, expired: false },
-            Input::Frame(LINK, Frame::NodeHello(hello)),
+            Input::Frame(LINK, Frame::NodeHello(Box::new(hello))),
         ]);
         centre
     }

@@ -180,7 +180,7 @@ impl Round<'_> {
         let Some(link) = self.state.links.get(&id) else { return Ok(()) };
         let (node, phase) = (link.node, link.phase);
         match (phase, frame) {
-            (Phase::Opening, Frame::NodeHello(hello)) => self.hello(id, hello),
+            (Phase::Opening, Frame::NodeHello(hello)) => self.hello(id, *hello),
             (Phase::Returning, Frame::Entries(entries)) if entries.log.writer == NodeId::CENTRE => {
                 self.take_back(id, node, entries)
             }

@@ -128,7 +128,7 @@ impl Round<'_> {
         if let Some(link) = self.state.links.get_mut(&id) {
             link.transfer = Some(Transfer { log, position, pieces, sent: 0, acked: None });
         }
-        self.outputs.push(Output::Send(id, Frame::Snapshot(signed)));
+        self.outputs.push(Output::Send(id, Frame::Snapshot(Box::new(signed))));
         Ok(())
     }
 
@@ -263,7 +263,7 @@ impl Round<'_> {
         for (id, link) in &self.state.links {
             let up_to_date = link.sender.progress(log).is_some_and(|(sent, _)| sent == end);
             if link.is_accepted() && up_to_date {
-                self.outputs.push(Output::Send(*id, Frame::Snapshot(signed.clone())));
+                self.outputs.push(Output::Send(*id, Frame::Snapshot(Box::new(signed.clone()))));
             }
         }
     }

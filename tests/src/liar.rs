@@ -231,7 +231,7 @@ impl Talk {
     /// # Errors
     /// Where it says nothing.
     pub async fn greet(&mut self, hello: NodeHello) -> Result<CentreHello> {
-        self.say(&Frame::NodeHello(hello)).await;
+        self.say(&Frame::NodeHello(Box::new(hello))).await;
         self.hello().await
     }
 

@@ -117,7 +117,7 @@ fn what_a_node_may_not_say_ends_its_connection() -> Result<()> {
             }),
             "is no log of this session",
         ),
-        ("a second Hello", Frame::NodeHello(liar.hello()), "out of place"),
+        ("a second Hello", Frame::NodeHello(Box::new(liar.hello())), "out of place"),
         (
             "a word of the centre's",
             Frame::No(feiqian_protocol::frame::No {

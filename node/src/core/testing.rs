@@ -259,7 +259,7 @@ impl World {
         self.link = LinkId(self.link.0 + 1);
         let outputs = self.step(vec![Input::LinkUp(self.link)]);
         match sent(&outputs).as_slice() {
-            [Frame::NodeHello(hello)] => hello.clone(),
+            [Frame::NodeHello(hello)] => NodeHello::clone(hello),
             other => panic!("expected a Hello, got {other:?}"),
         }
     }

@@ -73,7 +73,7 @@ impl FakeNode {
     }
 
     fn hello(&self) -> Frame {
-        Frame::NodeHello(NodeHello {
+        Frame::NodeHello(Box::new(NodeHello {
             version: PROTOCOL_VERSION,
             institution: INSTITUTION,
             node: self.id,
@@ -89,7 +89,7 @@ impl FakeNode {
             refused: None,
             kept_after: Vec::new(),
             heads: Vec::new(),
-        })
+        }))
     }
 
     /// Follows the centre's streams; returns the acknowledgement.

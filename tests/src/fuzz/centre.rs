@@ -256,7 +256,7 @@ impl Rig {
             2 => self.cut(node),
             3 => {
                 let hello = self.hello(node, script);
-                self.say(node, Frame::NodeHello(hello));
+                self.say(node, Frame::NodeHello(Box::new(hello)));
             }
             4..=7 => self.write(node, script),
             8 => self.fork(node, script),
@@ -327,7 +327,7 @@ impl Rig {
     fn meet(&mut self, node: usize) {
         self.link_up(node, false);
         let hello = self.nodes[node].hello();
-        self.say(node, Frame::NodeHello(hello));
+        self.say(node, Frame::NodeHello(Box::new(hello)));
         self.settle();
     }
 

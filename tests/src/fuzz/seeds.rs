@@ -172,7 +172,7 @@ fn frames() -> Vec<Frame> {
         Frame::Entries(Entries { log, first: 1, records, heads })
     };
     vec![
-        Frame::NodeHello(NodeHello {
+        Frame::NodeHello(Box::new(NodeHello {
             version: PROTOCOL_VERSION,
             institution: INSTITUTION,
             node,
@@ -184,7 +184,7 @@ fn frames() -> Vec<Frame> {
             refused: Some(RefusalReason::ForkedLog),
             kept_after: vec![4; 2],
             heads: vec![Head { log, cursor, applied: 5, anchor: START }.sign(&key())],
-        }),
+        })),
         hello(None, None),
         hello(
             Some(RefusalReason::ForkedLog),
@@ -207,7 +207,7 @@ fn frames() -> Vec<Frame> {
         Frame::Recalled(Recalled { account, unit, at: 7 }),
         Frame::Mark(Mark { position: 7, clock: Hlc::at(START) }),
         Frame::LossNotice(LossNotice { account, card, log: LogId::shard(INSTITUTION, 1), position: 9 }),
-        Frame::Snapshot(snapshot(cursor)),
+        Frame::Snapshot(Box::new(snapshot(cursor))),
         Frame::SnapshotPiece(SnapshotPiece {
             log: LogId::shard(INSTITUTION, 1),
             position: 7,
