@@ -24,14 +24,13 @@ fn inputs(name: &str) -> Vec<Vec<u8>> {
             fs::write(folder.join(format!("seed-{number:02}")), seed).unwrap();
         }
     }
-    let mut files: Vec<_> = fs::read_dir(&folder)
-        .unwrap()
-        .map(|file| file.unwrap().path())
-        .filter(|file| file.is_file())
-        .collect();
+    // A new target has nothing kept yet, only what it starts from.
+    let kept = fs::read_dir(&folder).into_iter().flatten();
+    let mut files: Vec<_> = kept.map(|file| file.unwrap().path()).filter(|file| file.is_file()).collect();
     files.sort();
-    assert!(!files.is_empty(), "{} has no corpus", folder.display());
-    files.into_iter().map(|file| fs::read(file).unwrap()).chain(seeds(name)).collect()
+    let inputs: Vec<_> = files.into_iter().map(|file| fs::read(file).unwrap()).chain(seeds(name)).collect();
+    assert!(!inputs.is_empty(), "{name} has nothing to run on");
+    inputs
 }
 
 fn run(name: &str, changes: usize) {
