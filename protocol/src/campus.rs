@@ -120,7 +120,7 @@ impl std::str::FromStr for Mode {
     }
 }
 
-/// Grants and stand-in. The defaults were chosen by simulation; ARCHITECTURE.md has the figures.
+/// Grants and stand-in. The defaults were chosen by simulation; docs/policy.md has the figures.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
@@ -140,6 +140,9 @@ pub struct Policy {
     pub pool_turnover_fen: Fen,
     /// What avoiding one false decline is worth, in fen.
     pub decline_price_fen: Fen,
+    /// What right is handed out in, in percent of the account's mean purchase at a node; where it is 0, all is split in
+    /// proportion to where the account spends.
+    pub lump_percent: u32,
     /// Days of history that habits come from.
     pub history_days: u32,
     /// Minutes after which a cut-off node no longer stands in.
@@ -156,11 +159,12 @@ impl Default for Policy {
             mode: Mode::Hybrid,
             stand_in_habit_fen: Fen::new(2_000),
             stand_in_other_fen: Fen::new(1_000),
-            stand_in_account_cap_fen: Fen::new(10_000),
+            stand_in_account_cap_fen: Fen::new(20_000),
             pool_percent: 15,
             pool_habit_percent: 50,
             pool_turnover_fen: Fen::new(1_000_000),
-            decline_price_fen: Fen::new(400),
+            decline_price_fen: Fen::new(200),
+            lump_percent: 120,
             history_days: 28,
             view_age_minutes_max: 7 * 24 * 60,
             refund_cap_fen: Fen::new(50_000),
@@ -258,6 +262,9 @@ impl CampusConfig {
                 key: "pool_turnover_fen",
                 range: "from 0 to 10000000000 fen",
             });
+        }
+        if self.policy.lump_percent > 1_000 {
+            return Err(CampusError::OutOfRange { key: "lump_percent", range: "at most 1000" });
         }
         if self.policy.pool_percent > 1_000 || self.policy.pool_habit_percent > 100 {
             return Err(CampusError::OutOfRange {

@@ -366,8 +366,9 @@ impl Round<'_> {
     ) -> Result<(), StoreError> {
         let Some((seasoned, limit)) = accounts::grant_terms(self.db, account)? else { return Ok(()) };
         let from = BusinessDay(self.state.day.0.saturating_sub(self.history_days()));
-        let habits = AccountHabits::new(&money::habits(self.db, account, from)?, self.state.day);
         let means = self.means()?;
+        let habits = AccountHabits::new(&money::habits(self.db, account, from)?, &means, self.state.day);
+        let lump_percent = self.state.policy().lump_percent;
         let mut claims = Fen::ZERO;
         for wallet in Wallet::SPENDING_ORDER {
             let epochs: Vec<(NodeId, Epoch)> = receivers.iter().map(|id| (*id, self.epoch(*id))).collect();
@@ -385,7 +386,7 @@ impl Round<'_> {
                 .iter()
                 .map(|key| (key.0, holding.rows.get(key).map(|row| row.out).unwrap_or_default()))
                 .collect();
-            let parts = habits.allocate(free, &held, &means);
+            let parts = habits.allocate(free, &held, lump_percent, &means);
             for (id, part) in receivers.iter().zip(parts) {
                 if part.is_positive() {
                     self.grant(*id, account, wallet, part)?;
@@ -468,7 +469,7 @@ impl Round<'_> {
             .filter(|(_, node)| node.is_open() && node.spends())
             .map(|(id, _)| *id)
             .collect();
-        let parts = habits.split(limit, &open, means);
+        let parts = habits.share_out(limit, &open, means);
         for (id, part) in open.iter().zip(parts) {
             let held = shares.get(&(*id, self.epoch(*id))).map(|share| share.out).unwrap_or_default();
             let more = (part - held).min(free);

@@ -23,8 +23,9 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 
 use crate::core::{Round, StoreError};
+use crate::habit::HabitDay;
 use crate::ledger::{SUSPENSE, channel_ledger, merchant_ledger, wallet_ledger};
-use crate::store::money::{self, HabitDay, MovementState};
+use crate::store::money::{self, MovementState};
 use crate::store::nodes::NodeState;
 use crate::store::{accounts, logs};
 

@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod campus;
 pub mod cli;
+pub mod frontier;
 pub mod link;
 pub mod outcome;
 pub mod plan;

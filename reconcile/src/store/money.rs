@@ -9,6 +9,7 @@ use feiqian_protocol::time::{BusinessDay, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{StoreError, corrupt};
+use crate::habit::HabitDay;
 
 /// An (account, wallet) at the centre.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -607,17 +608,6 @@ pub(crate) fn add_ledger(db: &Connection, ledger: &str, amount: Fen) -> Result<(
 pub(crate) fn ledger_balance(db: &Connection, ledger: &str) -> Result<Fen, StoreError> {
     let mut statement = db.prepare_cached("SELECT balance FROM ledger WHERE ledger = ?1")?;
     Ok(Fen::new(statement.query_row([ledger], |row| row.get(0)).optional()?.unwrap_or(0)))
-}
-
-/// What an account did at a node on one day.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct HabitDay {
-    /// Purchases.
-    pub purchases: i64,
-    /// Fen of them.
-    pub fen: i64,
-    /// Meal periods with any, as bits.
-    pub meals: i64,
 }
 
 /// Adds to a day of habits.

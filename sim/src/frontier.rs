@@ -1,0 +1,2 @@
+//! False declines against overspend.
+pub mod college;
