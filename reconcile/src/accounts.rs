@@ -40,6 +40,9 @@ impl Round<'_> {
     pub(crate) fn handle_command(&mut self, command: Command) -> Result<Reply, StoreError> {
         match command {
             Command::ImportAccounts { accounts } => self.import(&accounts),
+            Command::ImportHistory { file, part, last, purchases } => {
+                self.import_history(&file, part, last, &purchases)
+            }
             Command::Topup { card, amount_fen, wallet, channel, key } => {
                 self.topup(&card, wallet, amount_fen, &channel, &key)
             }

@@ -48,12 +48,14 @@ pub(crate) struct AskQueue {
 /// A recall without a deadline.
 #[derive(Clone, Copy, Debug)]
 struct DebtRecall {
+    /// Nothing is owed: right is only to lie elsewhere.
+    surplus: bool,
     out: Fen,
     answered: Option<u64>,
     done: bool,
 }
 
-/// Recalls because less than nothing is free.
+/// Recalls because less than nothing is free, or because right lies where it is not needed.
 #[derive(Debug, Default)]
 pub(crate) struct Debts {
     recalls: BTreeMap<(AccountId, Unit, NodeId), DebtRecall>,
@@ -65,6 +67,11 @@ impl Debts {
     pub fn under_way(&self, node: NodeId) -> u64 {
         let open = self.recalls.iter().filter(|(key, recall)| key.2 == node && !recall.done);
         open.count() as u64
+    }
+
+    /// Recalls of surplus that are not answered.
+    pub fn surplus_recalls(&self) -> usize {
+        self.recalls.values().filter(|recall| recall.surplus && !recall.done).count()
     }
 
     /// A new look is needed at whether less than nothing is free in a wallet.
@@ -339,6 +346,27 @@ impl Round<'_> {
         self.outputs.push(Output::Send(link, Frame::Recall(recall)));
     }
 
+    /// Calls back what a node has too much of. What comes is free, and handed out where it is wanted.
+    pub(crate) fn recall_surplus(
+        &mut self,
+        account: AccountId,
+        wallet: Wallet,
+        node: NodeId,
+        amount: Fen,
+    ) -> Result<(), StoreError> {
+        let unit = Unit::Wallet(wallet);
+        let key = (account, unit, node);
+        if self.state.debts.recalls.contains_key(&key) {
+            return Ok(());
+        }
+        let Some(link) = self.anchored_link(node) else { return Ok(()) };
+        let out = self.view(account, unit)?.rows.get(&node).map(|row| row.out).unwrap_or_default();
+        self.send_recall(link, node, (account, unit), amount);
+        let recall = DebtRecall { surplus: true, out, answered: None, done: false };
+        self.state.debts.recalls.insert(key, recall);
+        Ok(())
+    }
+
     /// C6, and the same for a limit that was lowered: what is out is called back, without a deadline.
     pub(crate) fn recall_debts(&mut self) -> Result<(), StoreError> {
         let mut answered = Vec::new();
@@ -357,7 +385,11 @@ impl Round<'_> {
         for (account, unit) in check {
             let View { free, rows } = self.view(account, unit)?;
             if !free.is_negative() {
-                self.state.debts.recalls.retain(|key, _| (key.0, key.1) != (account, unit));
+                let settled = |recall: &DebtRecall| !recall.surplus || recall.done;
+                self.state
+                    .debts
+                    .recalls
+                    .retain(|key, recall| (key.0, key.1) != (account, unit) || !settled(recall));
                 continue;
             }
             for (node, RowView { out, .. }) in rows {
@@ -369,7 +401,10 @@ impl Round<'_> {
                 }
                 if let Some(link) = self.anchored_link(node) {
                     self.send_recall(link, node, (account, unit), -free);
-                    self.state.debts.recalls.insert(key, DebtRecall { out, answered: None, done: false });
+                    self.state
+                        .debts
+                        .recalls
+                        .insert(key, DebtRecall { surplus: false, out, answered: None, done: false });
                 }
             }
         }
@@ -380,7 +415,7 @@ impl Round<'_> {
     pub(crate) fn plan_timer(&mut self) {
         let asks = self.state.asks.values().flat_map(|queue| &queue.asks).map(|waiting| waiting.deadline_ms);
         let going_on = !self.state.dirty.is_empty()
-            || self.state.sweep.is_under_way()
+            || self.state.sweep.goes_on()
             || self.snapshots_wait()
             || self.replays();
         self.state.next_timer = asks.chain(going_on.then_some(self.now.mono_ms)).min();

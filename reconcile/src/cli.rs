@@ -21,10 +21,10 @@ use crate::config::{Config, ConfigError, read_campus};
 use crate::control::Client;
 use crate::driver::real_now;
 use crate::export::{self, Format, Table};
-use crate::import;
 use crate::io::{Command, Identity, RecoveryStatus, Status};
 use crate::run::{self, CAMPUS, DATABASE, Origin};
 use crate::verify;
+use crate::{history, import};
 
 /// A configuration that is wrong (`EX_USAGE` of sysexits.h).
 const EXIT_CONFIGURATION: u8 = 64;
@@ -175,6 +175,15 @@ enum Action {
 
 #[derive(Subcommand)]
 enum Import {
+    /// Purchases that another system booked, from a CSV file with a header: time (local, 2025-09-08T11:30), card, node (of the
+    /// building), amount_fen. Rights are handed out by these habits from the first day on; no money moves. The history that
+    /// policy.history_days names (28 days) is enough. Running it again with the same file changes nothing.
+    History {
+        /// The file.
+        file: PathBuf,
+        #[command(flatten)]
+        data: Data,
+    },
     /// Accounts from a CSV file with a header: card, patron_class, opening_fen, and where wanted subsidy_fen,
     /// single_limit_fen, daily_limit_fen, groups (separated by spaces).
     Accounts {
@@ -309,6 +318,7 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
         }
         Action::Import { what: Import::Accounts { file, data } } => import::accounts(out, &file, &data.dir)?,
         Action::Import { what: Import::Log { file, data } } => import::log(out, &file, &data.dir)?,
+        Action::Import { what: Import::History { file, data } } => history::import(out, &file, &data.dir)?,
         Action::Topup { card, amount, wallet, channel, key, data } => {
             let amount_fen = amount.fen.map(Fen::new).or(amount.yuan).unwrap_or_default();
             let reply = say(&data.dir, &Command::Topup { card, amount_fen, wallet, channel, key })?;

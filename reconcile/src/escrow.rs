@@ -34,6 +34,9 @@ const WRITES_PER_STEP: usize = 1_500;
 /// Accounts that a sweep looks at in one step.
 const SWEEP_PER_STEP: usize = 400;
 
+/// Recalls of surplus that may be under way, over all nodes: their frames fit the queue of a link beside everything else.
+const SURPLUS_RECALLS_MAX: usize = 512;
+
 /// Grants to a node that its heads do not name as applied yet: what is out but cannot have been spent.
 #[derive(Debug, Default)]
 pub(crate) struct PendingGrants {
@@ -110,6 +113,8 @@ pub(crate) struct Sweep {
     /// How many are to be looked at, at most.
     left: u64,
     refresh: bool,
+    /// True where it goes on once recalls are answered.
+    waits: bool,
 }
 
 impl Sweep {
@@ -118,12 +123,18 @@ impl Sweep {
         self.left > 0
     }
 
+    /// True where the next step may go on.
+    pub const fn goes_on(&self) -> bool {
+        self.left > 0 && !self.waits
+    }
+
     /// How many of `accounts` are left to look at.
     pub fn left(&self, accounts: u64) -> u64 {
         self.left.min(accounts)
     }
 
-    /// All accounts are to be looked at, from here on; with `refresh`, hints are brought up to date as well.
+    /// All accounts are to be looked at, from here on; with `refresh`, hints are brought up to date as well, and right is
+    /// moved to where it will be wanted.
     pub fn start(&mut self, refresh: bool) {
         self.left = u64::MAX;
         self.refresh |= refresh;
@@ -343,8 +354,13 @@ impl Round<'_> {
             self.renew_pools(&receivers)?;
             let accounts = accounts::count(self.db)?;
             let refresh = self.state.sweep.refresh;
+            self.state.sweep.waits = false;
             for _ in 0..SWEEP_PER_STEP {
                 if self.written >= WRITES_PER_STEP {
+                    break;
+                }
+                if self.state.debts.surplus_recalls() >= SURPLUS_RECALLS_MAX {
+                    self.state.sweep.waits = true;
                     break;
                 }
                 let Some(account) = self.state.sweep.next(accounts) else { break };
@@ -378,18 +394,28 @@ impl Round<'_> {
             if free.is_negative() {
                 self.state.debts.check_wallet(account, wallet);
             }
-            if !free.is_positive() || self.asked(account, Unit::Wallet(wallet)) {
+            if free.is_negative() || self.asked(account, Unit::Wallet(wallet)) {
+                continue;
+            }
+            if !free.is_positive() && !refresh {
                 continue;
             }
             let holding = self.holding(account, wallet)?;
-            let held: Vec<(NodeId, Fen)> = epochs
+            let mut held: Vec<(NodeId, Fen)> = epochs
                 .iter()
                 .map(|key| (key.0, holding.rows.get(key).map(|row| row.out).unwrap_or_default()))
                 .collect();
             let parts = habits.allocate(free, &held, lump_percent, &means);
-            for (id, part) in receivers.iter().zip(parts) {
+            for ((id, held), part) in held.iter_mut().zip(parts) {
                 if part.is_positive() {
                     self.grant(*id, account, wallet, part)?;
+                    *held += part;
+                }
+            }
+            // Purchases wear the allocation down where people buy, and what comes back from recalls lies where it was left.
+            if refresh && lump_percent > 0 {
+                for (id, over) in habits.surplus(&held, lump_percent, &means) {
+                    self.recall_surplus(account, wallet, id, over)?;
                 }
             }
         }
@@ -420,7 +446,10 @@ impl Round<'_> {
             exposure += out + (-holding.wallet.free).or_zero() + holding.wallet.claims;
         }
         let funds = self.holding(account, Wallet::Cash)?.wallet.funds;
-        for id in receivers {
+        // Where the cap does not suffice for all, those come first where the account buys.
+        let mut receivers = receivers.to_vec();
+        receivers.sort_by_key(|id| !habits.has(*id));
+        for id in &receivers {
             let key = (*id, self.epoch(*id));
             let row = self.holding(account, Wallet::Cash)?.rows.get(&key).copied().unwrap_or_default();
             let figure = if habits.has(*id) { policy.stand_in_habit_fen } else { policy.stand_in_other_fen };

@@ -234,7 +234,7 @@ impl AccountHabits {
     pub fn share_out(&self, limit: Fen, nodes: &[NodeId], means: &CampusMeans) -> Vec<Fen> {
         let lumps = nodes.iter().map(|node| {
             let mean = self.purchase_at(*node, means);
-            let lump = |percent| Fen::new((mean * percent / 100).max(LUMP_FEN_MIN));
+            let lump = |percent: i64| Fen::new((mean * percent / 100).max(LUMP_FEN_MIN));
             let expected = self.expected_milli(*node, 1, means);
             Lumps::new(lump(ALLOWANCE_FIRST_PERCENT), lump(ALLOWANCE_NEXT_PERCENT), expected)
         });

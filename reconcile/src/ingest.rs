@@ -464,7 +464,7 @@ impl Round<'_> {
             merchant_ledger(debit.merchant),
         )?;
         self.changed(account, wallet, -amount);
-        self.note_habit(place, account, amount)?;
+        self.note_purchase(place.node, account, place.order_key, amount)?;
         if self.is_recovering()
             && let Some(case) = money::loss_case(self.db, account, wallet, place.at)?
         {
@@ -481,14 +481,21 @@ impl Round<'_> {
         }
     }
 
-    fn note_habit(&mut self, place: Place, account: AccountId, amount: Fen) -> Result<(), StoreError> {
-        let day = self.own_day(place.order_key);
-        let minute = place.order_key.ms_since(self.state.calendar().start(day)) / 60_000;
+    /// Counts a purchase among the habits of its account and the turnover of its node.
+    pub(crate) fn note_purchase(
+        &mut self,
+        node: NodeId,
+        account: AccountId,
+        at: Timestamp,
+        amount: Fen,
+    ) -> Result<(), StoreError> {
+        let day = self.own_day(at);
+        let minute = at.ms_since(self.state.calendar().start(day)) / 60_000;
         let habit =
             HabitDay { purchases: 1, fen: amount.get(), meals: 1 << crate::habit::meal_period(minute) };
-        let turnover = self.turnover.entry((place.node, day)).or_default();
+        let turnover = self.turnover.entry((node, day)).or_default();
         *turnover = (turnover.0 + 1, turnover.1 + amount.get());
-        money::add_habit(self.db, account, place.node, day, &habit)
+        money::add_habit(self.db, account, node, day, &habit)
     }
 
     /// The debit that a reversal names. On a branch it may be one from before the fork, or one that came by another name.

@@ -70,6 +70,18 @@ pub enum Command {
         /// The accounts.
         accounts: Vec<ImportedAccount>,
     },
+    /// Takes over purchases that another system booked, as the habits that grants go by. Moves no money. A part of a file
+    /// counts once.
+    ImportHistory {
+        /// Names the file: a digest of it.
+        file: Key,
+        /// Which part of it.
+        part: u32,
+        /// True for its last part.
+        last: bool,
+        /// The purchases.
+        purchases: Vec<PastPurchase>,
+    },
     /// Credits an account once per (channel, key).
     Topup {
         /// A card of the account.
@@ -191,6 +203,20 @@ pub struct ImportedAccount {
     pub groups: Vec<Key>,
 }
 
+/// A purchase of an imported history.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PastPurchase {
+    /// When, on the campus's wall clock: milliseconds since 1970 without regard to zones.
+    pub local_ms: i64,
+    /// Whose.
+    pub card: CardNumber,
+    /// Where: the node of the building.
+    pub node: NodeName,
+    /// Fen.
+    pub amount_fen: Fen,
+}
+
 /// What a command answers, or why nothing was done.
 pub type Reply = Result<serde_json::Value, CommandError>;
 
@@ -199,7 +225,7 @@ pub type Reply = Result<serde_json::Value, CommandError>;
 #[error("{message}")]
 pub struct CommandError {
     /// A stable code: `unknown_card`, `card_in_use`, `not_lost`, `already_lost`, `amount`, `key_reused`,
-    /// `enrolment_unknown`, `enrolment_expired`, `enrolment_used`, `campus`, `account`, `unknown_node`, `node_open`,
+    /// `enrolment_unknown`, `enrolment_expired`, `enrolment_used`, `campus`, `account`, `unknown_node`, `time`, `node_open`,
     /// `not_renewed`, `log`.
     pub code: &'static str,
     /// What is wrong, for a person.

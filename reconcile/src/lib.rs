@@ -14,6 +14,7 @@ pub mod core;
 pub mod escrow;
 pub mod export;
 pub mod habit;
+pub mod history;
 pub mod ingest;
 pub mod io;
 pub mod ledger;
