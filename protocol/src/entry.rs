@@ -494,7 +494,7 @@ pub struct AccountOpened {
     #[n(1)]
     #[serde(skip)]
     pub document: ByteVec,
-    /// True for accounts taken over with a history elsewhere: they count as seasoned.
+    /// False for an account too young for stand-in. Those taken over from elsewhere are as old as they were there.
     #[n(2)]
     pub seasoned: bool,
 }

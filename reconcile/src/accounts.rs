@@ -18,7 +18,7 @@ use feiqian_protocol::frame::{Frame, LossNotice};
 use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
 use feiqian_protocol::limits::{AMOUNT_FEN_MAX, ENROL_CODE_SECONDS, ENROL_TRIES_MAX, LOSSES_PER_LIFT_MAX};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::time::Timestamp;
+use feiqian_protocol::time::{BusinessDay, Timestamp};
 use serde_json::{Value, json};
 
 use crate::core::{Round, StoreError};
@@ -28,6 +28,9 @@ use crate::store::accounts::{self, StoredAccount};
 use crate::store::money::{self, MovementState};
 use crate::store::nodes::{self, Enrolment, Node, NodeState};
 use crate::store::{StoreError as Store, meta_number, put_meta};
+
+/// An account so young is not stood in for: nothing is known of its habits, and an account is easily opened to be emptied.
+const YOUNG_DAYS: i32 = 14;
 
 pub(crate) fn refused(code: &'static str, message: impl Into<String>) -> Reply {
     Err(CommandError { code, message: message.into() })
@@ -89,6 +92,9 @@ impl Round<'_> {
                     format!("row {row}: a balance must be from 0 to {AMOUNT_FEN_MAX} yuan"),
                 ));
             }
+            if new.opened.is_some_and(|day| !(BusinessDay(0)..=self.state.day).contains(&day)) {
+                return Ok(refused("account", format!("row {row}: it cannot have been opened on that day")));
+            }
             let account = AccountId(last + row as u64);
             let terms = NewAccount {
                 class: new.patron_class.clone(),
@@ -110,7 +116,7 @@ impl Round<'_> {
         }
         let count = opened.len();
         for (account, new, (settings, heads, document)) in opened {
-            self.open_account(account, &new.card, document, &settings, &heads)?;
+            self.open_account(account, new, document, &settings, &heads)?;
             for (wallet, amount) in [(Wallet::Cash, new.opening_fen), (Wallet::Subsidy, new.subsidy_fen)] {
                 if amount.is_positive() {
                     let key = Key::new(format!("opening-{account}-{wallet}"));
@@ -126,17 +132,19 @@ impl Round<'_> {
     fn open_account(
         &mut self,
         account: AccountId,
-        card: &CardNumber,
+        new: &ImportedAccount,
         document: Vec<u8>,
         settings: &AccountSettings,
         heads: &[String],
     ) -> Result<(), StoreError> {
         let log = self.state.shard(account);
-        let entry = AccountOpened { account, document: document.clone().into(), seasoned: true };
+        let seasoned_on = new.opened.map_or(BusinessDay(0), |day| BusinessDay(day.0 + YOUNG_DAYS));
+        let seasoned = seasoned_on <= self.state.day;
+        let entry = AccountOpened { account, document: document.clone().into(), seasoned };
         self.append(log, Actor::centre(), entry)?;
-        let stored = StoredAccount { document_epoch: 1, document, seasoned: true };
-        accounts::insert(self.db, account, card, &stored, settings, heads)?;
-        accounts::insert_card(self.db, card, account)?;
+        let stored = StoredAccount { document_epoch: 1, document, seasoned_on };
+        accounts::insert(self.db, account, &new.card, &stored, settings, heads)?;
+        accounts::insert_card(self.db, &new.card, account)?;
         self.state.dirty.insert(account);
         Ok(())
     }

@@ -185,7 +185,8 @@ enum Import {
         data: Data,
     },
     /// Accounts from a CSV file with a header: card, patron_class, opening_fen, and where wanted subsidy_fen,
-    /// single_limit_fen, daily_limit_fen, groups (separated by spaces).
+    /// single_limit_fen, daily_limit_fen, groups (separated by spaces), opened (a day; an account younger than two weeks is not
+    /// stood in for).
     Accounts {
         /// The file.
         file: PathBuf,

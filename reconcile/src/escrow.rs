@@ -380,7 +380,7 @@ impl Round<'_> {
         receivers: &[NodeId],
         refresh: bool,
     ) -> Result<(), StoreError> {
-        let Some((seasoned, limit)) = accounts::grant_terms(self.db, account)? else { return Ok(()) };
+        let Some((seasoned_on, limit)) = accounts::grant_terms(self.db, account)? else { return Ok(()) };
         let from = BusinessDay(self.state.day.0.saturating_sub(self.history_days()));
         let means = self.means()?;
         let habits = AccountHabits::new(&money::habits(self.db, account, from)?, &means, self.state.day);
@@ -421,7 +421,7 @@ impl Round<'_> {
         }
         self.distribute_shares(account, receivers, limit, &habits, &means)?;
         if self.state.mode() == Mode::Hybrid {
-            let seasoned = seasoned && claims == Fen::ZERO;
+            let seasoned = seasoned_on <= self.state.day && claims == Fen::ZERO;
             if seasoned {
                 self.distribute_stand_in(account, receivers, &habits)?;
             }

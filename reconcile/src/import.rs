@@ -11,6 +11,7 @@ use feiqian_protocol::frame::LOG_FILE_MAGIC;
 use feiqian_protocol::ids::{CardNumber, Key};
 use feiqian_protocol::limits::{AMOUNT_FEN_MAX, FRAME_BYTES_MAX};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::BusinessDay;
 
 use crate::control::{Client, ClientError};
 use crate::io::{Command, ImportedAccount};
@@ -21,8 +22,16 @@ const BATCH: usize = 500;
 /// Errors that are shown of one file.
 const ERRORS_SHOWN_MAX: usize = 20;
 
-const COLUMNS: [&str; 7] =
-    ["card", "patron_class", "opening_fen", "subsidy_fen", "single_limit_fen", "daily_limit_fen", "groups"];
+const COLUMNS: [&str; 8] = [
+    "card",
+    "patron_class",
+    "opening_fen",
+    "subsidy_fen",
+    "single_limit_fen",
+    "daily_limit_fen",
+    "groups",
+    "opened",
+];
 const COLUMNS_REQUIRED: usize = 3;
 
 /// Imports a file through the running service; says on `out` how many.
@@ -193,7 +202,7 @@ fn account(
     columns: &[Option<usize>; COLUMNS.len()],
     record: &csv::StringRecord,
 ) -> Result<ImportedAccount, String> {
-    let [card, class, opening, subsidy, single, daily, groups] =
+    let [card, class, opening, subsidy, single, daily, groups, opened] =
         columns.map(|place| place.and_then(|place| record.get(place)).unwrap_or_default());
     if class.is_empty() {
         return Err("patron_class: is empty".to_owned());
@@ -213,7 +222,16 @@ fn account(
             .map(Key::new)
             .collect::<Result<_, _>>()
             .map_err(|error| format!("groups: {error}"))?,
+        opened: if opened.is_empty() { None } else { Some(day(opened)?) },
     })
+}
+
+/// A day such as 2025-09-01.
+fn day(text: &str) -> Result<BusinessDay, String> {
+    let date: jiff::civil::Date =
+        text.parse().map_err(|_| format!("opened: {text:?} is no day such as 2025-09-01"))?;
+    let since = date.since(jiff::civil::date(1970, 1, 1)).map_err(|error| format!("opened: {error}"))?;
+    Ok(BusinessDay(since.get_days()))
 }
 
 fn fen(column: &str, text: &str) -> Result<Option<Fen>, String> {
@@ -233,12 +251,14 @@ mod tests {
 
     #[test]
     fn columns_come_in_any_order_and_what_is_left_out_is_the_campus_default() {
-        let text = "\u{feff}opening_fen, card,patron_class,groups,daily_limit_fen\n500,c1,student,a b,\n0,c2,staff,,7\n";
+        let text = "\u{feff}opening_fen, card,patron_class,groups,daily_limit_fen,opened\n500,c1,student,a b,,\n\
+                    0,c2,staff,,7,2025-09-08\n";
         let accounts = parse(text.as_bytes()).unwrap();
         assert_eq!(accounts.len(), 2);
         assert_eq!((accounts[0].opening_fen, accounts[0].subsidy_fen), (Fen::new(500), Fen::ZERO));
         assert_eq!((accounts[0].daily_limit_fen, accounts[1].daily_limit_fen), (None, Some(Fen::new(7))));
         assert_eq!(accounts[0].groups.len(), 2);
+        assert_eq!((accounts[0].opened, accounts[1].opened), (None, Some(BusinessDay(20_339))));
     }
 
     #[test]

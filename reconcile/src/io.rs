@@ -6,7 +6,7 @@ use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{CardNumber, InstitutionId, Key, NodeId, NodeName, Wallet};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::time::Timestamp;
+use feiqian_protocol::time::{BusinessDay, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// The clocks, as they are when a step begins.
@@ -201,6 +201,9 @@ pub struct ImportedAccount {
     /// Groups (doors).
     #[serde(default)]
     pub groups: Vec<Key>,
+    /// The day on which the account was opened, where that was lately: a young one is not stood in for.
+    #[serde(default)]
+    pub opened: Option<BusinessDay>,
 }
 
 /// A purchase of an imported history.

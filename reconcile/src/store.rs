@@ -13,7 +13,7 @@
 //! | `nodes` | a node: enrolment, epoch, state (`open`, `closing`, `closed`, `refused`, `retired`), session, `to_node_acked`, `heard` (order keys below it can no longer come), sums of its rows | replaced |
 //! | `revocations` | a node whose certificates were revoked, and when | once |
 //! | `enrolments` | a one-time code | replaced |
-//! | `accounts` | an account: its document, the document's projection (`settings`) and `heads` | replaced |
+//! | `accounts` | an account: the day from which on stand-in may be used, its document, the document's projection (`settings`) and `heads` | replaced |
 //! | `cards` | a card | once |
 //! | `losses` | a loss report and when it was lifted | replaced |
 //! | `wallets` | (account, wallet): `funds` (the posted balance), `free` (what the centre may grant), `claims` (open cases that the holder may owe), `unbacked` (debits beyond right so far) | replaced |
@@ -111,7 +111,7 @@ CREATE TABLE nodes (node INTEGER PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT 
 CREATE TABLE revocations (node INTEGER PRIMARY KEY, at INTEGER NOT NULL);
 CREATE TABLE enrolments (lookup BLOB PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, secret BLOB NOT NULL,
   expires INTEGER NOT NULL, tries INTEGER NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE accounts (account INTEGER PRIMARY KEY, card TEXT NOT NULL, seasoned INTEGER NOT NULL,
+CREATE TABLE accounts (account INTEGER PRIMARY KEY, card TEXT NOT NULL, seasoned_on INTEGER NOT NULL,
   document_epoch INTEGER NOT NULL, document BLOB NOT NULL, settings TEXT NOT NULL, heads TEXT NOT NULL,
   daily_limit INTEGER NOT NULL);
 CREATE TABLE cards (card TEXT PRIMARY KEY, account INTEGER NOT NULL) WITHOUT ROWID;

@@ -15,7 +15,7 @@ use crate::campus::plan::{Kill, Loss, Outage};
 use crate::campus::{self, Options, Usage, check, process};
 use crate::plan::Plan;
 use crate::scenario::{BUILT_IN, Scenario, ScenarioError, Workload};
-use crate::{shrink, sweep, twice, world};
+use crate::{frontier, shrink, sweep, twice, world};
 
 /// Shows that Feiqian keeps its promises: a whole campus on this machine.
 #[derive(Debug, Parser)]
@@ -41,6 +41,9 @@ enum Command {
     Shrink(ShrinkArguments),
     /// Lists the scenarios that come with the simulator.
     Scenarios(ScenariosArguments),
+    /// Draws false declines against overspend: the same taps under the same outages with every mode and with settings of the
+    /// hybrid policy, decided by the shipping cores. Ends with 1 where more was overspent than the bound allows.
+    Frontier(frontier::Arguments),
     /// Measures taps, catch-up, the way down and a node's start, each beside its baseline on the same disk.
     Bench(BenchArguments),
 }
@@ -211,6 +214,10 @@ pub fn main() -> ExitCode {
             end_with_driver();
             feiqian_reconcile::cli::main(child_arguments("feiqian-reconcile", arguments))
         }
+        Some(frontier::WORKER) => {
+            end_with_driver();
+            frontier::work(arguments)
+        }
         Some(sweep::WORKER) => {
             let arguments: Vec<String> =
                 arguments.skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
@@ -332,6 +339,11 @@ async fn execute(command: Command) -> Result<bool> {
             Ok(true)
         }
         Command::Scenarios(ScenariosArguments { name, json }) => list_scenarios(name.as_deref(), json),
+        Command::Frontier(arguments) => {
+            let frontier = frontier::run(&arguments).await?;
+            print!("{}", frontier.table());
+            Ok(frontier.holds())
+        }
         Command::Bench(BenchArguments { json, only, quick }) => {
             let figures = bench::run(&bench::Options { json, only, quick }).await?;
             print!("{}", figures.table());

@@ -409,6 +409,7 @@ fn import(card: &str, opening: Fen, limits: (Fen, Fen)) -> Result<centre_io::Imp
         single_limit_fen: Some(limits.0),
         daily_limit_fen: Some(limits.1),
         groups: Vec::new(),
+        opened: None,
     })
 }
 

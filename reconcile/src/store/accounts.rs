@@ -3,7 +3,7 @@
 use feiqian_protocol::account::AccountSettings;
 use feiqian_protocol::ids::{AccountId, CardNumber, Key};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::time::Timestamp;
+use feiqian_protocol::time::{BusinessDay, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::StoreError;
@@ -15,8 +15,8 @@ pub(crate) struct StoredAccount {
     pub document_epoch: u32,
     /// The document, saved.
     pub document: Vec<u8>,
-    /// True where stand-in may be used.
-    pub seasoned: bool,
+    /// From this day on stand-in may be used.
+    pub seasoned_on: BusinessDay,
 }
 
 /// The account of a card.
@@ -50,7 +50,7 @@ pub(crate) fn insert(
     db.prepare_cached("INSERT INTO accounts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params![
         account.0 as i64,
         card.as_str(),
-        stored.seasoned,
+        stored.seasoned_on.0,
         stored.document_epoch,
         stored.document,
         settings.canonical(),
@@ -84,20 +84,29 @@ pub(crate) fn update(
 /// An account's document.
 pub(crate) fn load(db: &Connection, account: AccountId) -> Result<Option<StoredAccount>, StoreError> {
     let mut statement =
-        db.prepare_cached("SELECT document_epoch, document, seasoned FROM accounts WHERE account = ?1")?;
+        db.prepare_cached("SELECT document_epoch, document, seasoned_on FROM accounts WHERE account = ?1")?;
     let found = statement
         .query_row([account.0 as i64], |row| {
-            Ok(StoredAccount { document_epoch: row.get(0)?, document: row.get(1)?, seasoned: row.get(2)? })
+            Ok(StoredAccount {
+                document_epoch: row.get(0)?,
+                document: row.get(1)?,
+                seasoned_on: BusinessDay(row.get(2)?),
+            })
         })
         .optional()?;
     Ok(found)
 }
 
-/// Seasoned, and the limit of a day.
-pub(crate) fn grant_terms(db: &Connection, account: AccountId) -> Result<Option<(bool, Fen)>, StoreError> {
-    let mut statement = db.prepare_cached("SELECT seasoned, daily_limit FROM accounts WHERE account = ?1")?;
-    let found =
-        statement.query_row([account.0 as i64], |row| Ok((row.get(0)?, Fen::new(row.get(1)?)))).optional()?;
+/// The day from which on stand-in may be used, and the limit of a day.
+pub(crate) fn grant_terms(
+    db: &Connection,
+    account: AccountId,
+) -> Result<Option<(BusinessDay, Fen)>, StoreError> {
+    let mut statement =
+        db.prepare_cached("SELECT seasoned_on, daily_limit FROM accounts WHERE account = ?1")?;
+    let found = statement
+        .query_row([account.0 as i64], |row| Ok((BusinessDay(row.get(0)?), Fen::new(row.get(1)?))))
+        .optional()?;
     Ok(found)
 }
 

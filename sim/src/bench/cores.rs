@@ -398,6 +398,7 @@ fn person(number: u64) -> Result<centre_io::ImportedAccount> {
         single_limit_fen: None,
         daily_limit_fen: None,
         groups: Vec::new(),
+        opened: None,
     })
 }
 

@@ -199,20 +199,21 @@ pub enum What {
 }
 
 /// When somebody who is short is not told, and who can top up meanwhile.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Outage {
     /// From when.
     pub from: Timestamp,
     /// Until when.
     pub until: Timestamp,
     /// Buildings whose tills do not know what the holder has.
-    pub cut: [bool; BUILDINGS.len()],
+    pub cut: Vec<bool>,
     /// False where nobody can top up: the centre is down.
     pub topups: bool,
 }
 
 impl Outage {
-    fn is_on(&self, at: Timestamp) -> bool {
+    /// True while it lasts.
+    pub fn is_on(&self, at: Timestamp) -> bool {
         (self.from..self.until).contains(&at)
     }
 }
@@ -360,7 +361,7 @@ fn life(
         // The chance is drawn in any case, so that an outage changes nothing that it does not touch.
         let (thinks_of_it, delay_s) =
             (random.chance(TOPUP_CHANCE), -TOPUP_DELAY_S * (1.0 - random.unit()).ln());
-        let told = !(outage.is_on(event.at) && outage.cut[usize::from(building)]);
+        let told = !(outage.is_on(event.at) && outage.cut.get(usize::from(building)) == Some(&true));
         while told && balance < fen {
             // Short at the till: at once, instead of what was planned.
             topups.push(top_up(event.at.plus_ms(-1)));

@@ -1,0 +1,279 @@
+//! Plays purchases and top-ups on a rig, and judges every decision by what an all-seeing authorizer would have said.
+
+use anyhow::{Context, Result};
+use feiqian_protocol::ids::Key;
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::tap::{Decision, DeclineReason, Pin, TapKey, TapKind, TapRequest};
+use feiqian_protocol::time::{BusinessDay, Timestamp};
+use feiqian_reconcile::io::Command;
+
+use super::college::{Event, What};
+use super::rig::Rig;
+use super::stage::{card, till, top_up};
+use crate::campus::local::CALENDAR;
+
+/// Everything of such an interval happens at its beginning, top-ups first: one step of a core carries several taps.
+const STEP_MS: i64 = 30_000;
+
+/// What people really have, whoever knows it.
+#[derive(Clone, Debug)]
+pub struct Purses {
+    fen: Vec<i64>,
+    /// Of it topped up since the outage began.
+    topped_up: Vec<i64>,
+    /// What was spent on the day of the last purchase.
+    today: Vec<(BusinessDay, i64)>,
+}
+
+impl Purses {
+    /// Of these balances.
+    pub fn new(fen: Vec<i64>) -> Self {
+        let people = fen.len();
+        Self { fen, topped_up: vec![0; people], today: vec![(BusinessDay(0), 0); people] }
+    }
+
+    /// What everybody has.
+    pub fn fen(&self) -> &[i64] {
+        &self.fen
+    }
+
+    /// From here on top-ups are out of reach of who is cut off.
+    pub fn cut(&mut self) {
+        self.topped_up.fill(0);
+    }
+}
+
+/// Who is not asked at all: a reference that some other system would be.
+pub trait Gate {
+    /// Whether the node may be asked for this purchase.
+    fn lets_through(&mut self, at: Timestamp, person: u32, building: usize, fen: i64) -> bool;
+    /// The node approved it.
+    fn approved(&mut self, person: u32, building: usize, fen: i64);
+}
+
+/// Nobody is held back.
+pub struct Open;
+
+impl Gate for Open {
+    fn lets_through(&mut self, _: Timestamp, _: u32, _: usize, _: i64) -> bool {
+        true
+    }
+
+    fn approved(&mut self, _: u32, _: usize, _: i64) {}
+}
+
+/// What came of taps.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Tally {
+    /// Purchases tried.
+    pub taps: u64,
+    /// Declined though the money was there, known to somebody before the outage.
+    pub false_declines: u64,
+    /// Declined though the money was there, topped up since.
+    pub unreachable: u64,
+    /// A PIN was asked for though the day's allowance was not used up, and was given.
+    pub pins_asked: u64,
+    /// Fen approved.
+    pub approved_fen: i64,
+}
+
+impl Tally {
+    /// Adds another.
+    pub fn add(&mut self, other: &Self) {
+        self.taps += other.taps;
+        self.false_declines += other.false_declines;
+        self.unreachable += other.unreachable;
+        self.pins_asked += other.pins_asked;
+        self.approved_fen += other.approved_fen;
+    }
+}
+
+/// A run of taps on a rig.
+pub struct Play<'a> {
+    /// The cores.
+    pub rig: Rig,
+    /// The truth.
+    pub purses: Purses,
+    /// No-PIN limits by person: of a purchase, and of a day.
+    pub limits: Vec<(Fen, Fen)>,
+    /// By building.
+    pub tallies: Vec<Tally>,
+    /// Who is held back.
+    pub gate: &'a mut dyn Gate,
+    /// Of these people nothing is counted.
+    pub uncounted: &'a [bool],
+    keys: u64,
+}
+
+/// One purchase on its way.
+struct Purchase {
+    person: u32,
+    building: usize,
+    fen: i64,
+    decision: Option<Decision>,
+}
+
+impl<'a> Play<'a> {
+    /// Begins.
+    pub fn new(
+        rig: Rig,
+        purses: Purses,
+        buildings: usize,
+        limits: Vec<(Fen, Fen)>,
+        gate: &'a mut dyn Gate,
+        uncounted: &'a [bool],
+    ) -> Self {
+        // Keys never come again, whatever was played on the snapshot before: later runs start later.
+        let keys = rig.now().0.unsigned_abs() * 1_000;
+        Self { rig, purses, limits, tallies: vec![Tally::default(); buildings], gate, uncounted, keys }
+    }
+
+    /// Plays events in order.
+    ///
+    /// # Errors
+    /// What a core could not do.
+    pub fn events(&mut self, events: &[Event]) -> Result<()> {
+        let step = |event: &Event| event.at.0.div_euclid(STEP_MS);
+        for events in events.chunk_by(|a, b| step(a) == step(b)) {
+            if let Some(first) = events.first() {
+                self.rig.advance(Timestamp(step(first) * STEP_MS))?;
+                self.step(events)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, events: &[Event]) -> Result<()> {
+        let mut topups = Vec::new();
+        for event in events {
+            if let What::TopUp { fen } = event.what {
+                topups.push(self.top_up(event.person, fen)?);
+            }
+        }
+        if !topups.is_empty() {
+            self.rig.commands(topups)?;
+            self.rig.settle()?;
+        }
+        let mut purchases = Vec::new();
+        for event in events {
+            if let What::Buy { building, fen } = event.what {
+                let building = usize::from(building);
+                purchases.push(Purchase { person: event.person, building, fen, decision: None });
+            }
+        }
+        self.buy(purchases)
+    }
+
+    fn top_up(&mut self, person: u32, fen: i64) -> Result<Command> {
+        self.keys += 1;
+        self.purses.fen[person as usize] += fen;
+        self.purses.topped_up[person as usize] += fen;
+        top_up(person, fen, format!("t-{}", self.keys))
+    }
+
+    /// Tries purchases of this moment; how many were approved.
+    ///
+    /// # Errors
+    /// What a core could not do.
+    pub fn try_all(&mut self, purchases: &[(u32, usize, i64)]) -> Result<Vec<bool>> {
+        let mut tried: Vec<Purchase> = purchases
+            .iter()
+            .map(|(person, building, fen)| Purchase {
+                person: *person,
+                building: *building,
+                fen: *fen,
+                decision: None,
+            })
+            .collect();
+        self.ask(&mut tried, Pin::Absent)?;
+        self.ask(&mut tried, Pin::Right)?;
+        let approved: Vec<bool> = tried
+            .iter()
+            .map(|purchase| matches!(purchase.decision, Some(Decision::Approved { .. })))
+            .collect();
+        for (purchase, approved) in tried.iter().zip(&approved) {
+            self.judge(purchase, *approved, false);
+        }
+        Ok(approved)
+    }
+
+    fn buy(&mut self, mut purchases: Vec<Purchase>) -> Result<()> {
+        self.ask(&mut purchases, Pin::Absent)?;
+        let asked: Vec<bool> = purchases.iter().map(Purchase::wants_pin).collect();
+        // Who is asked for the PIN gives it.
+        self.ask(&mut purchases, Pin::Right)?;
+        for (purchase, pin_asked) in purchases.iter().zip(asked) {
+            let approved = matches!(purchase.decision, Some(Decision::Approved { .. }));
+            self.judge(purchase, approved, pin_asked);
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, purchases: &mut [Purchase], pin: Pin) -> Result<()> {
+        let at = self.rig.now();
+        let mut asked = Vec::new();
+        let mut requests = Vec::new();
+        for (index, purchase) in purchases.iter_mut().enumerate() {
+            let Purchase { person, building, fen, .. } = *purchase;
+            let due = if pin == Pin::Absent {
+                self.gate.lets_through(at, person, building, fen)
+            } else {
+                purchase.wants_pin()
+            };
+            if !due {
+                continue;
+            }
+            self.keys += 1;
+            let sequence = Key::new(self.keys.to_string()).context("a sequence")?;
+            let key = TapKey { terminal: till(building)?, epoch: 1, sequence };
+            let request = TapRequest { key, card: card(person)?, kind: TapKind::Amount(Fen::new(fen)), pin };
+            requests.push((building, request));
+            asked.push(index);
+        }
+        let decisions = self.rig.taps(requests)?;
+        for (index, decision) in asked.into_iter().zip(decisions) {
+            purchases[index].decision = Some(decision);
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self, purchase: &Purchase, approved: bool, pin_asked: bool) {
+        let Purchase { person, building, fen, .. } = *purchase;
+        let index = person as usize;
+        let day = CALENDAR.day(self.rig.now());
+        let spent = &mut self.purses.today[index];
+        if spent.0 != day {
+            *spent = (day, 0);
+        }
+        let within_limit = self
+            .limits
+            .get(index)
+            .is_none_or(|(single, daily)| fen <= single.get() && spent.1 + fen <= daily.get());
+        let has = self.purses.fen[index];
+        if approved {
+            spent.1 += fen;
+            self.purses.fen[index] -= fen;
+            self.gate.approved(person, building, fen);
+        }
+        let tally = &mut self.tallies[building];
+        tally.approved_fen += if approved { fen } else { 0 };
+        if self.uncounted.get(index).copied().unwrap_or(false) {
+            return;
+        }
+        tally.taps += 1;
+        tally.pins_asked += u64::from(pin_asked && within_limit);
+        if !approved && has >= fen {
+            if has - self.purses.topped_up[index] >= fen {
+                tally.false_declines += 1;
+            } else {
+                tally.unreachable += 1;
+            }
+        }
+    }
+}
+
+impl Purchase {
+    fn wants_pin(&self) -> bool {
+        self.decision == Some(Decision::Declined(DeclineReason::PinRequired))
+    }
+}

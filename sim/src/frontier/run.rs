@@ -1,0 +1,462 @@
+//! The runs of one seed: the same taps under the same outages for every contender.
+
+use anyhow::{Context, Result, ensure};
+use feiqian_protocol::ids::NodeName;
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::{BusinessDay, Timestamp};
+
+use super::Scope;
+use super::cell::{Found, Kind};
+use super::college::{self, FIRST_DAY, HISTORY_DAYS, What};
+use super::mode::{Contender, Sketch};
+use super::play::{Gate, Open, Play, Purses, Tally};
+use super::rig::{Rig, Snapshot};
+use super::stage::{Workload, base, stage};
+use crate::campus::local::CALENDAR;
+use crate::campus::replay;
+use crate::campus::workload::Ask;
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// Outages up to this long begin at eleven, before lunch; longer ones at any hour.
+const SHORT_HALF_HOURS: u32 = 12;
+const LUNCH_HOUR: i64 = 11;
+
+/// Hours at which longer outages begin, one after another by seed, on a Monday and on a Tuesday.
+const HOURS: [i64; 6] = [2, 6, 10, 14, 18, 22];
+
+/// Days after the history that a workload goes on: an outage of three days from Tuesday night, and what it touches.
+const DAYS_AFTER: i32 = 9;
+
+/// One account in so many is hostile.
+const HOSTILE_EVERY: usize = 100;
+
+/// What a hostile account tries at every building every hour, again and again while it gets something.
+const HOSTILE_FEN: [i64; 3] = [2_000, 500, 100];
+const HOSTILE_TRIES: usize = 6;
+
+/// A campus to run on.
+pub struct Ground {
+    source: Source,
+    base: Snapshot,
+}
+
+enum Source {
+    College { people: usize },
+    Replay(Workload),
+}
+
+/// When an outage begins, and where rights were handed out before it.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    cut: Timestamp,
+    /// The midnight before: from here on every tap is real.
+    midnight: Timestamp,
+}
+
+impl Ground {
+    /// The generated college, or a recorded campus.
+    ///
+    /// # Errors
+    /// Where the recording cannot be read, or a core does not do what it should.
+    pub fn new(scope: &Scope) -> Result<Self> {
+        let source = match &scope.replay {
+            Some(dir) => Source::Replay(recorded(&replay::read(dir, None)?)?),
+            None => Source::College { people: scope.people },
+        };
+        let (workload, at) = match &source {
+            Source::Replay(workload) => {
+                let first = workload.events.first().context("the recording is empty")?;
+                (workload.clone(), CALENDAR.start(CALENDAR.day(first.at)))
+            }
+            Source::College { people } => {
+                let opening = vec![0; *people];
+                (college_workload(opening, Vec::new())?, CALENDAR.start(FIRST_DAY))
+            }
+        };
+        Ok(Self { base: base(&workload, at)?, source })
+    }
+
+    /// When an outage of such a length begins.
+    fn moment(&self, seed: u64, half_hours: u32) -> Result<Moment> {
+        let short = half_hours <= SHORT_HALF_HOURS;
+        let (day, hour) = match &self.source {
+            Source::College { .. } => {
+                let day = BusinessDay(FIRST_DAY.0 + HISTORY_DAYS + i32::from(seed % 2 == 1));
+                let hour = HOURS[(seed / 2 % HOURS.len() as u64) as usize];
+                (day, if short { LUNCH_HOUR } else { hour })
+            }
+            // The second day at the earliest, so that there is a day of history.
+            Source::Replay(workload) => {
+                let first = workload.events.first().context("the recording is empty")?;
+                (BusinessDay(CALENDAR.day(first.at).0 + if short { 2 } else { 1 }), LUNCH_HOUR)
+            }
+        };
+        let midnight = CALENDAR.start(day);
+        Ok(Moment { cut: midnight.plus_ms(hour * HOUR_MS), midnight })
+    }
+
+    fn buildings(&self) -> usize {
+        match &self.source {
+            Source::College { .. } => college::BUILDINGS.len(),
+            Source::Replay(workload) => workload.buildings.len(),
+        }
+    }
+
+    fn workload(&self, seed: u64, outage: &college::Outage) -> Result<Workload> {
+        match &self.source {
+            Source::College { people } => {
+                let college = college::generate(seed, *people, HISTORY_DAYS + DAYS_AFTER, outage);
+                college_workload(college.opening, college.events)
+            }
+            Source::Replay(workload) => {
+                let mut workload = workload.clone();
+                if !outage.topups {
+                    // Who cannot top up now does it afterwards.
+                    for event in &mut workload.events {
+                        if matches!(event.what, What::TopUp { .. }) && outage.is_on(event.at) {
+                            event.at = outage.until;
+                        }
+                    }
+                    workload.events.sort_by_key(|event| event.at);
+                }
+                Ok(workload)
+            }
+        }
+    }
+
+    /// Buildings that an outage cuts off.
+    fn cut(&self, kind: Kind, workload: &Workload) -> Vec<bool> {
+        let buildings = self.buildings();
+        match kind {
+            Kind::LargestCanteen => {
+                let mut taps = vec![0_u64; buildings];
+                for event in &workload.events {
+                    if let What::Buy { building, .. } = event.what {
+                        taps[usize::from(building)] += 1;
+                    }
+                }
+                let largest = (0..buildings).rev().max_by_key(|building| taps[*building]);
+                (0..buildings).map(|building| Some(building) == largest).collect()
+            }
+            Kind::Islands => (0..buildings).map(|building| building % 2 == 1).collect(),
+            _ => vec![true; buildings],
+        }
+    }
+
+    /// Runs everything of one seed.
+    ///
+    /// # Errors
+    /// What a core could not do.
+    pub fn run(&self, seed: u64, scope: &Scope, found: &mut dyn FnMut(Found) -> Result<()>) -> Result<()> {
+        for short in [true, false] {
+            let outages: Vec<(Kind, u32)> = scope
+                .outages
+                .iter()
+                .filter(|(_, half_hours)| (*half_hours <= SHORT_HALF_HOURS) == short)
+                .copied()
+                .collect();
+            let Some((_, longest)) = outages.iter().max_by_key(|(_, half_hours)| *half_hours) else {
+                continue;
+            };
+            let moment = self.moment(seed, *longest)?;
+            let mut staged = Staged::default();
+            for kind in Kind::ALL {
+                let mut lengths: Vec<u32> =
+                    outages.iter().filter(|outage| outage.0 == kind).map(|outage| outage.1).collect();
+                lengths.sort_unstable();
+                lengths.dedup();
+                if !lengths.is_empty() {
+                    self.run_kind(seed, kind, &lengths, moment, scope, &mut staged, found)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one run is named by all of these")]
+    fn run_kind(
+        &self,
+        seed: u64,
+        kind: Kind,
+        lengths: &[u32],
+        moment: Moment,
+        scope: &Scope,
+        staged: &mut Staged,
+        found: &mut dyn FnMut(Found) -> Result<()>,
+    ) -> Result<()> {
+        let longest = lengths.last().copied().unwrap_or(0);
+        let until = moment.cut.plus_ms(i64::from(longest) * HOUR_MS / 2);
+        let mut outage = college::Outage {
+            from: moment.cut,
+            until,
+            cut: vec![true; self.buildings()],
+            topups: kind != Kind::CentreDown,
+        };
+        let mut workload = self.workload(seed, &outage)?;
+        let cut = self.cut(kind, &workload);
+        if cut != outage.cut {
+            outage.cut.clone_from(&cut);
+            workload = self.workload(seed, &outage)?;
+        }
+        let stake = match kind {
+            Kind::Adversary => Some(500),
+            Kind::AdversaryRich => Some(10_000),
+            _ => None,
+        };
+        let hostile: Vec<bool> = (0..workload.opening.len())
+            .map(|person| stake.is_some() && person % HOSTILE_EVERY == 0)
+            .collect();
+        workload.events.retain(|event| !hostile[event.person as usize] || event.at < moment.midnight);
+        if stake.is_some() {
+            *staged = Staged::default();
+        }
+        for (place, contender) in Contender::ALL.into_iter().enumerate() {
+            let wanted = if stake.is_some() {
+                matches!(contender, Contender::Optimistic | Contender::Strict | Contender::Hybrid)
+            } else {
+                scope.contenders.contains(&contender)
+            };
+            if !wanted {
+                continue;
+            }
+            let slot = if contender.is_reference() { &mut staged.reference } else { &mut staged.product };
+            let (snapshot, purses) = match slot {
+                Some(staged) => staged,
+                None => slot.insert(self.before(&workload, contender, moment, &hostile, stake)?),
+            };
+            let mut rig = Rig::resume(snapshot)?;
+            rig.advance(moment.cut)?;
+            for building in 0..self.buildings() {
+                rig.connect(building)?;
+            }
+            rig.publish(&workload.campus(&contender.policy())?)?;
+            rig.settle()?;
+            let mut purses = purses.clone();
+            purses.cut();
+            let mut gate: Box<dyn Gate> = match contender {
+                Contender::Sketch => Box::new(Sketch::new(&rig, &workload, moment.cut, purses.fen())?),
+                _ => Box::new(Open),
+            };
+            let bounds = lengths
+                .iter()
+                .map(|length| bound(&rig, contender, &cut, moment.cut, *length, &purses))
+                .collect::<Result<Vec<_>>>()?;
+            for (building, cut) in cut.iter().enumerate() {
+                if *cut {
+                    rig.cut(building)?;
+                }
+            }
+            let mut play =
+                Play::new(rig, purses, cut.len(), workload.limits.clone(), gate.as_mut(), &hostile);
+            let mut at = moment.cut;
+            for (length, bound_fen) in lengths.iter().zip(bounds) {
+                if scope.says_bounds {
+                    eprintln!(
+                        "seed {seed}, {} {} h, {} {}: at most {} yuan can be overspent",
+                        kind.name(),
+                        *length as f32 / 2.0,
+                        contender.mode(),
+                        contender.setting(),
+                        Fen::new(bound_fen)
+                    );
+                }
+                let end = moment.cut.plus_ms(i64::from(*length) * HOUR_MS / 2);
+                self.play(&mut play, &workload, &hostile, at, end)?;
+                at = end;
+                let mut after = Rig::resume(&play.rig.snapshot())?;
+                after.advance(end.max(play.rig.now()))?;
+                after.collect()?;
+                let (stand_in_fen, overspend_fen) = resolved(&after, moment.cut)?;
+                let (mut all, mut at_cut) = (Tally::default(), Tally::default());
+                for (tally, cut) in play.tallies.iter().zip(&cut) {
+                    all.add(tally);
+                    if *cut {
+                        at_cut.add(tally);
+                    }
+                }
+                found(Found {
+                    seed,
+                    contender: place,
+                    kind,
+                    half_hours: *length,
+                    taps: all.taps,
+                    false_declines: all.false_declines,
+                    unreachable: all.unreachable,
+                    pins_asked: all.pins_asked,
+                    approved_fen: all.approved_fen,
+                    stand_in_fen,
+                    overspend_fen,
+                    bound_fen,
+                    cut_taps: at_cut.taps,
+                    cut_false_declines: at_cut.false_declines + at_cut.unreachable,
+                })?;
+            }
+        }
+        if stake.is_some() {
+            *staged = Staged::default();
+        }
+        Ok(())
+    }
+
+    /// Everything as it is right before the outage: the references at the moment itself, the product after real hours.
+    fn before(
+        &self,
+        workload: &Workload,
+        contender: Contender,
+        moment: Moment,
+        hostile: &[bool],
+        stake: Option<i64>,
+    ) -> Result<(Snapshot, Purses)> {
+        let policy = if contender.is_reference() { contender.policy() } else { Contender::Hybrid.policy() };
+        let from = if contender.is_reference() { moment.cut } else { moment.midnight };
+        let stakes = |person: usize| stake.filter(|_| hostile[person]);
+        let (rig, purses) = stage(&self.base, workload, &policy, from, stakes)?;
+        let mut gate = Open;
+        let mut play =
+            Play::new(rig, purses, workload.buildings.len(), workload.limits.clone(), &mut gate, &[]);
+        play.events(workload.between(from, moment.cut))?;
+        let declined: u64 = play.tallies.iter().map(|tally| tally.false_declines + tally.unreachable).sum();
+        ensure!(declined == 0, "{declined} purchases were declined while everything was connected");
+        Ok((play.rig.snapshot(), play.purses))
+    }
+
+    /// Plays from one time to another, hostile visits included.
+    fn play(
+        &self,
+        play: &mut Play<'_>,
+        workload: &Workload,
+        hostile: &[bool],
+        from: Timestamp,
+        until: Timestamp,
+    ) -> Result<()> {
+        let people: Vec<u32> =
+            (0_u32..).zip(hostile).filter(|(_, is)| **is).map(|(person, _)| person).collect();
+        if people.is_empty() {
+            return play.events(workload.between(from, until));
+        }
+        let mut at = from;
+        while at < until {
+            let next = at.plus_ms(HOUR_MS).min(until);
+            play.rig.advance(at)?;
+            for building in 0..self.buildings() {
+                for fen in HOSTILE_FEN {
+                    let mut trying = people.clone();
+                    for _ in 0..HOSTILE_TRIES {
+                        let tries: Vec<_> = trying.iter().map(|person| (*person, building, fen)).collect();
+                        let approved = play.try_all(&tries)?;
+                        let mut approved = approved.iter();
+                        trying.retain(|_| approved.next() == Some(&true));
+                        if trying.is_empty() {
+                            break;
+                        }
+                    }
+                }
+            }
+            play.events(workload.between(at, next))?;
+            at = next;
+        }
+        Ok(())
+    }
+}
+
+/// What runs of one moment have in common.
+#[derive(Default)]
+struct Staged {
+    reference: Option<(Snapshot, Purses)>,
+    product: Option<(Snapshot, Purses)>,
+}
+
+fn college_workload(opening: Vec<i64>, events: Vec<college::Event>) -> Result<Workload> {
+    let buildings = college::BUILDINGS.iter().map(|name| NodeName::new(*name)).collect::<Result<_, _>>();
+    let limits = vec![(Fen::new(2_000), Fen::new(5_000)); opening.len()];
+    Ok(Workload { buildings: buildings.context("the buildings' names")?, limits, opening, events })
+}
+
+/// A recording as a workload: everybody with an account.
+fn recorded(recording: &crate::campus::workload::Workload) -> Result<Workload> {
+    let people: std::collections::BTreeMap<_, u32> =
+        recording.accounts.iter().map(|account| &account.card).zip(0..).collect();
+    let mut events = Vec::new();
+    for tap in &recording.taps {
+        let Some(person) = people.get(&tap.card).copied() else { continue };
+        let class = &recording.accounts[person as usize].patron_class;
+        let fen = recording.asked(tap, Some(class)).unwrap_or_default().get();
+        if matches!(tap.ask, Ask::Amount(_) | Ask::Quantity(_)) && fen > 0 {
+            let building = u8::try_from(tap.building).context("too many buildings")?;
+            events.push(college::Event { at: tap.at, person, what: What::Buy { building, fen } });
+        }
+    }
+    for topup in &recording.topups {
+        if let Some(person) = people.get(&topup.card).copied() {
+            let fen = topup.amount.get();
+            events.push(college::Event { at: topup.at, person, what: What::TopUp { fen } });
+        }
+    }
+    events.sort_by_key(|event| event.at);
+    let defaults = (Fen::new(2_000), Fen::new(5_000));
+    Ok(Workload {
+        buildings: recording.buildings.iter().map(|site| site.name.clone()).collect(),
+        limits: recording
+            .accounts
+            .iter()
+            .map(|account| {
+                (account.single_limit.unwrap_or(defaults.0), account.daily_limit.unwrap_or(defaults.1))
+            })
+            .collect(),
+        opening: recording.accounts.iter().map(|account| account.opening.get()).collect(),
+        events,
+    })
+}
+
+/// The most that can be overspent, as it stands now: what stand-in was granted, and no more than the pools let through.
+/// Where nothing was granted, a contender that stands in all the same is bounded by what people have.
+fn bound(
+    rig: &Rig,
+    contender: Contender,
+    cut: &[bool],
+    from: Timestamp,
+    half_hours: u32,
+    purses: &Purses,
+) -> Result<i64> {
+    let others = cut.len() as i64 - 1;
+    match contender {
+        Contender::StrictReference | Contender::Strict => return Ok(0),
+        Contender::Optimistic | Contender::Sketch => {
+            return Ok(purses.fen().iter().map(|fen| fen.max(&0) * others).sum());
+        }
+        Contender::Hybrid | Contender::Price(_) | Contender::Pool(_) => {}
+    }
+    let until = from.plus_ms(i64::from(half_hours) * HOUR_MS / 2 - 1);
+    let days = i64::from(CALENDAR.day(until).0 - CALENDAR.day(from).0 + 1);
+    let mut sum = 0;
+    for (building, is_cut) in cut.iter().enumerate() {
+        let node = rig.node(building).0;
+        let granted: i64 = rig.tables().query_row(
+            "SELECT COALESCE(SUM(si_out), 0) FROM rights WHERE node = ?1",
+            [node],
+            |row| row.get(0),
+        )?;
+        let pool: i64 = rig.tables().query_row(
+            "SELECT COALESCE(pool_per_day, 0) FROM nodes WHERE node = ?1",
+            [node],
+            |row| row.get(0),
+        )?;
+        // To a connected node more may be granted meanwhile.
+        sum += if *is_cut { granted.min(pool * days) } else { pool * days };
+    }
+    Ok(sum)
+}
+
+/// After the heal: fen stood in for since the cut, and fen overspent by the centre's cases.
+fn resolved(rig: &Rig, cut: Timestamp) -> Result<(i64, i64)> {
+    let stand_in = rig.tables().query_row(
+        "SELECT COALESCE(SUM(stand_in), 0) FROM movements WHERE order_key >= ?1",
+        [cut.0],
+        |row| row.get(0),
+    )?;
+    let overspent =
+        rig.tables()
+            .query_row("SELECT COALESCE(SUM(opened), 0) FROM cases WHERE loss = 0", [], |row| row.get(0))?;
+    Ok((stand_in, overspent))
+}

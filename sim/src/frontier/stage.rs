@@ -1,0 +1,191 @@
+//! What the cores hold when an outage begins: accounts, a history, balances, rights by habit, and some real hours of taps.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use feiqian_protocol::campus::{Building, CampusConfig, Merchant, Policy, Terminal};
+use feiqian_protocol::ids::{CampusId, CardNumber, Key, NodeName, TerminalId, Wallet};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::Timestamp;
+use feiqian_reconcile::io::{Command, ImportedAccount, PastPurchase};
+
+use super::college::{Event, What};
+use super::play::Purses;
+use super::rig::{INSTITUTION, Rig, Snapshot};
+use crate::campus::local::CALENDAR;
+
+/// Accounts of one import command, and purchases.
+const IMPORT_PART: usize = 500;
+
+/// What happens at one campus.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// The buildings; events name them by index.
+    pub buildings: Vec<NodeName>,
+    /// No-PIN limits by person: of a purchase, and of a day.
+    pub limits: Vec<(Fen, Fen)>,
+    /// Fen that people have before the first event.
+    pub opening: Vec<i64>,
+    /// Purchases and top-ups, by time.
+    pub events: Vec<Event>,
+}
+
+impl Workload {
+    /// The events of an interval.
+    pub fn between(&self, from: Timestamp, until: Timestamp) -> &[Event] {
+        let at = |time| self.events.partition_point(|event| event.at < time);
+        &self.events[at(from)..at(until)]
+    }
+
+    /// What people have at a time: all that they could pay was paid.
+    fn balances(&self, at: Timestamp) -> Vec<i64> {
+        let mut balances = self.opening.clone();
+        for event in self.between(Timestamp(i64::MIN), at) {
+            let balance = &mut balances[event.person as usize];
+            match event.what {
+                What::TopUp { fen } => *balance += fen,
+                What::Buy { fen, .. } if *balance >= fen => *balance -= fen,
+                What::Buy { .. } => {}
+            }
+        }
+        balances
+    }
+
+    /// The campus configuration that goes with it.
+    ///
+    /// # Errors
+    /// Names that are none.
+    pub fn campus(&self, policy: &Policy) -> Result<CampusConfig> {
+        let mut buildings = Vec::new();
+        let mut merchants = Vec::new();
+        for ((index, node), id) in self.buildings.iter().enumerate().zip(1_u16..) {
+            merchants.push(Merchant { id, name: node.to_string(), tariff: BTreeMap::new() });
+            let till = Terminal { id: till(index)?, merchant: Some(id), groups: Vec::new() };
+            buildings.push(Building { node: node.clone(), terminals: vec![till] });
+        }
+        Ok(CampusConfig {
+            institution: INSTITUTION,
+            campus: CampusId(1),
+            calendar: CALENDAR,
+            single_limit_fen: Fen::new(2_000),
+            daily_limit_fen: Fen::new(5_000),
+            policy: policy.clone(),
+            merchants,
+            buildings,
+        })
+    }
+}
+
+/// A building's till.
+pub fn till(building: usize) -> Result<TerminalId> {
+    TerminalId::new(format!("till-{building}")).context("a till's name")
+}
+
+/// A person's card.
+pub fn card(person: u32) -> Result<CardNumber> {
+    CardNumber::new(format!("c{person:05}")).context("a card's number")
+}
+
+/// Accounts without money, known at every node: what all runs of a campus have in common.
+///
+/// # Errors
+/// What a core could not do.
+pub fn base(workload: &Workload, at: Timestamp) -> Result<Snapshot> {
+    let mut rig = Rig::new(at)?;
+    rig.publish(&workload.campus(&Policy::default())?)?;
+    let account = |(person, (single, daily)): (u32, &(Fen, Fen))| {
+        Ok(ImportedAccount {
+            card: card(person)?,
+            patron_class: "student".to_owned(),
+            opening_fen: Fen::ZERO,
+            subsidy_fen: Fen::ZERO,
+            single_limit_fen: Some(*single),
+            daily_limit_fen: Some(*daily),
+            groups: Vec::new(),
+            opened: None,
+        })
+    };
+    let accounts = (0_u32..).zip(&workload.limits).map(account).collect::<Result<Vec<_>>>()?;
+    for part in accounts.chunks(IMPORT_PART) {
+        rig.command(Command::ImportAccounts { accounts: part.to_vec() })?;
+    }
+    for node in &workload.buildings {
+        rig.enrol(node)?;
+    }
+    rig.spread_accounts()?;
+    Ok(rig.snapshot())
+}
+
+/// Takes the history of a workload over, credits what everybody has at `from` (or what `stakes` says), and connects all:
+/// rights are handed out.
+///
+/// # Errors
+/// What a core could not do.
+pub fn stage(
+    base: &Snapshot,
+    workload: &Workload,
+    policy: &Policy,
+    from: Timestamp,
+    stakes: impl Fn(usize) -> Option<i64>,
+) -> Result<(Rig, Purses)> {
+    let mut rig = Rig::resume(base)?;
+    rig.advance(from)?;
+    rig.publish(&workload.campus(policy)?)?;
+    import_history(&mut rig, workload, policy, from)?;
+    let mut balances = workload.balances(from);
+    for (person, balance) in balances.iter_mut().enumerate() {
+        *balance = stakes(person).unwrap_or(*balance);
+    }
+    let mut credits = Vec::new();
+    for (person, balance) in (0_u32..).zip(&balances) {
+        if *balance > 0 {
+            credits.push(top_up(person, *balance, format!("opening-{person}"))?);
+        }
+    }
+    rig.commands(credits)?;
+    for building in 0..workload.buildings.len() {
+        rig.connect(building)?;
+    }
+    rig.settle()?;
+    Ok((rig, Purses::new(balances)))
+}
+
+/// The command that credits a person.
+pub fn top_up(person: u32, fen: i64, key: String) -> Result<Command> {
+    Ok(Command::Topup {
+        card: card(person)?,
+        amount_fen: Fen::new(fen),
+        wallet: Wallet::Cash,
+        channel: Key::new("counter").context("a channel")?,
+        key: Key::new(key).context("a key")?,
+    })
+}
+
+fn import_history(rig: &mut Rig, workload: &Workload, policy: &Policy, until: Timestamp) -> Result<()> {
+    let since = until.plus_ms(-i64::from(policy.history_days + 1) * 86_400_000);
+    let offset_ms = i64::from(CALENDAR.utc_offset_minutes) * 60_000;
+    let mut purchases = Vec::new();
+    for event in workload.between(since, until) {
+        if let What::Buy { building, fen } = event.what {
+            purchases.push(PastPurchase {
+                local_ms: event.at.0 + offset_ms,
+                card: card(event.person)?,
+                node: workload.buildings[usize::from(building)].clone(),
+                amount_fen: Fen::new(fen),
+            });
+        }
+    }
+    let file = Key::new("history").context("a key")?;
+    let parts = purchases.chunks(IMPORT_PART);
+    let count = parts.len();
+    for (part, purchases) in (0_u32..).zip(parts) {
+        let last = part as usize + 1 == count;
+        rig.command(Command::ImportHistory {
+            file: file.clone(),
+            part,
+            last,
+            purchases: purchases.to_vec(),
+        })?;
+    }
+    Ok(())
+}
