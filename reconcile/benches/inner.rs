@@ -66,7 +66,7 @@ fn split_free_money_over_20_nodes(bencher: Bencher<'_, '_>) {
     let means = CampusMeans::new(&turnover, &nodes);
     let habits = AccountHabits::default();
     let held: Vec<_> = nodes.iter().map(|node| (*node, Fen::new(i64::from(node.0) * 30))).collect();
-    bencher.bench(|| habits.allocate(black_box(Fen::new(20_000)), &held, &means));
+    bencher.bench(|| habits.allocate(black_box(Fen::new(20_000)), &held, 130, &means));
 }
 
 /// One step over a frame of as many debits as one may have: verified, posted to the ledger, named in the account streams,
@@ -142,6 +142,7 @@ impl Centre {
             single_limit_fen: None,
             daily_limit_fen: None,
             groups: Vec::new(),
+            opened: None,
         });
         for command in [
             Command::PublishCampus { config: serde_json::to_value(campus).unwrap() },

@@ -30,7 +30,7 @@ use crate::store::nodes::{self, Enrolment, Node, NodeState};
 use crate::store::{StoreError as Store, meta_number, put_meta};
 
 /// An account so young is not stood in for: nothing is known of its habits, and an account is easily opened to be emptied.
-const YOUNG_DAYS: i32 = 14;
+pub(crate) const YOUNG_DAYS: i32 = 14;
 
 pub(crate) fn refused(code: &'static str, message: impl Into<String>) -> Reply {
     Err(CommandError { code, message: message.into() })

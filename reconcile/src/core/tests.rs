@@ -822,7 +822,7 @@ fn right_that_is_called_back_at_night_goes_where_it_will_be_wanted() {
     let node = &mut bench.nodes[canteen];
     let (wall, account, wallet) = (bench.now.wall, AccountId(1), Wallet::Cash);
     let (amount, epoch) = (Fen::new(2_500), Epoch::FIRST);
-    let release = feiqian_protocol::entry::Release { account, wallet, epoch, amount, total: amount };
+    let release = feiqian_protocol::entry::Release { account, wallet, epoch, amount, released_total: amount };
     let at = node.write(wall, Proof::None, release);
     bench.upload(canteen);
     bench.frame(canteen, Frame::Recalled(Recalled { account, unit: Unit::Wallet(wallet), at }));
@@ -838,9 +838,7 @@ fn a_young_account_is_not_stood_in_for() {
     let mut bench = Bench::new(Mode::Hybrid);
     let (canteen, shop) = (bench.enrol("n1", Role::Pos), bench.enrol("n2", Role::Pos));
     let today = BusinessCalendar::CHINA.day(START).0;
-    let account = |card: &str, opened: Option<i32>| {
-        json!({ "card": card, "patron_class": "student", "opening_fen": 10_000, "opened": opened })
-    };
+    let account = |card: &str, opened: Option<i32>| json!({ "card": card, "patron_class": "student", "opening_fen": 10_000, "opened": opened });
     let import = |accounts: Value| {
         serde_json::from_value(json!({ "command": "import_accounts", "accounts": accounts })).unwrap()
     };

@@ -8,10 +8,11 @@ use feiqian_protocol::entry::{
 };
 use feiqian_protocol::ids::{AccountId, CardNumber, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::time::Timestamp;
+use feiqian_protocol::time::{BusinessDay, Timestamp};
 use serde_json::json;
 
 use super::Stage;
+use crate::accounts::YOUNG_DAYS;
 use crate::core::{Round, State, StoreError};
 use crate::escrow::PendingGrants;
 use crate::io::LinkId;
@@ -166,11 +167,10 @@ impl Round<'_> {
         let reader = actor_id(self.state.identity.institution, NodeId::CENTRE, 1, 1, account);
         let mut document = Document::load(&opened.document, reader)?;
         let (settings, heads) = (document.settings()?, document.heads());
-        let stored = StoredAccount {
-            document_epoch: 1,
-            document: opened.document.to_vec(),
-            seasoned: opened.seasoned,
-        };
+        // The entry does not say since when it was young: the longest that it can be.
+        let seasoned_on =
+            if opened.seasoned { BusinessDay(0) } else { BusinessDay(self.state.day.0 + YOUNG_DAYS) };
+        let stored = StoredAccount { document_epoch: 1, document: opened.document.to_vec(), seasoned_on };
         let first = settings.cards.keys().next().cloned();
         let first = first.ok_or_else(|| StoreError::Corrupt(format!("account {account} has no card")))?;
         accounts::insert(self.db, account, &first, &stored, &settings, &heads)?;

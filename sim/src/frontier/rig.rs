@@ -228,7 +228,8 @@ impl Rig {
         let node = &mut self.nodes[building];
         node.link = Some(link);
         let (id, incarnation) = (node.identity.node, node.identity.incarnation);
-        let up = centre_io::Input::LinkUp { link: centre_io::LinkId(link), node: id, incarnation };
+        let up =
+            centre_io::Input::LinkUp { link: centre_io::LinkId(link), node: id, incarnation, expired: false };
         self.step_centre(vec![up])?;
         self.step_node(building, vec![node_io::Input::LinkUp(node_io::LinkId(link))])
     }

@@ -253,9 +253,10 @@ impl Ground {
             for (length, bound_fen) in lengths.iter().zip(bounds) {
                 if scope.says_bounds {
                     eprintln!(
-                        "seed {seed}, {} {} h, {} {}: at most {} yuan can be overspent",
+                        "seed {seed}, {} {}.{} h, {} {}: at most {} yuan can be overspent",
                         kind.name(),
-                        *length as f32 / 2.0,
+                        length / 2,
+                        length % 2 * 5,
                         contender.mode(),
                         contender.setting(),
                         Fen::new(bound_fen)

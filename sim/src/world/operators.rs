@@ -52,6 +52,7 @@ impl World<'_> {
                 single_limit_fen: account.single_limit,
                 daily_limit_fen: account.daily_limit,
                 groups: account.groups.clone(),
+                opened: None,
             })
             .collect();
         for part in accounts.chunks(IMPORT_PART) {
