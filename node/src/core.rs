@@ -51,6 +51,8 @@ pub struct NodeCore {
     pub(crate) recalls: BTreeMap<(AccountId, Unit), Recall>,
     /// Entries and snapshots that came before the Hello: they travel in another lane.
     pub(crate) early: Vec<Frame>,
+    /// True where the link has room for more of the log than the last step has read.
+    pub(crate) more_to_send: bool,
     /// What is to be acknowledged at the end of the step.
     pub(crate) acks: BTreeSet<LogId>,
     /// Logs with an entry that this build cannot apply: they stand still until it is updated.
@@ -120,6 +122,7 @@ impl NodeCore {
             queues: Queues::default(),
             recalls: BTreeMap::new(),
             early: Vec::new(),
+            more_to_send: false,
             acks: BTreeSet::new(),
             blocked: BTreeSet::new(),
             damage: None,
@@ -203,7 +206,7 @@ impl NodeCore {
 
     /// When [`Input::Timer`] is wanted next, as [`Now::mono_ms`].
     pub fn next_timer(&self) -> Option<u64> {
-        [self.queues.next_deadline(), self.next_mark()].into_iter().flatten().min()
+        [self.queues.next_deadline(), self.next_mark(), self.next_send()].into_iter().flatten().min()
     }
 
     fn run(&mut self, now: &Now, inputs: Vec<Input>, outputs: &mut Vec<Output>) -> Result<(), StoreError> {

@@ -52,7 +52,8 @@ const NEXT_ADDRESS_PAUSE: Duration = Duration::from_millis(250);
 /// Frames of one lane that may wait before the core. Few of the bulk lane, since one step takes all that wait and taps
 /// wait for the step; a lane that is full waits on the wire.
 const BULK_FRAMES_WAITING_MAX: usize = 2;
-const OTHER_FRAMES_WAITING_MAX: usize = 64;
+const URGENT_FRAMES_WAITING_MAX: usize = 8;
+const CONTROL_FRAMES_WAITING_MAX: usize = 64;
 
 /// Bytes that a lane gathers before it writes.
 const WRITE_BYTES_TARGET: usize = 64 * 1024;
@@ -445,7 +446,8 @@ async fn read_lane<R: AsyncRead + Unpin>(
     }
     let waiting = match lane {
         Lane::Bulk => BULK_FRAMES_WAITING_MAX,
-        Lane::Control | Lane::Urgent => OTHER_FRAMES_WAITING_MAX,
+        Lane::Urgent => URGENT_FRAMES_WAITING_MAX,
+        Lane::Control => CONTROL_FRAMES_WAITING_MAX,
     };
     let waiting = Arc::new(Semaphore::new(waiting));
     while let Some(frame) = read_frame(&mut stream).await? {

@@ -31,6 +31,9 @@ const EARLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How far the wall clock must have moved for another mark.
 const MARK_STEP_MS: i64 = 1_000;
 
+/// Frames of the log that one step reads for the centre: taps wait for the step, and the rest follows in the next one.
+const FRAMES_READ_PER_STEP: usize = 4;
+
 /// The link to the centre.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Link {
@@ -187,6 +190,7 @@ impl NodeCore {
         self.recalls.clear();
         self.early.clear();
         self.acks.clear();
+        self.more_to_send = false;
         self.blocked.clear();
         self.decide_waiting(now, self.queues.accounts(), outputs)
     }
@@ -238,7 +242,7 @@ impl NodeCore {
                 }
                 Ok(())
             }
-            (early @ (Frame::Entries(_) | Frame::Snapshot(_)), Link::Opening(_)) => {
+            (early @ (Frame::Entries(_) | Frame::Fresh(_) | Frame::Snapshot(_)), Link::Opening(_)) => {
                 let early_bytes: usize = self.early.iter().map(bytes_of).sum();
                 if early_bytes + bytes_of(&early) > EARLY_BYTES_MAX {
                     return Err(Fault::peer("entries, but no Hello"));
@@ -246,7 +250,7 @@ impl NodeCore {
                 self.early.push(early);
                 Ok(())
             }
-            (Frame::Entries(entries), _) => self.on_entries(now, entries, outputs),
+            (Frame::Entries(entries) | Frame::Fresh(entries), _) => self.on_entries(now, entries, outputs),
             (Frame::Snapshot(signed), _) => self.on_snapshot(now, link, *signed, outputs),
             (Frame::SnapshotPiece(piece), Link::Up(..) | Link::Refused(..) | Link::Damaged(..)) => {
                 self.on_piece(now, link, &piece, outputs)
@@ -630,10 +634,17 @@ impl NodeCore {
         let end = self.state.writer.cursor().position;
         self.sender.extend(self.state.saved.branch.unwrap_or_else(|| self.own_log()), end);
         self.sender.extend(self.own_log(), end);
+        let mut read = 0;
+        self.more_to_send = false;
         while let Some((log, after)) = self.sender.next_due() {
+            if read == FRAMES_READ_PER_STEP {
+                self.more_to_send = true;
+                break;
+            }
             let Some(entries) = self.packed(log, after)? else { break };
-            self.sender.sent(log, after + entries.records.len() as u64);
+            self.sender.sent(log, after + entries.records.len() as u64, false);
             outputs.push(Output::Send(link, Frame::Entries(entries)));
+            read += 1;
         }
         self.mark(now, link, outputs);
         Ok(())
@@ -678,6 +689,11 @@ impl NodeCore {
     /// The latest time that the centre has signed, as far as this node has heard.
     pub fn centre_time(&self) -> Timestamp {
         self.state.saved.centre_time.max(self.state.saved.anchor)
+    }
+
+    /// At once, where the link has room for more of the log than the last step has read.
+    pub(crate) fn next_send(&self) -> Option<u64> {
+        self.more_to_send.then_some(0)
     }
 
     /// When a mark may be due.

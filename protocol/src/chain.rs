@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::entry::{Actor, Body, Entry, RecordError};
 use crate::ids::{CampusId, LogId};
-use crate::limits::{ENTRIES_PER_FRAME_MAX, FRAME_RECORDS_BYTES_TARGET, RECORD_BYTES_MAX};
+use crate::limits::{ENTRIES_PER_FRAME_TARGET, FRAME_RECORDS_BYTES_TARGET, RECORD_BYTES_MAX};
 use crate::time::{Hlc, Timestamp};
 
 /// A SHA-256 hash.
@@ -210,7 +210,7 @@ impl LogWriter {
 
     /// True where so much stands unsigned that a head must be signed before the next entry.
     pub const fn head_due(&self) -> bool {
-        self.unsigned_entries >= ENTRIES_PER_FRAME_MAX || self.unsigned_bytes >= FRAME_RECORDS_BYTES_TARGET
+        self.unsigned_entries >= ENTRIES_PER_FRAME_TARGET || self.unsigned_bytes >= FRAME_RECORDS_BYTES_TARGET
     }
 
     /// Signs the head over all that was appended since the last; `None` where nothing was.

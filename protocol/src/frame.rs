@@ -34,7 +34,7 @@ pub const LOG_FILE_MAGIC: &[u8; 14] = b"feiqian-log-1\n";
 pub enum Lane {
     /// Hello, asks, recalls, acks.
     Control,
-    /// What overtakes bulk: losses.
+    /// What overtakes bulk: losses, and entries that somebody waits for.
     Urgent,
     /// Entries, snapshots.
     Bulk,
@@ -402,6 +402,9 @@ pub enum Frame {
     /// Node to centre.
     #[n(12)]
     SnapshotAck(#[n(0)] SnapshotAck),
+    /// Centre to node: entries that somebody waits for, of a log of which nothing is under way in bulk.
+    #[n(13)]
+    Fresh(#[n(0)] Entries),
 }
 
 /// Why bytes are no frame. The link that carried them is closed.
@@ -429,7 +432,7 @@ impl Frame {
     pub const fn lane(&self) -> Lane {
         match self {
             Self::Entries(_) | Self::Snapshot(_) | Self::SnapshotPiece(_) => Lane::Bulk,
-            Self::LossNotice(_) => Lane::Urgent,
+            Self::LossNotice(_) | Self::Fresh(_) => Lane::Urgent,
             _ => Lane::Control,
         }
     }
@@ -454,7 +457,7 @@ impl Frame {
         if decoder.position() != bytes.len() {
             return Err(FrameError::TrailingBytes);
         }
-        if let Self::Entries(entries) = &frame
+        if let Self::Entries(entries) | Self::Fresh(entries) = &frame
             && !(1..=ENTRIES_PER_FRAME_MAX).contains(&entries.records.len())
         {
             return Err(FrameError::Entries(entries.records.len()));

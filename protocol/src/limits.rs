@@ -25,22 +25,27 @@ pub const NAME_BYTES_MAX: usize = 64;
 /// Largest entry record. A setting change of a large document is the largest thing that is logged.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;
 
-/// Entries in one frame: one commit of a busy node fits, and a frame stays a unit of work of some milliseconds, for which
-/// everything else at its receiver waits.
+/// Entries in one frame: what stands between two signed heads always fits.
 pub const ENTRIES_PER_FRAME_MAX: usize = 256;
 
 /// Elements of a list in a frame that are decoded before the list is judged: an element may be one byte on the wire and
 /// takes some tens of bytes in memory.
 pub const FRAME_LIST_MAX: usize = 1_024;
 
-/// Payload of records that a sender puts into one frame before it starts the next one.
-pub const FRAME_RECORDS_BYTES_TARGET: usize = 128 * 1024;
+/// Entries that a sender puts into one frame before it starts the next one, and entries between two signed heads of one
+/// commit. A frame is the least that a step takes: so many are a millisecond or two of work at their receiver, for which
+/// everything else there waits, and a signature for so many still costs little.
+pub const ENTRIES_PER_FRAME_TARGET: usize = 64;
+
+/// Payload of records that a sender puts into one frame before it starts the next one; the same holds of it.
+pub const FRAME_RECORDS_BYTES_TARGET: usize = 32 * 1024;
 
 /// Largest frame on the wire, length prefix excluded. A receiver allocates nothing for a longer one.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
 
-/// Entries of one log that may be under way unacknowledged: what a receiver may have to hold.
-pub const ENTRIES_IN_FLIGHT_MAX: u64 = 16 * 1024;
+/// Frames of entries that one side of a session may have under way unacknowledged: what a receiver may have to hold. Enough
+/// to keep a link of 20 ms busy.
+pub const FRAMES_IN_FLIGHT_MAX: usize = 64;
 
 /// Largest enrolment request or answer.
 pub const ENROL_BYTES_MAX: usize = 16 * 1024;
@@ -127,6 +132,8 @@ const _: () = assert!(SNAPSHOT_PIECE_BYTES_MAX < FRAME_BYTES_MAX - 1_024);
 const _: () = assert!(SNAPSHOT_POSTED_MAX * 32 + CAMPUS_CONFIG_BYTES_MAX < FRAME_BYTES_MAX - 4_096);
 const _: () = assert!(FRAME_RECORDS_BYTES_TARGET + RECORD_BYTES_MAX + 64 * 1024 < FRAME_BYTES_MAX);
 const _: () = assert!(CAMPUS_CONFIG_BYTES_MAX < RECORD_BYTES_MAX && DOCUMENT_BYTES_MAX < RECORD_BYTES_MAX);
+const _: () =
+    assert!(ENTRIES_PER_FRAME_TARGET <= ENTRIES_PER_FRAME_MAX && FRAMES_IN_FLIGHT_MAX < LINK_QUEUE_MAX);
 const _: () = assert!(DELTAS_PER_POSTED_MAX * 24 < RECORD_BYTES_MAX);
 const _: () = assert!(ENTRIES_PER_FRAME_MAX < FRAME_LIST_MAX && (SHARDS as usize) < FRAME_LIST_MAX);
 const _: () =

@@ -5,12 +5,12 @@
 //! waiting for an answer to each; acknowledgements are cumulative and mean *durable at the receiver*. After a break both
 //! sides start again from the other's cursors, and the receiver skips what it has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::chain::{Cursor, SignedHead};
 use crate::frame::{Entries, NodeHello, PROTOCOL_VERSION, RefusalReason};
 use crate::ids::{InstitutionId, LogId, NodeId};
-use crate::limits::{ENTRIES_IN_FLIGHT_MAX, ENTRIES_PER_FRAME_MAX, FRAME_RECORDS_BYTES_TARGET};
+use crate::limits::{ENTRIES_PER_FRAME_TARGET, FRAME_RECORDS_BYTES_TARGET, FRAMES_IN_FLIGHT_MAX};
 
 /// Why a peer's word does not fit the session. The link is closed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -33,23 +33,44 @@ pub enum SessionError {
     OutOfPlace,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Outgoing {
     acked: u64,
     sent: u64,
     end: u64,
+    /// Where the frames under way end, oldest first, and whether each is fresh.
+    frames: VecDeque<(u64, bool)>,
+}
+
+impl Outgoing {
+    fn is_due(&self) -> bool {
+        self.sent < self.end
+    }
+
+    /// True where nothing of it is under way in the other lane, which could arrive later though it was sent before.
+    fn may_go(&self, fresh: bool) -> bool {
+        self.frames.iter().all(|frame| frame.1 == fresh)
+    }
 }
 
 /// What one side sends in one session.
+///
+/// Entries travel in the bulk lane, or, where somebody waits for them, as fresh ones in the urgent lane; a log's entries
+/// must arrive in order, so fresh ones are for logs of which nothing is under way in bulk.
 #[derive(Clone, Debug, Default)]
 pub struct Sender {
     logs: BTreeMap<LogId, Outgoing>,
+    /// Frames under way in bulk, and fresh ones.
+    under_way: [usize; 2],
 }
 
 impl Sender {
     /// Starts a log where the peer has `peer_has` entries and we have `end`.
     pub fn open(&mut self, log: LogId, peer_has: u64, end: u64) {
-        self.logs.insert(log, Outgoing { acked: peer_has, sent: peer_has, end });
+        let outgoing = Outgoing { acked: peer_has, sent: peer_has, end, frames: VecDeque::new() };
+        if let Some(before) = self.logs.insert(log, outgoing) {
+            before.frames.iter().for_each(|(_, fresh)| self.under_way[usize::from(*fresh)] -= 1);
+        }
     }
 
     /// Our log has grown. Ignored for a log that was not opened.
@@ -59,21 +80,45 @@ impl Sender {
         }
     }
 
-    /// The next log with something to send, and the position after which to read: at most
-    /// [`ENTRIES_IN_FLIGHT_MAX`] entries are under way per log.
+    /// The next log with something to send, and the position after which to read: at most [`FRAMES_IN_FLIGHT_MAX`] frames
+    /// are under way.
     pub fn next_due(&self) -> Option<(LogId, u64)> {
-        self.logs
-            .iter()
-            .find(|(_, outgoing)| {
-                outgoing.sent < outgoing.end && outgoing.sent - outgoing.acked < ENTRIES_IN_FLIGHT_MAX
-            })
-            .map(|(log, outgoing)| (*log, outgoing.sent))
+        self.due_in_bulk(FRAMES_IN_FLIGHT_MAX, None)
     }
 
-    /// Everything of `log` up to `position` was handed to the link.
-    pub fn sent(&mut self, log: LogId, position: u64) {
-        if let Some(outgoing) = self.logs.get_mut(&log) {
-            outgoing.sent = outgoing.sent.max(position);
+    /// As [`Sender::next_due`], where at most `frames` are under way in bulk; logs after `last` come first, so that they
+    /// take turns.
+    pub fn due_in_bulk(&self, frames: usize, last: Option<LogId>) -> Option<(LogId, u64)> {
+        if self.under_way[0] >= frames || self.under_way[1] >= FRAMES_IN_FLIGHT_MAX {
+            return None;
+        }
+        let due = |(log, outgoing): (&LogId, &Outgoing)| {
+            (outgoing.is_due() && outgoing.may_go(false)).then_some((*log, outgoing.sent))
+        };
+        let after = last.and_then(|last| {
+            self.logs.range((std::ops::Bound::Excluded(last), std::ops::Bound::Unbounded)).find_map(due)
+        });
+        after.or_else(|| self.logs.iter().find_map(due))
+    }
+
+    /// The position after which to read a log that has few entries to send, of which one at `position` is waited for: the
+    /// frame may then be a fresh one.
+    pub fn due_fresh(&self, log: LogId, position: u64) -> Option<u64> {
+        let outgoing = self.logs.get(&log)?;
+        let few = outgoing.end - outgoing.sent <= ENTRIES_PER_FRAME_TARGET as u64;
+        let is_due = outgoing.sent < position && position <= outgoing.end;
+        (is_due && few && outgoing.may_go(true) && self.under_way[1] < FRAMES_IN_FLIGHT_MAX)
+            .then_some(outgoing.sent)
+    }
+
+    /// Everything of `log` up to `position` was handed to the link, in a frame of its own.
+    pub fn sent(&mut self, log: LogId, position: u64, fresh: bool) {
+        if let Some(outgoing) = self.logs.get_mut(&log)
+            && position > outgoing.sent
+        {
+            outgoing.sent = position;
+            outgoing.frames.push_back((position, fresh));
+            self.under_way[usize::from(fresh)] += 1;
         }
     }
 
@@ -93,7 +138,16 @@ impl Sender {
         }
         let news = position > outgoing.acked;
         outgoing.acked = outgoing.acked.max(position);
+        while let Some((_, fresh)) = outgoing.frames.pop_front_if(|(end, _)| *end <= position) {
+            self.under_way[usize::from(fresh)] -= 1;
+        }
         Ok(news)
+    }
+
+    /// The logs that are sent, where one of them has something to send.
+    pub fn due_logs(&self) -> Vec<LogId> {
+        let is_due = self.logs.values().any(Outgoing::is_due);
+        if is_due { self.logs.keys().copied().collect() } else { Vec::new() }
     }
 
     /// True where the peer has acknowledged everything.
@@ -150,7 +204,7 @@ fn pack_commits(
             }
         }
         let commit_bytes: usize = commit.iter().map(Vec::len).sum();
-        let full = packed.records.len() + commit.len() > ENTRIES_PER_FRAME_MAX
+        let full = packed.records.len() + commit.len() > ENTRIES_PER_FRAME_TARGET
             || bytes + commit_bytes > FRAME_RECORDS_BYTES_TARGET;
         if full && !packed.heads.is_empty() {
             break;
@@ -294,15 +348,42 @@ mod tests {
         let mut sender = Sender::default();
         sender.open(LOG, 3, 3);
         assert_eq!(sender.next_due(), None);
-        sender.extend(LOG, ENTRIES_IN_FLIGHT_MAX * 2);
-        assert_eq!(sender.next_due(), Some((LOG, 3)));
-        sender.sent(LOG, 3 + ENTRIES_IN_FLIGHT_MAX);
+        sender.extend(LOG, 1_000);
+        for frame in 0..FRAMES_IN_FLIGHT_MAX as u64 {
+            assert_eq!(sender.next_due(), Some((LOG, 3 + frame)));
+            sender.sent(LOG, 4 + frame, false);
+        }
         assert_eq!(sender.next_due(), None);
         assert_eq!(sender.acked(LOG, 4), Ok(true));
         assert_eq!(sender.acked(LOG, 4), Ok(false));
-        assert_eq!(sender.next_due(), Some((LOG, 3 + ENTRIES_IN_FLIGHT_MAX)));
+        assert_eq!(sender.next_due(), Some((LOG, 3 + FRAMES_IN_FLIGHT_MAX as u64)));
         assert!(matches!(sender.acked(LOG, u64::MAX), Err(SessionError::AckBeyondSent { .. })));
         assert!(!sender.drained());
+    }
+
+    #[test]
+    fn logs_take_turns_and_what_is_waited_for_overtakes_other_logs_but_never_its_own() {
+        let other = LogId::node(InstitutionId(1), NodeId(2));
+        let mut sender = Sender::default();
+        sender.open(LOG, 0, 5);
+        sender.open(other, 0, 5);
+        assert_eq!(sender.due_in_bulk(2, Some(LOG)), Some((other, 0)));
+        assert_eq!(sender.due_in_bulk(2, Some(other)), Some((LOG, 0)));
+        sender.sent(LOG, 2, false);
+        sender.sent(LOG, 4, false);
+        assert_eq!(sender.due_in_bulk(2, None), None);
+        assert_eq!(sender.due_fresh(other, 3), Some(0));
+        assert_eq!(sender.due_fresh(other, 6), None, "it is not there yet");
+        assert_eq!(sender.due_fresh(LOG, 5), None, "it would arrive before what is in bulk");
+        sender.sent(other, 3, true);
+        assert_eq!(sender.due_in_bulk(9, None), Some((LOG, 4)), "what is fresh may still be under way");
+        assert_eq!(sender.due_fresh(other, 3), None, "it was sent");
+        assert_eq!(sender.due_fresh(other, 5), Some(3));
+        sender.acked(LOG, 4).unwrap();
+        assert_eq!(sender.due_fresh(LOG, 5), Some(4));
+        sender.extend(LOG, 1_000);
+        assert_eq!(sender.due_fresh(LOG, 5), None, "that is bulk");
+        assert_eq!(sender.due_in_bulk(1, None), Some((LOG, 4)));
     }
 
     #[test]

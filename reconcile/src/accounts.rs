@@ -123,6 +123,7 @@ impl Round<'_> {
                     let key = key.map_err(|error| Store::Invariant(error.to_string()))?;
                     let channel = Key::new(MIGRATION).map_err(|error| Store::Invariant(error.to_string()))?;
                     self.credit(account, wallet, amount, channel, key, Actor::centre())?;
+                    self.state.hand_out.later(account);
                 }
             }
         }
@@ -145,7 +146,7 @@ impl Round<'_> {
         let stored = StoredAccount { document_epoch: 1, document, seasoned_on };
         accounts::insert(self.db, account, &new.card, &stored, settings, heads)?;
         accounts::insert_card(self.db, &new.card, account)?;
-        self.state.dirty.insert(account);
+        self.state.hand_out.later(account);
         Ok(())
     }
 
@@ -164,12 +165,12 @@ impl Round<'_> {
         let at = EntryRef { log, position };
         let day = self.state.day;
         self.post(at, day, amount, from, wallet_ledger(account, wallet))?;
-        let movement = MovementState::plain(self.state.time, amount);
+        let previous = self.link_movement(account, wallet, at)?;
+        let movement = MovementState { previous, ..MovementState::plain(self.state.time, amount) };
         money::put_movement(self.db, account, wallet, at, &movement)?;
         let holding = self.holding(account, wallet)?;
         holding.wallet.funds += amount;
         holding.wallet.free += amount;
-        self.state.dirty.insert(account);
         self.resolve.insert((account, wallet));
         Ok(())
     }
@@ -206,6 +207,7 @@ impl Round<'_> {
         }
         let actor = Actor { kind: ActorKind::Channel, id: channel.clone(), proof: Proof::None };
         self.credit(account, wallet, amount, channel.clone(), key.clone(), actor)?;
+        self.state.hand_out.soon(account);
         let posted = self.holding(account, wallet)?.wallet.funds;
         let answer = json!({
             "account": account, "wallet": wallet, "amount_fen": amount, "posted_fen": posted,
@@ -311,6 +313,7 @@ impl Round<'_> {
         match intent {
             Intent::ReportLoss { card, loss } => {
                 accounts::insert_loss(self.db, &card, &loss, account, time)?;
+                self.state.cards_lost.insert(card.clone());
                 let notice = LossNotice { account, card, log, position };
                 for link in self.sessions() {
                     self.outputs.push(Output::Send(link, Frame::LossNotice(notice.clone())));
@@ -323,7 +326,7 @@ impl Round<'_> {
             Intent::SetLimits { .. } => self.state.debts.check_allowance(account),
             _ => {}
         }
-        self.state.dirty.insert(account);
+        self.state.hand_out.soon(account);
         Ok(())
     }
 
@@ -542,7 +545,7 @@ impl Round<'_> {
 
     pub(crate) fn status(&self) -> Result<Reply, StoreError> {
         let accounts = accounts::count(self.db)?;
-        let waiting = self.state.dirty.len() as u64 + self.state.sweep.left(accounts);
+        let waiting = self.state.hand_out.waiting() + self.state.sweep.left(accounts);
         let mut nodes = Vec::new();
         for (id, node) in self.state.nodes.iter().filter(|(_, node)| node.is_shown()) {
             let link = self.state.links.values().find(|link| link.node == *id && link.is_accepted());

@@ -162,7 +162,7 @@ impl Round<'_> {
             while self.serve_one(key)? {}
             if !self.asked(key.0, key.1) {
                 self.state.asks.remove(&key);
-                self.state.dirty.insert(key.0);
+                self.state.hand_out.soon(key.0);
             }
         }
         self.state.asks_of.clear();
@@ -411,13 +411,15 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// When the next ask is too late, or at once where handing out goes on.
+    /// When the next ask is too late or what was gathered must be posted; at once where handing out or sending goes on.
     pub(crate) fn plan_timer(&mut self) {
         let asks = self.state.asks.values().flat_map(|queue| &queue.asks).map(|waiting| waiting.deadline_ms);
-        let going_on = !self.state.dirty.is_empty()
+        let going_on = self.state.hand_out.waiting() > 0
             || self.state.sweep.goes_on()
+            || self.more_to_send
             || self.snapshots_wait()
             || self.replays();
-        self.state.next_timer = asks.chain(going_on.then_some(self.now.mono_ms)).min();
+        let at_once = going_on.then_some(self.now.mono_ms);
+        self.state.next_timer = asks.chain(at_once).chain(self.state.gathered.due_ms()).min();
     }
 }

@@ -40,8 +40,8 @@ impl Round<'_> {
 
     fn resolve_wallet(&mut self, account: AccountId, wallet: Wallet) -> Result<(), StoreError> {
         let institution = self.state.identity.institution;
-        let history: BTreeMap<EntryRef, MovementState> =
-            money::movements(self.db, institution, account, wallet)?.into_iter().collect();
+        let last = self.holding(account, wallet)?.wallet.last;
+        let history: BTreeMap<EntryRef, MovementState> = money::movements(self.db, account, wallet, last)?;
         let targets = targets(history.iter().map(|(at, state)| replayed(*at, state)).collect());
         let before = money::overspend_cases(self.db, institution, account, wallet)?;
         let mut cases = before.clone();
@@ -105,6 +105,8 @@ impl Round<'_> {
 
     /// Writes a case as it is now, and posts the difference.
     fn move_case(&mut self, before: Option<&CaseState>, after: &CaseState) -> Result<(), StoreError> {
+        // A case speaks of debits: they are posted before it.
+        self.write_posted()?;
         let log = self.state.shard(after.account);
         let moved = CaseMoved {
             debit: after.debit,
@@ -140,11 +142,12 @@ impl Round<'_> {
         self.post_lines(at, day, lines)?;
         let recovered = after.recovered - before.map(|case| case.recovered).unwrap_or_default();
         if recovered != Fen::ZERO {
-            let movement = MovementState { recovered, ..MovementState::plain(time, Fen::ZERO) };
+            let previous = self.link_movement(after.account, after.wallet, at)?;
+            let movement = MovementState { recovered, previous, ..MovementState::plain(time, Fen::ZERO) };
             money::put_movement(self.db, after.account, after.wallet, at, &movement)?;
         }
         // Grants and hints go by open cases.
-        self.state.dirty.insert(after.account);
+        self.state.hand_out.later(after.account);
         money::put_case(self.db, after)
     }
 

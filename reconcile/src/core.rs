@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use feiqian_protocol::campus::{CampusConfig, Mode, Policy};
 use feiqian_protocol::chain::LogWriter;
 use feiqian_protocol::entry::{Actor, Body, Delta, EntryRef, Posted, PostedHead, Refund};
-use feiqian_protocol::ids::{AccountId, CampusId, Epoch, LogId, NodeId, Unit, Wallet};
+use feiqian_protocol::frame::Frame;
+use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, Epoch, LogId, NodeId, Unit, Wallet};
 use feiqian_protocol::limits::{DELTAS_PER_POSTED_MAX, SHARDS};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::snapshot::SignedSnapshot;
@@ -20,7 +21,7 @@ use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Timestamp};
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::asks::{AskQueue, Debts};
-use crate::escrow::{PendingGrants, Sweep};
+use crate::escrow::{HandOut, PendingGrants, Sweep};
 use crate::habit::CampusMeans;
 use crate::io::{Command, CommandError, Identity, Input, LinkId, Now, Output, Reply, Ticket};
 use crate::recovery::Recovery;
@@ -29,8 +30,7 @@ pub use crate::store::StoreError;
 use crate::store::logs::{self, BranchState, LogState};
 use crate::store::money::{self, Rows, WalletState};
 use crate::store::nodes::{self, Node};
-use crate::store::{meta_number, meta_text, prepare, put_meta};
-use crate::store::{recovery, snapshots};
+use crate::store::{accounts, meta_number, meta_text, prepare, put_meta, recovery, snapshots};
 
 /// The centre.
 pub struct ReconcileCore {
@@ -59,9 +59,13 @@ pub(crate) struct State {
     /// How many of them each node has.
     pub asks_of: BTreeMap<NodeId, usize>,
     pub debts: Debts,
-    /// Accounts with something to hand out.
-    pub dirty: BTreeSet<AccountId>,
+    pub hand_out: HandOut,
     pub sweep: Sweep,
+    pub gathered: Gathered,
+    /// Cards that were ever reported lost: few, and every debit asks.
+    pub cards_lost: BTreeSet<CardNumber>,
+    /// Up to where somebody waits for the entries of one of the centre's streams.
+    pub waited_for: BTreeMap<LogId, u64>,
     pub means: Option<CampusMeans>,
     /// The newest snapshots of the account streams.
     pub snapshots: BTreeMap<LogId, SignedSnapshot>,
@@ -110,8 +114,11 @@ impl State {
             asks: BTreeMap::new(),
             asks_of: BTreeMap::new(),
             debts: Debts::default(),
-            dirty: BTreeSet::new(),
+            hand_out: HandOut::default(),
             sweep: Sweep::default(),
+            gathered: Gathered::default(),
+            cards_lost: accounts::cards_lost(db)?,
+            waited_for: BTreeMap::new(),
             means: None,
             snapshots: snapshots::all(db, institution)?.into_iter().collect(),
             kept_after: BTreeMap::new(),
@@ -131,6 +138,7 @@ impl State {
             let pending = PendingGrants::load(db, &state, node)?;
             state.pending.insert(node, pending);
         }
+        state.gathered = Gathered::load(db, &state)?;
         Ok(state)
     }
 
@@ -295,6 +303,62 @@ impl Holding {
     }
 }
 
+/// Entries of nodes in one step from which on it is a backlog that comes in.
+const BACKLOG_ENTRIES: usize = 32;
+
+/// How long the effects of a backlog are gathered before they are posted: nobody waits for the posting of old taps, and one
+/// batch for many of them is less to write, sign, send and prove.
+const GATHER_MS: u64 = 50;
+
+/// Effects that are gathered at most; a posted batch of their part of one shard is less than a millisecond of work at a node.
+const GATHERED_MAX: usize = 512;
+
+/// Effects of ingested entries on balances that are in no posted batch yet. Kept by nothing but the ledger and `named` of
+/// the logs: a core that opens gathers them again.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered {
+    pub deltas: BTreeMap<(AccountId, Wallet), Fen>,
+    /// The logs that they are of.
+    logs: BTreeSet<LogId>,
+    /// When they must be posted.
+    due_ms: Option<u64>,
+}
+
+impl Gathered {
+    fn load(db: &Connection, state: &State) -> Result<Self, StoreError> {
+        let mut gathered = Self::default();
+        if state.recovery.is_some() {
+            // Some of it may have been posted after this copy was made.
+            return Ok(gathered);
+        }
+        for (log, at) in
+            state.logs.iter().filter(|(log, at)| log.writer != NodeId::CENTRE && at.named < at.posted)
+        {
+            gathered.logs.insert(*log);
+            for (_, account, wallet, amount) in money::wallet_effects(db, *log, at.named, at.posted)? {
+                *gathered.deltas.entry((account, wallet)).or_default() += amount;
+            }
+        }
+        Ok(gathered)
+    }
+
+    /// True where every balance is what the streams say.
+    pub fn is_empty(&self) -> bool {
+        self.deltas.is_empty()
+    }
+
+    /// They are to be posted in this step: a node is in session, for whom the streams go on.
+    pub fn due_now(&mut self) {
+        self.due_ms = Some(0);
+    }
+
+    /// When they must be posted, in `mono_ms`. Of those of an earlier core `None`: a centre that has just opened, and may be an
+    /// old copy, writes nothing into a stream before it has heard a node.
+    pub fn due_ms(&self) -> Option<u64> {
+        self.due_ms
+    }
+}
+
 /// One step under way.
 pub(crate) struct Round<'a> {
     pub db: &'a Connection,
@@ -305,10 +369,14 @@ pub(crate) struct Round<'a> {
     pub ledger: BTreeMap<String, Fen>,
     /// Purchases and fen of this step's debits, by node and day.
     pub turnover: BTreeMap<(NodeId, BusinessDay), (i64, i64)>,
-    /// Effects on balances of the node entries of this step, to be posted.
-    pub deltas: BTreeMap<(AccountId, Wallet), Fen>,
-    /// Node logs ingested in this step.
-    pub ingested: BTreeSet<LogId>,
+    /// Wallets whose balance node entries of this step have moved.
+    moved: BTreeSet<(AccountId, Wallet)>,
+    /// Entries of nodes that this step took.
+    pub taken: usize,
+    /// True where the step has something that somebody waits for.
+    pub urgent: bool,
+    /// True while what is appended is what somebody waits for: it overtakes what is sent in bulk.
+    pub fresh: bool,
     /// Refunds to be written once their debits are posted.
     pub refunds: Vec<Refund>,
     /// Wallets whose cases are to be resolved.
@@ -319,8 +387,8 @@ pub(crate) struct Round<'a> {
     pub touched_logs: BTreeSet<LogId>,
     unsigned: BTreeSet<LogId>,
     statuses: Vec<Ticket>,
-    /// Entries that this step wrote, to bound it.
-    pub written: usize,
+    /// True where links have room for more than this step has read for them.
+    pub more_to_send: bool,
 }
 
 impl<'a> Round<'a> {
@@ -335,8 +403,10 @@ impl<'a> Round<'a> {
             holdings: BTreeMap::new(),
             ledger: BTreeMap::new(),
             turnover: BTreeMap::new(),
-            deltas: BTreeMap::new(),
-            ingested: BTreeSet::new(),
+            moved: BTreeSet::new(),
+            taken: 0,
+            urgent: false,
+            fresh: false,
             refunds: Vec::new(),
             resolve: BTreeSet::new(),
             acks: BTreeSet::new(),
@@ -344,7 +414,7 @@ impl<'a> Round<'a> {
             touched_logs: BTreeSet::new(),
             unsigned: BTreeSet::new(),
             statuses: Vec::new(),
-            written: 0,
+            more_to_send: false,
         };
         round.open_day()?;
         if !round.is_recovering() {
@@ -377,16 +447,22 @@ impl<'a> Round<'a> {
                 self.note_acks_of(link)?;
                 self.link_down(link);
             }
-            Input::Frame(link, frame) => self.handle_frame(link, frame)?,
+            Input::Frame(link, frame) => {
+                self.urgent |= matches!(frame, Frame::Ask(_) | Frame::Recalled(_));
+                self.handle_frame(link, frame)?;
+            }
             // A status speaks of everything that this step does, so it is taken last.
             Input::Command(ticket, Command::Status) => self.statuses.push(ticket),
             Input::Command(ticket, command) => {
+                self.urgent = true;
+                self.fresh = !matches!(command, Command::ImportAccounts { .. });
                 let reply = match command {
                     Command::Retire { node, force } if self.is_recovering() => self.give_up(&node, force)?,
                     // Whatever it would write might be another continuation of what some node holds.
                     _ if self.is_recovering() => recovering(),
                     command => self.handle_command(command)?,
                 };
+                self.fresh = false;
                 self.outputs.push(Output::Reply(ticket, reply));
             }
             Input::Timer => {}
@@ -399,12 +475,14 @@ impl<'a> Round<'a> {
         for ((node, day), (purchases, fen)) in std::mem::take(&mut self.turnover) {
             money::add_turnover(self.db, node, day, purchases, fen)?;
         }
-        self.write_posted()?;
+        self.post_gathered()?;
         self.write_refunds()?;
         if !self.is_recovering() {
             self.resolve_cases()?;
             self.open_claims()?;
+            self.fresh = true;
             self.serve_asks()?;
+            self.fresh = false;
             self.recall_debts()?;
             self.hand_out()?;
         }
@@ -412,9 +490,11 @@ impl<'a> Round<'a> {
         for log in std::mem::take(&mut self.unsigned) {
             self.sign(log)?;
         }
+        let mut grown = Vec::new();
         for log in std::mem::take(&mut self.touched_logs) {
             if let Some(state) = self.state.logs.get(&log) {
                 logs::put(self.db, log, state)?;
+                grown.push((log, state.cursor.position));
             }
         }
         for id in std::mem::take(&mut self.touched_nodes) {
@@ -423,7 +503,7 @@ impl<'a> Round<'a> {
             }
         }
         self.send_acks();
-        self.send_entries()?;
+        self.send_entries(&grown)?;
         if !self.is_recovering() {
             self.send_snapshots()?;
         }
@@ -441,7 +521,8 @@ impl<'a> Round<'a> {
         let state = self.state.logs.entry(log).or_insert(LogState::EMPTY);
         let writer =
             self.state.writers.entry(log).or_insert_with(|| LogWriter::new(log, state.cursor, state.clock));
-        let appended = writer.append(time, campus, actor, body.into());
+        let body = body.into();
+        let appended = writer.append(time, campus, actor, body);
         let head_due = writer.head_due();
         logs::insert_entry(
             self.db,
@@ -457,7 +538,9 @@ impl<'a> Round<'a> {
         state.posted = appended.cursor.position;
         self.touched_logs.insert(log);
         self.unsigned.insert(log);
-        self.written += 1;
+        if self.fresh {
+            self.state.waited_for.insert(log, appended.cursor.position);
+        }
         if head_due {
             self.sign(log)?;
         }
@@ -481,7 +564,8 @@ impl<'a> Round<'a> {
         match self.holdings.entry((account, wallet)) {
             std::collections::btree_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
             std::collections::btree_map::Entry::Vacant(entry) => {
-                let stored_wallet = money::wallet(self.db, account, wallet)?;
+                let institution = self.state.identity.institution;
+                let stored_wallet = money::wallet(self.db, institution, account, wallet)?;
                 let stored_rows = money::rows(self.db, account, wallet)?;
                 Ok(entry.insert(Holding {
                     wallet: stored_wallet.unwrap_or_default(),
@@ -515,7 +599,7 @@ impl<'a> Round<'a> {
             let changed = holding.stored_wallet != Some(holding.wallet);
             if (!changed || (holding.stored_wallet.is_none() && holding.wallet == WalletState::default()))
                 && holding.rows == holding.stored_rows
-                && !self.deltas.contains_key(&(*account, *wallet))
+                && !self.moved.contains(&(*account, *wallet))
             {
                 continue;
             }
@@ -547,18 +631,56 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// Names what was ingested in every shard that a delta of it touches.
-    fn write_posted(&mut self) -> Result<(), StoreError> {
-        let heads: Vec<PostedHead> = self
-            .ingested
-            .iter()
-            .map(|log| PostedHead { log: *log, position: self.state.log(*log).posted })
-            .collect();
+    /// A node's entry has moved a balance.
+    pub fn gather(&mut self, account: AccountId, wallet: Wallet, delta: Fen) {
+        *self.state.gathered.deltas.entry((account, wallet)).or_default() += delta;
+        self.moved.insert((account, wallet));
+    }
+
+    /// A node's entry is ingested.
+    pub fn note_taken(&mut self, log: LogId) {
+        self.state.gathered.logs.insert(log);
+        self.taken += 1;
+    }
+
+    /// Posts what was gathered where its time has come: at once, but for a backlog.
+    fn post_gathered(&mut self) -> Result<(), StoreError> {
+        let now = self.now.mono_ms;
+        let plain = !self.is_recovering() && !self.state.has_unheard;
+        let wait = if plain && self.taken >= BACKLOG_ENTRIES { GATHER_MS } else { 0 };
+        let snapshots = self.snapshots_wait();
+        let gathered = &mut self.state.gathered;
+        if gathered.logs.is_empty() {
+            return Ok(());
+        }
+        if self.taken > 0 {
+            gathered.due_ms = Some(gathered.due_ms.unwrap_or(u64::MAX).min(now + wait));
+        }
+        let Some(due) = gathered.due_ms else { return Ok(()) };
+        // What somebody waits for is done first.
+        let due = if self.urgent && self.taken == 0 { due + GATHER_MS } else { due };
+        // A status speaks of everything, and a snapshot is of what the streams say: nothing is left for later than them.
+        let is_due =
+            due <= now || gathered.deltas.len() >= GATHERED_MAX || !self.statuses.is_empty() || snapshots;
+        if is_due { self.write_posted() } else { Ok(()) }
+    }
+
+    /// Names what was ingested in every shard that a delta of it touches. After this the funds of every wallet are what the
+    /// account streams say.
+    pub fn write_posted(&mut self) -> Result<(), StoreError> {
+        let Gathered { deltas, logs, .. } = std::mem::take(&mut self.state.gathered);
+        for log in &logs {
+            if let Some(state) = self.state.logs.get_mut(log) {
+                state.named = state.posted;
+                self.touched_logs.insert(*log);
+            }
+        }
+        let heads: Vec<PostedHead> =
+            logs.iter().map(|log| PostedHead { log: *log, position: self.state.log(*log).posted }).collect();
         let institution = self.state.identity.institution;
         let mut by_shard: BTreeMap<u8, Vec<Delta>> = BTreeMap::new();
-        for ((account, wallet), amount) in &self.deltas {
-            let delta = Delta { account: *account, wallet: *wallet, amount: *amount };
-            by_shard.entry(account.shard()).or_default().push(delta);
+        for ((account, wallet), amount) in deltas {
+            by_shard.entry(account.shard()).or_default().push(Delta { account, wallet, amount });
         }
         for (shard, deltas) in by_shard {
             let mut rest = deltas.as_slice();
@@ -576,6 +698,9 @@ impl<'a> Round<'a> {
     }
 
     fn write_refunds(&mut self) -> Result<(), StoreError> {
+        if !self.refunds.is_empty() {
+            self.write_posted()?;
+        }
         for refund in std::mem::take(&mut self.refunds) {
             let log = self.state.shard(refund.account);
             let (account, wallet, amount) = (refund.account, refund.wallet, refund.amount);

@@ -4,7 +4,7 @@
 //! Links and replies live here and not in the core, so that a core that failed can be dropped and opened again: whoever
 //! was connected is cut off and comes back, whoever waited is told so, and nothing that was answered is lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,15 +23,24 @@ const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Frames of entries that may wait for the core, over all links. Few: what waits longer waits at its sender.
 const BULK_QUEUE_MAX: usize = 64;
 
-/// Entries that one step takes, give or take a frame, where nothing else is going on.
-pub const ENTRIES_PER_STEP_MAX: usize = 4_096;
+/// Entries that one step takes at most, give or take a frame.
+const ENTRIES_PER_STEP_MAX: usize = 4_096;
 
-/// Entries that one step takes where there was something else not long ago: asks, credits and losses wait for the step that
-/// is under way, so it must be short while there are any.
-const ENTRIES_PER_BUSY_STEP_MAX: usize = 256;
+/// How long a step over entries should take with its commit: asks, credits and losses wait for the step that is under way.
+/// It takes as many entries as that allows by how long the last ones took, and a frame of them at least.
+const STEP_TIME: Duration = Duration::from_millis(8);
 
-/// How long something else counts as not long ago.
+/// The same where there was something of the kind not long ago: then there is more to come.
+const BUSY_STEP_TIME: Duration = Duration::from_millis(3);
+
+/// How long that counts as not long ago.
 const BUSY_FOR: Duration = Duration::from_secs(1);
+
+/// What an entry takes as far as nothing is known.
+const ENTRY_TIME: Duration = Duration::from_micros(50);
+
+/// Entries of a step from which on it says something about what one takes.
+const ENTRIES_TO_LEARN_FROM: usize = 32;
 
 /// A core as the driver sees it.
 pub trait Core {
@@ -57,6 +66,17 @@ enum Event {
     LinkDown(LinkId),
     LinkUp(LinkId, Peer, Outgoing),
     Stop,
+}
+
+impl Event {
+    /// True for what somebody waits for at a till or a counter.
+    const fn is_urgent(&self) -> bool {
+        match self {
+            Self::Command(command, _) => !matches!(command, Command::Status),
+            Self::Frame(_, frame) => matches!(frame, Frame::Ask(_) | Frame::Recalled(_)),
+            Self::Clock(..) | Self::LinkDown(_) | Self::LinkUp(..) | Self::Stop => false,
+        }
+    }
 }
 
 /// The way to the core's thread, for every task of the shell.
@@ -275,6 +295,9 @@ pub async fn run_cores<C: Core, E>(
             waiting: BTreeMap::new(),
             links: BTreeMap::new(),
             urgent: None,
+            pace: Pace::default(),
+            statuses: VecDeque::new(),
+            frames_taken: 0,
         };
         match run.run(&mut events).await {
             Ok(()) => return Ok(()),
@@ -329,18 +352,61 @@ struct Run<C, R> {
     links: BTreeMap<LinkId, Option<Outgoing>>,
     /// When there was something that must not wait for a long step.
     urgent: Option<Instant>,
+    pace: Pace,
+    /// Statuses that wait until so many frames of entries are taken.
+    statuses: VecDeque<(u64, Ticket)>,
+    frames_taken: u64,
+}
+
+/// How many entries a step takes.
+#[derive(Debug)]
+pub struct Pace {
+    /// What an entry took of late, its part of the commit included.
+    entry: Duration,
+    /// True where the last step left entries waiting for what is urgent.
+    stood_back: bool,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { entry: ENTRY_TIME, stood_back: false }
+    }
+}
+
+impl Pace {
+    /// Entries for the next step, where `urgent` says that it has something that must not wait: that goes alone, but not
+    /// twice in a row, so that a backlog comes in all the same.
+    pub fn entries(&mut self, urgent: bool, busy: bool) -> usize {
+        self.stood_back = urgent && !self.stood_back;
+        if self.stood_back {
+            return 0;
+        }
+        let time = if busy { BUSY_STEP_TIME } else { STEP_TIME };
+        let entries = time.as_nanos() / self.entry.as_nanos().max(1);
+        usize::try_from(entries).unwrap_or(usize::MAX).clamp(1, ENTRIES_PER_STEP_MAX)
+    }
+
+    /// A step over so many entries took so long.
+    pub fn learn(&mut self, entries: usize, took: Duration) {
+        if entries >= ENTRIES_TO_LEARN_FROM {
+            let each = took / u32::try_from(entries).unwrap_or(u32::MAX);
+            self.entry = (self.entry * 3 + each) / 4;
+        }
+    }
 }
 
 impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
     async fn run(&mut self, events: &mut Events) -> Result<(), C::Error> {
         loop {
             let mut inputs = Vec::new();
+            let mut urgent = false;
             let mut next = self.wait(events).await;
             while let Some(event) = next {
                 match event {
                     Event::Clock(now, done) => {
                         // What was queued before the clock belongs to the time before.
                         self.admit_bulk(events, &mut inputs, BULK_QUEUE_MAX + 1, usize::MAX);
+                        self.admit_statuses(&mut inputs, u64::MAX);
                         if !inputs.is_empty() {
                             self.step(std::mem::take(&mut inputs))?;
                         }
@@ -350,14 +416,19 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
                         let _ = done.send(());
                     }
                     Event::Stop => {
+                        self.admit_statuses(&mut inputs, u64::MAX);
                         return if inputs.is_empty() { Ok(()) } else { self.step(inputs) };
                     }
                     Event::Command(Command::Status, reply) => {
                         // A status speaks of everything that was queued before it, entries included.
-                        self.admit_bulk(events, &mut inputs, BULK_QUEUE_MAX + 1, usize::MAX);
-                        inputs.extend(self.admit(Event::Command(Command::Status, reply)));
+                        let waiting = events.bulk.len() + usize::from(events.first_bulk.is_some());
+                        let ticket = self.ticket(reply);
+                        self.statuses.push_back((self.frames_taken + waiting as u64, ticket));
                     }
-                    event => inputs.extend(self.admit(event)),
+                    event => {
+                        urgent |= event.is_urgent();
+                        inputs.extend(self.admit(event));
+                    }
                 }
                 if inputs.len() >= INPUTS_PER_STEP_MAX {
                     break;
@@ -365,30 +436,37 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
                 next = events.events.try_recv().ok();
             }
             let room = INPUTS_PER_STEP_MAX.saturating_sub(inputs.len()).max(1);
+            if urgent {
+                self.urgent = Some(Instant::now());
+            }
             let busy = self.urgent.is_some_and(|since| since.elapsed() < BUSY_FOR);
-            let entries = if busy { ENTRIES_PER_BUSY_STEP_MAX } else { ENTRIES_PER_STEP_MAX };
-            self.admit_bulk(events, &mut inputs, room, entries);
+            let entries = self.pace.entries(urgent, busy);
+            let taken = self.admit_bulk(events, &mut inputs, if entries > 0 { room } else { 0 }, entries);
+            self.admit_statuses(&mut inputs, self.frames_taken);
             if self.core.next_timer().is_some_and(|due| due <= self.mono_ms()) {
                 inputs.push(Input::Timer);
             }
             if !inputs.is_empty() {
+                let begun = Instant::now();
                 self.step(inputs)?;
+                self.pace.learn(taken, begun.elapsed());
             }
         }
     }
 
-    /// Takes of the entries that wait: at most so many frames, and about so many entries.
+    /// Takes of the entries that wait: at most so many frames, and about so many entries. Returns how many.
     fn admit_bulk(
-        &self,
+        &mut self,
         events: &mut Events,
         inputs: &mut Vec<Input>,
         frames_max: usize,
         entries_max: usize,
-    ) {
+    ) -> usize {
         let mut entries = 0;
         for _ in 0..frames_max {
             let first = events.first_bulk.take();
-            let Some((link, frame)) = first.or_else(|| events.bulk.try_recv().ok()) else { return };
+            let Some((link, frame)) = first.or_else(|| events.bulk.try_recv().ok()) else { break };
+            self.frames_taken += 1;
             if let Frame::Entries(batch) = &frame {
                 entries += batch.records.len();
             }
@@ -396,8 +474,16 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
                 inputs.push(Input::Frame(link, frame));
             }
             if entries >= entries_max {
-                return;
+                break;
             }
+        }
+        entries
+    }
+
+    /// Takes the statuses that have waited for no more than so many frames.
+    fn admit_statuses(&mut self, inputs: &mut Vec<Input>, frames_taken: u64) {
+        while let Some((_, ticket)) = self.statuses.pop_front_if(|(after, _)| *after <= frames_taken) {
+            inputs.push(Input::Command(ticket, Command::Status));
         }
     }
 
@@ -436,27 +522,22 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
         u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Keeps who waits for an answer.
+    fn ticket(&mut self, reply: oneshot::Sender<Reply>) -> Ticket {
+        self.tickets += 1;
+        self.waiting.insert(Ticket(self.tickets), reply);
+        Ticket(self.tickets)
+    }
+
     /// Keeps the shell's part of an event; the input is the core's.
     fn admit(&mut self, event: Event) -> Option<Input> {
         match event {
-            Event::Command(command, reply) => {
-                if !matches!(command, Command::Status) {
-                    self.urgent = Some(Instant::now());
-                }
-                self.tickets += 1;
-                self.waiting.insert(Ticket(self.tickets), reply);
-                Some(Input::Command(Ticket(self.tickets), command))
-            }
+            Event::Command(command, reply) => Some(Input::Command(self.ticket(reply), command)),
             Event::LinkUp(link, Peer { node, incarnation, expired }, outgoing) => {
                 self.links.insert(link, Some(outgoing));
                 Some(Input::LinkUp { link, node, incarnation, expired })
             }
-            Event::Frame(link, frame) => {
-                if matches!(frame, Frame::Ask(_) | Frame::Recalled(_)) {
-                    self.urgent = Some(Instant::now());
-                }
-                self.takes_from(link).then_some(Input::Frame(link, frame))
-            }
+            Event::Frame(link, frame) => self.takes_from(link).then_some(Input::Frame(link, frame)),
             Event::LinkDown(link) => self.links.remove(&link).map(|_| Input::LinkDown(link)),
             Event::Clock(..) | Event::Stop => None,
         }
@@ -628,6 +709,9 @@ mod tests {
             waiting: BTreeMap::new(),
             links: BTreeMap::from([(LinkId(1), Some(outgoing))]),
             urgent: None,
+            pace: Pace::default(),
+            statuses: VecDeque::new(),
+            frames_taken: 0,
         };
         let log = feiqian_protocol::ids::LogId::node(feiqian_protocol::ids::InstitutionId(1), NodeId(1));
         let entries = |records| {

@@ -28,11 +28,13 @@ use crate::store::money::{self, ShareState};
 use crate::store::nodes::{self, NodeState};
 use crate::store::{accounts, logs, recovery};
 
-/// Entries that handing out may write in one step: asks that come meanwhile wait no longer than this takes.
-const WRITES_PER_STEP: usize = 1_500;
+/// Rows (an account at a node) that handing out looks at in one step, give or take an account, those first that somebody
+/// waits for: what comes meanwhile waits no longer than this takes, some milliseconds.
+const ROWS_PER_STEP: usize = 128;
 
-/// Accounts that a sweep looks at in one step.
-const SWEEP_PER_STEP: usize = 400;
+/// The same in a step that takes entries of nodes, and in one that has something that somebody waits for: of the rest, so few.
+const ROWS_PER_INGEST_STEP: usize = 16;
+const ROWS_PER_URGENT_STEP: usize = 4;
 
 /// Recalls of surplus that may be under way, over all nodes: their frames fit the queue of a link beside everything else.
 const SURPLUS_RECALLS_MAX: usize = 512;
@@ -101,6 +103,35 @@ impl PendingGrants {
 
     fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+/// Accounts with something to hand out.
+#[derive(Debug, Default)]
+pub(crate) struct HandOut {
+    /// Somebody may be waiting for it: a credit, a setting, an ask that was served.
+    soon: BTreeSet<AccountId>,
+    /// Nobody is: what is left after debits, closings, imports.
+    later: BTreeSet<AccountId>,
+}
+
+impl HandOut {
+    /// An account that somebody waits for.
+    pub fn soon(&mut self, account: AccountId) {
+        self.later.remove(&account);
+        self.soon.insert(account);
+    }
+
+    /// An account that nobody waits for.
+    pub fn later(&mut self, account: AccountId) {
+        if !self.soon.contains(&account) {
+            self.later.insert(account);
+        }
+    }
+
+    /// How many accounts are left.
+    pub fn waiting(&self) -> u64 {
+        (self.soon.len() + self.later.len()) as u64
     }
 }
 
@@ -182,10 +213,10 @@ impl Round<'_> {
                 row.out = Fen::ZERO;
                 row.si_out = Fen::ZERO;
             }
-            self.state.dirty.insert(account);
+            self.state.hand_out.later(account);
         }
         for account in money::close_shares(self.db, id, epoch, self.state.day)? {
-            self.state.dirty.insert(account);
+            self.state.hand_out.later(account);
         }
         nodes::insert_closing(self.db, id, epoch, head, out, si_out)?;
         self.open_next_epoch(id, epoch)?;
@@ -243,7 +274,7 @@ impl Round<'_> {
                 holding.wallet.free += row.residue;
                 row.residue = Fen::ZERO;
             }
-            self.state.dirty.insert(account);
+            self.state.hand_out.later(account);
         }
         Ok(())
     }
@@ -341,32 +372,46 @@ impl Round<'_> {
         let receivers = self.receivers();
         if receivers.is_empty() {
             // The next session that is anchored looks at every account.
-            self.state.dirty.clear();
+            self.state.hand_out = HandOut::default();
             self.state.sweep.stop();
             return Ok(());
         }
-        while self.written < WRITES_PER_STEP
-            && let Some(account) = self.state.dirty.pop_first()
+        let accounts = |rows: usize| rows.div_ceil(receivers.len());
+        let mut room = accounts(ROWS_PER_STEP);
+        self.fresh = true;
+        while room > 0
+            && let Some(account) = self.state.hand_out.soon.pop_first()
         {
             self.distribute(account, &receivers, false)?;
+            room -= 1;
+        }
+        self.fresh = false;
+        if self.urgent {
+            room = room.min(accounts(ROWS_PER_URGENT_STEP));
+        } else if self.taken > 0 {
+            room = room.min(accounts(ROWS_PER_INGEST_STEP));
+        }
+        while room > 0
+            && let Some(account) = self.state.hand_out.later.pop_first()
+        {
+            self.distribute(account, &receivers, false)?;
+            room -= 1;
         }
         if self.state.sweep.is_under_way() {
             self.renew_pools(&receivers)?;
-            let accounts = accounts::count(self.db)?;
+            let end = accounts::count(self.db)?;
             let refresh = self.state.sweep.refresh;
             self.state.sweep.waits = false;
-            for _ in 0..SWEEP_PER_STEP {
-                if self.written >= WRITES_PER_STEP {
-                    break;
-                }
+            while room > 0 {
                 if self.state.debts.surplus_recalls() >= SURPLUS_RECALLS_MAX {
                     self.state.sweep.waits = true;
                     break;
                 }
-                let Some(account) = self.state.sweep.next(accounts) else { break };
+                let Some(account) = self.state.sweep.next(end) else { break };
                 self.distribute(account, &receivers, refresh)?;
+                room -= 1;
             }
-            if self.state.sweep.left(accounts) == 0 {
+            if self.state.sweep.left(end) == 0 {
                 self.state.sweep.stop();
                 self.state.sweep.refresh = false;
             }

@@ -17,7 +17,7 @@ use crate::control::{Client, ClientError};
 use crate::io::{Command, ImportedAccount};
 
 /// Accounts of one command: one step of the core, which taps wait for.
-const BATCH: usize = 500;
+const BATCH: usize = 100;
 
 /// Errors that are shown of one file.
 const ERRORS_SHOWN_MAX: usize = 20;

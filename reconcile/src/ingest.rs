@@ -172,7 +172,7 @@ impl Round<'_> {
             }
             self.state.logs.insert(log, state);
             self.touched_logs.insert(log);
-            self.ingested.insert(log);
+            self.note_taken(log);
         }
         self.advance_branch(log, cursor)
     }
@@ -297,7 +297,7 @@ impl Round<'_> {
         }
         self.state.logs.insert(log, state);
         self.touched_logs.insert(log);
-        self.ingested.insert(log);
+        self.note_taken(log);
         if acts && !acted {
             self.act_at(log, cursor.position, order_key, entry)?;
         }
@@ -320,7 +320,7 @@ impl Round<'_> {
             state.quarantined = None;
             self.state.logs.insert(log, state);
             self.touched_logs.insert(log);
-            self.ingested.insert(log);
+            self.note_taken(log);
             self.act_at(log, position, order_key, &entry)?;
             state = self.state.log(log);
         }
@@ -384,8 +384,8 @@ impl Round<'_> {
     }
 
     fn changed(&mut self, account: AccountId, wallet: Wallet, delta: Fen) {
-        *self.deltas.entry((account, wallet)).or_default() += delta;
-        self.state.dirty.insert(account);
+        self.gather(account, wallet, delta);
+        self.state.hand_out.later(account);
         self.resolve.insert((account, wallet));
     }
 
@@ -441,6 +441,7 @@ impl Round<'_> {
         if fault {
             self.fault(log, position, "a debit beyond its right or stand-in")?;
         }
+        let previous = self.link_movement(account, wallet, place.at)?;
         let reason = match (row_of.open, fault) {
             (true, false) => CaseReason::StandIn,
             (true, true) => CaseReason::NodeFault,
@@ -453,6 +454,7 @@ impl Round<'_> {
             merchant: debit.merchant,
             day: debit.day,
             card: Some(debit.card.clone()),
+            previous,
             ..MovementState::plain(place.order_key, -amount)
         };
         let own_day = self.own_day(place.order_key);
@@ -479,6 +481,16 @@ impl Round<'_> {
         } else {
             money::put_movement(self.db, account, wallet, place.at, &movement)
         }
+    }
+
+    /// Makes a new movement the last of its wallet; returns the one before.
+    pub(crate) fn link_movement(
+        &mut self,
+        account: AccountId,
+        wallet: Wallet,
+        at: EntryRef,
+    ) -> Result<Option<EntryRef>, StoreError> {
+        Ok(self.holding(account, wallet)?.wallet.last.replace(at))
     }
 
     /// Counts a purchase among the habits of its account and the turnover of its node.
@@ -618,7 +630,7 @@ impl Round<'_> {
         holding.wallet.funds += amount;
         holding.wallet.free += amount;
         self.refunds.push(Refund { debit, account, wallet, amount, reason: CaseReason::Loss });
-        self.state.dirty.insert(account);
+        self.state.hand_out.soon(account);
         self.resolve.insert((account, wallet));
         Ok(())
     }
@@ -642,7 +654,7 @@ impl Round<'_> {
         let there = release.amount.min((row.out - pending).or_zero());
         row.out -= there;
         holding.wallet.free += there;
-        self.state.dirty.insert(account);
+        self.state.hand_out.later(account);
         if there < release.amount {
             self.fault(log, position, "a release of more than the row holds")?;
         }
@@ -672,7 +684,8 @@ impl Round<'_> {
         holding.wallet.funds += amount;
         self.post(place.at, own_day, amount, desk, wallet_ledger(account, wallet))?;
         self.changed(account, wallet, amount);
-        let movement = MovementState::plain(place.order_key, amount);
+        let previous = self.link_movement(account, wallet, place.at)?;
+        let movement = MovementState { previous, ..MovementState::plain(place.order_key, amount) };
         money::put_movement(self.db, account, wallet, place.at, &movement)
     }
 
@@ -718,7 +731,7 @@ impl Round<'_> {
         let there = release.amount.min(share.out);
         share.out -= there;
         money::put_share(self.db, release.account, key, share)?;
-        self.state.dirty.insert(release.account);
+        self.state.hand_out.later(release.account);
         if there < release.amount {
             self.fault(log, position, "a share release of more than was granted")?;
         }

@@ -31,6 +31,13 @@ pub fn wallet_ledger(account: AccountId, wallet: Wallet) -> String {
     format!("wallet:{account}:{wallet}")
 }
 
+/// The wallet of a ledger account, where it is one's.
+pub fn of_wallet_ledger(ledger: &str) -> Option<(AccountId, Wallet)> {
+    let (account, wallet) = ledger.strip_prefix("wallet:")?.split_once(':')?;
+    let wallet = Wallet::SPENDING_ORDER.into_iter().find(|known| known.name() == wallet)?;
+    Some((AccountId(account.parse().ok()?), wallet))
+}
+
 /// The ledger account of a merchant.
 pub fn merchant_ledger(merchant: u16) -> String {
     format!("merchant:{merchant}")

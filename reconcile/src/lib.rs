@@ -4,7 +4,7 @@
 //! ack), [`ingest`], [`ledger`], [`escrow`] and [`asks`] (rights), [`habit`] (who gets how much), [`overspend`] and [`cases`],
 //! [`accounts`] (what operators and channels ask for), `revocation`, [`session`], [`snapshot`] (what stands for old entries),
 //! [`recovery`] (a restored copy), [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`]
-//! (the CA), [`enrol`], [`listener`] (QUIC), [`control`] (local socket), [`import`], [`driver`] (the core's thread), [`run`] and
+//! (the CA), [`enrol`], [`listener`] (QUIC), [`control`] (local socket), [`import`], [`driver`] (the core's thread), [`checkpoint`] (the write-ahead log), [`run`] and
 //! [`cli`].
 
 pub mod accounts;
@@ -27,6 +27,7 @@ pub mod store;
 pub mod verify;
 
 pub mod authority;
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod control;

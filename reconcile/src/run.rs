@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
 use crate::authority::{self, Authority};
+use crate::checkpoint::Checkpointer;
 use crate::config::{Config, read_campus};
 use crate::control::Control;
 use crate::core::ReconcileCore;
@@ -166,6 +167,7 @@ async fn serve(
     let identity = Identity { institution: campus.institution, log_key: authority.log_key().clone() };
     let database = dir.join(DATABASE);
     let mut origin = Some(origin);
+    let checkpointer = Checkpointer::start(database.clone())?;
     let open = move || {
         let connection = rusqlite::Connection::open(&database)?;
         let mut core = ReconcileCore::open(connection, identity.clone())?;
@@ -212,7 +214,11 @@ async fn serve(
     };
     control.abort();
     core.stop().await;
-    let joined = tokio::task::spawn_blocking(move || thread.join()).await?;
+    let joined = tokio::task::spawn_blocking(move || {
+        checkpointer.stop();
+        thread.join()
+    })
+    .await?;
     served.and(joined.map_err(|_| anyhow!("the core failed; see the message above")))
 }
 

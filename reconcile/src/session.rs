@@ -37,6 +37,12 @@ const BRANCHES_MAX: usize = 16;
 /// Why a link of a node whose certificate was revoked is closed. The shell tells it by this, so that the node does not come
 /// back every second.
 pub const REVOKED: &str = "the certificate of this node was revoked";
+/// Frames that are under way to a node in bulk: few, since what a person waits for may have to wait for them, and enough for
+/// a node to have the next ones when it has taken some.
+const BULK_FRAMES_UNDER_WAY: usize = 8;
+
+/// Frames that one step reads for the links.
+const FRAMES_READ_PER_STEP: usize = 32;
 
 /// How far a link has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,6 +72,8 @@ pub(crate) struct Link {
     pub transfer: Option<Transfer>,
     /// What it has said it will give back.
     pub giving: Option<Giving>,
+    /// The log of the last frame that was sent in bulk: logs take turns.
+    last_sent: Option<LogId>,
     anchor: u64,
     anchored: bool,
     /// True once the node was told which branch its continuation goes to.
@@ -124,6 +132,7 @@ impl Round<'_> {
             snapshots: BTreeMap::new(),
             transfer: None,
             giving: None,
+            last_sent: None,
             anchor: 0,
             anchored: false,
             branched: false,
@@ -380,7 +389,10 @@ impl Round<'_> {
         self.touched_nodes.insert(node_id);
         let to_node = self.state.to_node(node_id);
         let time = self.state.time;
+        self.fresh = true;
         let anchor = self.append(to_node, Actor::centre(), Anchor { session, time })?;
+        self.fresh = false;
+        self.state.gathered.due_now();
         let institution = self.state.identity.institution;
         let mut shards = Vec::new();
         for log in (0..SHARDS).map(|shard| LogId::shard(institution, shard)) {
@@ -580,31 +592,48 @@ impl Round<'_> {
         }
     }
 
-    /// Sends what nodes in session lack, as far as may be under way.
-    pub(crate) fn send_entries(&mut self) -> Result<(), StoreError> {
-        let mut packed: BTreeMap<(LogId, u64), Option<Entries>> = BTreeMap::new();
-        let ends: BTreeMap<LogId, u64> =
-            self.state.logs.iter().map(|(log, state)| (*log, state.cursor.position)).collect();
+    /// Sends what nodes in session lack, as far as may be under way: what somebody waits for first and in the urgent lane,
+    /// the rest in bulk, log by log in turn. `grown` are the logs that this step has written, and their ends.
+    pub(crate) fn send_entries(&mut self, grown: &[(LogId, u64)]) -> Result<(), StoreError> {
+        let mut packed: BTreeMap<(LogId, u64), Entries> = BTreeMap::new();
+        let mut sent = Vec::new();
+        let mut read = |log: LogId, after: u64, full: bool| -> Result<Option<Entries>, StoreError> {
+            if let Some(entries) = packed.get(&(log, after)) {
+                return Ok(Some(entries.clone()));
+            }
+            if full && packed.len() >= FRAMES_READ_PER_STEP {
+                return Ok(None);
+            }
+            let records = logs::records_after(self.db, log, after, ENTRIES_PER_FRAME_MAX)?;
+            let heads = logs::heads_after(self.db, log, after, ENTRIES_PER_FRAME_MAX)?;
+            let entries = pack(log, after, records, heads)
+                .ok_or_else(|| StoreError::Corrupt(format!("{log} has no whole commit after {after}")))?;
+            packed.insert((log, after), entries.clone());
+            Ok(Some(entries))
+        };
         for (id, link) in &mut self.state.links {
-            for (log, end) in &ends {
+            for (log, end) in grown {
                 link.sender.extend(*log, *end);
             }
-            while let Some((log, after)) = link.sender.next_due() {
-                let frame = match packed.entry((log, after)) {
-                    std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                    std::collections::btree_map::Entry::Vacant(entry) => {
-                        let records = logs::records_after(self.db, log, after, ENTRIES_PER_FRAME_MAX)?;
-                        let heads = logs::heads_after(self.db, log, after, ENTRIES_PER_FRAME_MAX)?;
-                        entry.insert(pack(log, after, records, heads))
-                    }
+            for log in link.sender.due_logs() {
+                let Some(position) = self.state.waited_for.get(&log) else { continue };
+                while let Some(after) = link.sender.due_fresh(log, *position) {
+                    let Some(entries) = read(log, after, false)? else { break };
+                    link.sender.sent(log, after + entries.records.len() as u64, true);
+                    sent.push(Output::Send(*id, Frame::Fresh(entries)));
+                }
+            }
+            while let Some((log, after)) = link.sender.due_in_bulk(BULK_FRAMES_UNDER_WAY, link.last_sent) {
+                let Some(entries) = read(log, after, true)? else {
+                    self.more_to_send = true;
+                    break;
                 };
-                let Some(entries) = frame else {
-                    return Err(StoreError::Corrupt(format!("{log} has no whole commit after {after}")));
-                };
-                link.sender.sent(log, after + entries.records.len() as u64);
-                self.outputs.push(Output::Send(*id, Frame::Entries(entries.clone())));
+                link.sender.sent(log, after + entries.records.len() as u64, false);
+                link.last_sent = Some(log);
+                sent.push(Output::Send(*id, Frame::Entries(entries)));
             }
         }
+        self.outputs.append(&mut sent);
         Ok(())
     }
 

@@ -193,6 +193,11 @@ impl Round<'_> {
     /// Takes a snapshot of a stream as this step leaves it.
     fn take_snapshot(&mut self, log: LogId) -> Result<(), StoreError> {
         let Some(shard) = log.as_shard() else { return Ok(()) };
+        if !self.state.gathered.is_empty() {
+            return Err(StoreError::Invariant(format!(
+                "a snapshot of {log} while effects wait to be posted"
+            )));
+        }
         let cursor = self.state.log(log).cursor;
         let heads = logs::heads_after(self.db, log, cursor.position.saturating_sub(1), 1)?;
         let Some(end) = heads.first().filter(|signed| signed.head.cursor == cursor).copied() else {

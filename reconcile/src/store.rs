@@ -6,7 +6,7 @@
 //! | table | one row is | written |
 //! |---|---|---|
 //! | `meta` | a named value: `home` (the file that this database is, or was copied from), `recovery` (1 while the centre collects what an old copy lacks, 2 while it replays it), `recovered_until`, `node_numbers_from`, `institution`, `campus` (JSON), `campus_version`, `unlimited` (present once a campus let stand-in be unlimited), `day` (the open business day) | replaced |
-//! | `logs` | a log: its end (`position`, `hash`, `clock`), the last `order_key`, the newest head's `applied` and `anchor`, `posted` (how far it acts on money), `quarantined` (the position that stopped it) | replaced |
+//! | `logs` | a log: its end (`position`, `hash`, `clock`), the last `order_key`, the newest head's `applied` and `anchor`, `posted` (how far it acts on money), `named` (how far posted batches include it), `quarantined` (the position that stopped it) | replaced |
 //! | `entries` | a record of any log, as received; `order_key` as recorded at first ingest | once |
 //! | `heads` | a signed head | once |
 //! | `branches` | a refused continuation: its log, the node, the last common position `after`, and where its upload stands | replaced |
@@ -16,10 +16,10 @@
 //! | `accounts` | an account: the day from which on stand-in may be used, its document, the document's projection (`settings`) and `heads` | replaced |
 //! | `cards` | a card | once |
 //! | `losses` | a loss report and when it was lifted | replaced |
-//! | `wallets` | (account, wallet): `funds` (the posted balance), `free` (what the centre may grant), `claims` (open cases that the holder may owe), `unbacked` (debits beyond right so far) | replaced |
+//! | `wallets` | (account, wallet): `funds` (the posted balance), `free` (what the centre may grant), `claims` (open cases that the holder may owe), `unbacked` (debits beyond right so far), its last movement | replaced |
 //! | `rights` | (account, wallet, node, epoch): see [`crate::escrow`] | replaced |
 //! | `shares` | (account, node, epoch): allowance a day; `out` counts until `closed_day` is over | replaced |
-//! | `movements` | what moved a wallet: a debit (with its card, unbacked part, and what of it was reversed or refunded), cash taken in, a credit, a recovery (which moves only claims) | replaced |
+//! | `movements` | what moved a wallet: a debit (with its card, unbacked part, and what of it was reversed or refunded), cash taken in, a credit, a recovery (which moves only claims). Written where the log ends, not where the account is, so that a backlog touches few pages; a wallet's movements are a list from its last to the one before | replaced |
 //! | `credits` | a credit of a channel by its key, and its answer | once |
 //! | `cases` | a case; `loss` 1 for those after a loss report | replaced |
 //! | `postings` | a line of the ledger, by the entry that caused it; `day` is the open business day, `own_day` the entry's own | once |
@@ -97,7 +97,7 @@ const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE logs (log INTEGER PRIMARY KEY, position INTEGER NOT NULL, hash BLOB NOT NULL, clock INTEGER NOT NULL,
   order_key INTEGER NOT NULL, applied INTEGER NOT NULL, anchor INTEGER NOT NULL, posted INTEGER NOT NULL,
-  quarantined INTEGER);
+  named INTEGER NOT NULL, quarantined INTEGER);
 CREATE TABLE entries (log INTEGER NOT NULL, position INTEGER NOT NULL, kind INTEGER NOT NULL,
   order_key INTEGER NOT NULL, hash BLOB NOT NULL, record BLOB NOT NULL, PRIMARY KEY (log, position)) WITHOUT ROWID;
 CREATE TABLE heads (log INTEGER NOT NULL, position INTEGER NOT NULL, hash BLOB NOT NULL, applied INTEGER NOT NULL,
@@ -118,8 +118,8 @@ CREATE TABLE cards (card TEXT PRIMARY KEY, account INTEGER NOT NULL) WITHOUT ROW
 CREATE TABLE losses (card TEXT NOT NULL, loss TEXT NOT NULL, account INTEGER NOT NULL, reported INTEGER NOT NULL,
   lifted INTEGER, PRIMARY KEY (card, loss)) WITHOUT ROWID;
 CREATE TABLE wallets (account INTEGER NOT NULL, wallet INTEGER NOT NULL, funds INTEGER NOT NULL,
-  free INTEGER NOT NULL, claims INTEGER NOT NULL, unbacked INTEGER NOT NULL, PRIMARY KEY (account, wallet))
-  WITHOUT ROWID;
+  free INTEGER NOT NULL, claims INTEGER NOT NULL, unbacked INTEGER NOT NULL, last_log INTEGER, last_position INTEGER,
+  PRIMARY KEY (account, wallet)) WITHOUT ROWID;
 CREATE TABLE rights (account INTEGER NOT NULL, wallet INTEGER NOT NULL, node INTEGER NOT NULL,
   epoch INTEGER NOT NULL, granted INTEGER NOT NULL, out INTEGER NOT NULL, si_granted INTEGER NOT NULL,
   si_out INTEGER NOT NULL, residue INTEGER NOT NULL, PRIMARY KEY (account, wallet, node, epoch)) WITHOUT ROWID;
@@ -131,7 +131,7 @@ CREATE TABLE movements (account INTEGER NOT NULL, wallet INTEGER NOT NULL, log I
   position INTEGER NOT NULL, order_key INTEGER NOT NULL, amount INTEGER NOT NULL, stand_in INTEGER NOT NULL,
   unbacked INTEGER NOT NULL, reversed INTEGER NOT NULL, stand_in_home INTEGER NOT NULL, refunded INTEGER NOT NULL,
   recovered INTEGER NOT NULL, reason INTEGER NOT NULL, merchant INTEGER NOT NULL, day INTEGER NOT NULL, card TEXT,
-  PRIMARY KEY (account, wallet, log, position)) WITHOUT ROWID;
+  previous_log INTEGER, previous_position INTEGER, PRIMARY KEY (log, position, account, wallet)) WITHOUT ROWID;
 CREATE TABLE credits (channel TEXT NOT NULL, key TEXT NOT NULL, account INTEGER NOT NULL, wallet INTEGER NOT NULL,
   amount INTEGER NOT NULL, answer TEXT NOT NULL, PRIMARY KEY (channel, key)) WITHOUT ROWID;
 CREATE TABLE cases (account INTEGER NOT NULL, wallet INTEGER NOT NULL, log INTEGER NOT NULL,
@@ -184,7 +184,8 @@ pub(crate) fn prepare(connection: &Connection, institution: InstitutionId) -> Re
     connection.pragma_update(None, "synchronous", "FULL")?;
     // What a backlog touches is spread over all accounts: with the default of 2 MB every entry reads from the disk.
     connection.pragma_update(None, "cache_size", -131_072)?;
-    connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
+    // The later pages go from the log to their place, the fewer writes that takes. Mostly the shell has done it by then.
+    connection.pragma_update(None, "wal_autocheckpoint", 8_000)?;
     // Without it the bundled build plans a statement again at every bind.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);

@@ -3,7 +3,8 @@
 //! Every chain and every signed head; the account streams folded with [`feiqian_protocol::balance::Projection`]
 //! (from the snapshot on, where older entries were dropped) against
 //! the tables, by digest; the entries of the nodes against what was posted, each exactly once; the ledger against itself
-//! and against the wallets; and that every wallet is partitioned (`funds = free + out + residue`). It only reads, in one
+//! and against the wallets; and that every wallet is partitioned (`funds = free + out + residue`). Effects that are gathered for
+//! the next posted batches count as posted, but are in no balance of a stream yet. It only reads, in one
 //! read transaction, so it may run beside the service.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +21,7 @@ use rusqlite::Connection;
 use serde::Serialize;
 
 use crate::ingest::in_range;
-use crate::store::money::wallet_of;
+use crate::store::money::{self, wallet_of};
 use crate::store::nodes;
 use crate::store::{StoreError, check, logs, meta_number, recovery, snapshots};
 
@@ -88,6 +89,8 @@ struct Examination<'a> {
     /// Effects on balances by the nodes' entries, and by the posted batches.
     by_nodes: Balances,
     by_posted: Balances,
+    /// Effects that are on the ledger and will be in the next posted batches.
+    gathered: Balances,
     faults: BTreeSet<(i64, u64)>,
     /// How often an entry is on the ledger, and what of it was credited.
     posted: BTreeMap<(i64, u64), Fen>,
@@ -106,6 +109,7 @@ impl<'a> Examination<'a> {
             projection: Projection::new(institution),
             by_nodes: Balances::new(),
             by_posted: Balances::new(),
+            gathered: Balances::new(),
             faults: BTreeSet::new(),
             posted: BTreeMap::new(),
             kept_after: BTreeMap::new(),
@@ -125,6 +129,17 @@ impl<'a> Examination<'a> {
             match key {
                 Some(key) => self.examine_log(log, &state, key)?,
                 None => self.report.problem(format!("{log}: no such node")),
+            }
+            if log.writer == NodeId::CENTRE {
+                continue;
+            }
+            if state.named > state.posted {
+                self.report.problem(format!("{log}: posted batches include more of it than was posted"));
+            }
+            for (_, account, wallet, amount) in
+                money::wallet_effects(self.db, log, state.named, state.posted)?
+            {
+                *self.gathered.entry((account, wallet)).or_default() += amount;
             }
         }
         self.examine_effects();
@@ -449,11 +464,13 @@ impl<'a> Examination<'a> {
     }
 
     fn examine_effects(&mut self) {
-        let keys: BTreeSet<_> = self.by_nodes.keys().chain(self.by_posted.keys()).copied().collect();
+        let keys: BTreeSet<_> =
+            self.by_nodes.keys().chain(self.by_posted.keys()).chain(self.gathered.keys()).copied().collect();
         for key in keys {
             let entries = self.by_nodes.get(&key).copied().unwrap_or_default();
             let batches = self.by_posted.get(&key).copied().unwrap_or_default();
-            if entries != batches {
+            let gathered = self.gathered.get(&key).copied().unwrap_or_default();
+            if entries != batches + gathered {
                 let (account, wallet) = key;
                 self.report.problem(format!(
                     "account {account}, {wallet}: entries of nodes say {entries}, posted batches {batches}"
@@ -543,9 +560,17 @@ impl<'a> Examination<'a> {
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let account = AccountId(row.get::<_, i64>(0)? as u64);
-            let wallet = wallet_of(row.get(1)?)?;
+            let (wallet, funds) = (wallet_of(row.get(1)?)?, Fen::new(row.get(2)?));
             let owed = self.owed.get(&(account, wallet)).copied().unwrap_or_default();
-            digest.balance(account, wallet, Fen::new(row.get(2)?) + owed);
+            let gathered = self.gathered.get(&(account, wallet)).copied();
+            let posted = funds + owed - gathered.unwrap_or_default();
+            // A wallet of which nothing was posted yet is in no stream.
+            if gathered.is_none()
+                || posted != Fen::ZERO
+                || self.projection.balances.contains_key(&(account, wallet))
+            {
+                digest.balance(account, wallet, posted);
+            }
         }
         let mut statement = self.db.prepare("SELECT account, settings, heads FROM accounts")?;
         let mut rows = statement.query([])?;

@@ -205,7 +205,9 @@ impl Bench {
                             continue;
                         };
                         match &frame {
-                            Frame::Entries(entries) if entries.log.writer == NodeId::CENTRE => {
+                            Frame::Entries(entries) | Frame::Fresh(entries)
+                                if entries.log.writer == NodeId::CENTRE =>
+                            {
                                 next.push(Input::Frame(link, Frame::Ack(node.follow(entries))));
                             }
                             Frame::Recall(Recall { account, unit, .. }) if node.obeys => {
@@ -720,6 +722,104 @@ fn a_core_that_is_opened_again_goes_on_where_it_was() {
     bench.upload(0);
     assert_eq!(bench.number("SELECT funds FROM wallets WHERE account = 1"), 2_800);
     bench.check();
+}
+
+#[test]
+fn a_backlog_is_posted_in_few_batches_and_none_of_it_is_lost_with_the_core() {
+    let mut bench = campus_of(Mode::Strict, 1, &[100_000, 100_000]);
+    let batches = "SELECT COUNT(*) FROM entries WHERE kind = 43";
+    for part in 0..3 {
+        for number in 0..40 {
+            bench.debit(0, 1 + number % 2, 100, 0);
+        }
+        bench.upload(0);
+        assert_eq!(bench.nodes[0].acked(), 40 * (part + 1));
+        assert_eq!(bench.number("SELECT SUM(funds) FROM wallets"), 200_000 - 4_000 * (part as i64 + 1));
+        assert_eq!(bench.number(batches), 0, "they are gathered");
+        bench.check();
+    }
+    let identity = Identity { institution: INSTITUTION, log_key: bench.centre_key.clone() };
+    let file = tempfile::tempdir().unwrap();
+    let path = file.path().join("centre.db");
+    bench.core.connection().execute("VACUUM INTO ?1", [path.to_str().unwrap()]).unwrap();
+    bench.core = ReconcileCore::open(Connection::open(&path).unwrap(), identity).unwrap();
+    bench.step(vec![Input::Timer]);
+    bench.command(Command::Status).unwrap();
+    assert_eq!(bench.number(batches), 0, "an old copy must not write before it has heard a node");
+    bench.check();
+    bench.connect(0);
+    assert_eq!(bench.number(batches), 2, "one for each account stream");
+    bench.check();
+
+    bench.core.connection().execute("UPDATE logs SET named = named - 1 WHERE named > 0", []).unwrap();
+    let report = verify(bench.core.connection(), INSTITUTION, &bench.centre_key.verifying_key()).unwrap();
+    assert!(!report.ok, "an effect that would be posted twice shows");
+}
+
+#[test]
+fn a_few_taps_are_posted_at_once_and_a_status_leaves_nothing_gathered() {
+    let mut bench = campus_of(Mode::Strict, 1, &[100_000]);
+    let batches = "SELECT COUNT(*) FROM entries WHERE kind = 43";
+    bench.debit(0, 1, 100, 0);
+    bench.upload(0);
+    assert_eq!(bench.number(batches), 1);
+    (0..40).for_each(|_| {
+        bench.debit(0, 1, 100, 0);
+    });
+    bench.upload(0);
+    assert_eq!(bench.number(batches), 1);
+    bench.command(Command::Status).unwrap();
+    assert_eq!(bench.number(batches), 2);
+    (0..40).for_each(|_| {
+        bench.debit(0, 1, 100, 0);
+    });
+    bench.upload(0);
+    bench.advance(50);
+    bench.step(vec![Input::Timer]);
+    assert_eq!(bench.number(batches), 3);
+    bench.check();
+}
+
+#[test]
+fn a_credit_overtakes_what_is_under_way_in_bulk() {
+    let mut bench = campus_of(Mode::Strict, 2, &[10_000; 16]);
+    // A link that takes everything and acknowledges nothing, while the other building brings a backlog.
+    let (link, id) = (bench.nodes[0].link.take().unwrap(), bench.nodes[0].id);
+    (0..64).for_each(|number| {
+        bench.debit(1, 1 + number % 16, 10, 0);
+    });
+    bench.upload(1);
+    bench.advance(50);
+    let mut said = |input: Input, wanted: fn(&Frame) -> Option<&Entries>| -> Vec<LogId> {
+        let mut outputs = Vec::new();
+        bench.core.step(bench.now, vec![input], &mut outputs).unwrap();
+        let frames = outputs.iter().filter_map(|output| match output {
+            Output::Send(to, frame) if *to == link => wanted(frame),
+            _ => None,
+        });
+        frames.map(|entries| entries.log).collect()
+    };
+    let bulk =
+        said(Input::Timer, |frame| if let Frame::Entries(entries) = frame { Some(entries) } else { None });
+    assert!(!bulk.is_empty() && bulk.len() < 16, "few are under way in bulk: {bulk:?}");
+    for account in (1..=16).map(AccountId) {
+        let topup = Command::Topup {
+            card: card(&format!("c{account}")),
+            amount_fen: Fen::new(100),
+            wallet: Wallet::Cash,
+            channel: key("counter"),
+            key: key(&format!("k{account}")),
+        };
+        let fresh = said(Input::Command(Ticket(1), topup), |frame| {
+            if let Frame::Fresh(entries) = frame { Some(entries) } else { None }
+        });
+        let shard = LogId::shard(INSTITUTION, account.shard());
+        let expected = if bulk.contains(&shard) { vec![] } else { vec![shard] };
+        let (grants, credits): (Vec<_>, Vec<_>) =
+            fresh.into_iter().partition(|log| log.as_to_node().is_some());
+        assert_eq!(credits, expected, "account {account}");
+        assert!(grants.iter().all(|log| *log == LogId::to_node(INSTITUTION, id)));
+    }
 }
 
 #[test]

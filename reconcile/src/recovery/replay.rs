@@ -77,6 +77,15 @@ impl Round<'_> {
             self.replay_shard(log)?;
             return Ok(true);
         }
+        let gathered = self
+            .state
+            .logs
+            .iter()
+            .find(|(log, state)| log.writer != NodeId::CENTRE && state.named < state.posted);
+        if let Some((log, _)) = gathered {
+            self.replay_gathered(*log)?;
+            return Ok(true);
+        }
         for id in self.state.nodes.keys().copied().collect::<Vec<_>>() {
             let (own, to_node) = (self.state.own_log(id), self.state.to_node(id));
             if behind(self.state, to_node) {
@@ -107,8 +116,27 @@ impl Round<'_> {
     fn replayed(&mut self, log: LogId, position: u64) {
         let mut state = self.state.log(log);
         state.posted = position;
+        // What no batch names yet is in one at the end of this very step.
+        state.named = position;
         self.state.logs.insert(log, state);
         self.touched_logs.insert(log);
+    }
+
+    /// Of a node's log: what had been gathered for the next posted batches when the copy was made. The batches that were
+    /// taken back may have it; what they have not is posted now.
+    fn replay_gathered(&mut self, log: LogId) -> Result<(), StoreError> {
+        let state = self.state.log(log);
+        for (position, account, wallet, effect) in
+            money::wallet_effects(self.db, log, state.named, state.posted)?
+        {
+            match notes::named_at(self.db, self.state.shard(account), log, position)? {
+                None => self.gather(account, wallet, effect),
+                Some(_) => notes::add_unheard(self.db, account, wallet, -effect)?,
+            }
+        }
+        self.note_taken(log);
+        self.replayed(log, state.posted);
+        Ok(())
     }
 
     fn replay_shard(&mut self, log: LogId) -> Result<(), StoreError> {
@@ -195,6 +223,7 @@ impl Round<'_> {
         match &setting.intent {
             Intent::ReportLoss { card, loss } => {
                 accounts::insert_loss(self.db, card, loss, account, time)?;
+                self.state.cards_lost.insert(card.clone());
                 notes::put_report(self.db, card, loss, at.position)?;
             }
             Intent::LiftLoss { card, losses } => accounts::lift_losses(self.db, card, losses, time)?,
@@ -218,7 +247,9 @@ impl Round<'_> {
         let (account, wallet, amount) = (*account, *wallet, *amount);
         let own_day = self.state.calendar().day(time);
         self.post(at, own_day, amount, channel_ledger(channel.as_str()), wallet_ledger(account, wallet))?;
-        money::put_movement(self.db, account, wallet, at, &MovementState::plain(time, amount))?;
+        let previous = self.link_movement(account, wallet, at)?;
+        let movement = MovementState { previous, ..MovementState::plain(time, amount) };
+        money::put_movement(self.db, account, wallet, at, &movement)?;
         let holding = self.holding(account, wallet)?;
         holding.wallet.funds += amount;
         holding.wallet.free += amount;
@@ -389,7 +420,7 @@ impl Round<'_> {
             return Ok(());
         }
         self.replayed(log, position);
-        self.ingested.insert(log);
+        self.note_taken(log);
         if log.stream == 0 {
             let applied = notes::applied_at(self.db, log, position)?;
             let applied = applied.min(self.state.log(self.state.to_node(log.writer)).cursor.position);
@@ -430,13 +461,13 @@ impl Round<'_> {
         if !self.is_recovering() && !self.state.has_unheard {
             return self.act_on(log, position, order_key, entry);
         }
-        let others = std::mem::take(&mut self.deltas);
+        let others = std::mem::take(&mut self.state.gathered.deltas);
         self.act_on(log, position, order_key, entry)?;
-        let effects = std::mem::replace(&mut self.deltas, others);
+        let effects = std::mem::replace(&mut self.state.gathered.deltas, others);
         for ((account, wallet), effect) in effects {
             let stream = self.state.shard(account);
             match notes::named_at(self.db, stream, log, position)? {
-                None => *self.deltas.entry((account, wallet)).or_default() += effect,
+                None => self.gather(account, wallet, effect),
                 Some(at) => {
                     notes::add_unheard(self.db, account, wallet, -effect)?;
                     if !self.is_recovering() {
@@ -459,7 +490,7 @@ impl Round<'_> {
         at: EntryRef,
     ) -> Result<bool, StoreError> {
         if !self.is_recovering() {
-            return accounts::lost_at(self.db, card, order_key);
+            return Ok(self.state.cards_lost.contains(card) && accounts::lost_at(self.db, card, order_key)?);
         }
         let reports = notes::reports(self.db, card, order_key)?;
         let posted = notes::named_at(self.db, self.state.shard(account), at.log, at.position)?;
@@ -490,15 +521,19 @@ impl Round<'_> {
             }
         }
         let time = self.state.time;
-        let mut movement = money::movement(self.db, account, wallet, at)?.unwrap_or_else(|| MovementState {
-            reason: CaseReason::AfterClose,
-            ..MovementState::plain(time, Fen::ZERO)
-        });
+        let mut movement = match money::movement(self.db, account, wallet, at)? {
+            Some(movement) => movement,
+            None => MovementState {
+                reason: CaseReason::AfterClose,
+                previous: self.link_movement(account, wallet, at)?,
+                ..MovementState::plain(time, Fen::ZERO)
+            },
+        };
         movement.amount += amount;
         movement.unbacked = (-movement.amount).or_zero();
         money::put_movement(self.db, account, wallet, at, &movement)?;
         self.resolve.insert((account, wallet));
-        self.state.dirty.insert(account);
+        self.state.hand_out.later(account);
         Ok(())
     }
 
@@ -512,7 +547,7 @@ impl Round<'_> {
             booked += amount;
         }
         for (account, wallet, amount) in notes::unnamed(self.db)? {
-            *self.deltas.entry((account, wallet)).or_default() -= amount;
+            self.gather(account, wallet, -amount);
         }
         let closed: Vec<(NodeId, bool)> = self
             .state

@@ -1,12 +1,14 @@
 //! Accounts, cards and losses.
 
+use std::collections::BTreeSet;
+
 use feiqian_protocol::account::AccountSettings;
 use feiqian_protocol::ids::{AccountId, CardNumber, Key};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::StoreError;
+use super::{StoreError, corrupt};
 
 /// An account's document and what follows from it.
 #[derive(Clone, Debug)]
@@ -149,6 +151,17 @@ pub(crate) fn lift_losses(
         statement.execute(params![card.as_str(), loss.as_str(), lifted.0])?;
     }
     Ok(())
+}
+
+/// Cards that were ever reported lost.
+pub(crate) fn cards_lost(db: &Connection) -> Result<BTreeSet<CardNumber>, StoreError> {
+    let mut statement = db.prepare("SELECT DISTINCT card FROM losses")?;
+    let mut rows = statement.query([])?;
+    let mut cards = BTreeSet::new();
+    while let Some(row) = rows.next()? {
+        cards.insert(corrupt(CardNumber::new(row.get::<_, String>(0)?).ok(), "a card number")?);
+    }
+    Ok(cards)
 }
 
 /// True where a tap of this card with this order key, ingested only now, came after a loss report: the report stands,

@@ -22,6 +22,8 @@ pub(crate) struct LogState {
     pub anchor: Timestamp,
     /// How far it acts on money; behind `cursor` only where it is quarantined.
     pub posted: u64,
+    /// Of a node's log: how far posted batches include its effects; behind `posted` while they are gathered.
+    pub named: u64,
     /// The entry that stopped its posting.
     pub quarantined: Option<u64>,
 }
@@ -35,6 +37,7 @@ impl LogState {
         applied: 0,
         anchor: Timestamp(0),
         posted: 0,
+        named: 0,
         quarantined: None,
     };
 }
@@ -42,7 +45,7 @@ impl LogState {
 /// All logs.
 pub(crate) fn all(db: &Connection, institution: InstitutionId) -> Result<Vec<(LogId, LogState)>, StoreError> {
     let mut statement = db.prepare(
-        "SELECT log, position, hash, clock, order_key, applied, anchor, posted, quarantined FROM logs ORDER BY log",
+        "SELECT log, position, hash, clock, order_key, applied, anchor, posted, named, quarantined FROM logs ORDER BY log",
     )?;
     let mut rows = statement.query([])?;
     let mut logs = Vec::new();
@@ -55,7 +58,8 @@ pub(crate) fn all(db: &Connection, institution: InstitutionId) -> Result<Vec<(Lo
             applied: row.get::<_, i64>(5)? as u64,
             anchor: Timestamp(row.get(6)?),
             posted: row.get::<_, i64>(7)? as u64,
-            quarantined: row.get::<_, Option<i64>>(8)?.map(|position| position as u64),
+            named: row.get::<_, i64>(8)? as u64,
+            quarantined: row.get::<_, Option<i64>>(9)?.map(|position| position as u64),
         };
         logs.push((log, state));
     }
@@ -64,8 +68,8 @@ pub(crate) fn all(db: &Connection, institution: InstitutionId) -> Result<Vec<(Lo
 
 /// Writes where a log stands.
 pub(crate) fn put(db: &Connection, log: LogId, state: &LogState) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT OR REPLACE INTO logs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(
-        params![
+    db.prepare_cached("INSERT OR REPLACE INTO logs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
+        .execute(params![
             log.key(),
             state.cursor.position as i64,
             state.cursor.hash,
@@ -74,9 +78,9 @@ pub(crate) fn put(db: &Connection, log: LogId, state: &LogState) -> Result<(), S
             state.applied as i64,
             state.anchor.0,
             state.posted as i64,
+            state.named as i64,
             state.quarantined.map(|position| position as i64),
-        ],
-    )?;
+        ])?;
     Ok(())
 }
 

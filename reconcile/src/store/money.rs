@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{StoreError, corrupt};
 use crate::habit::HabitDay;
+use crate::ledger::of_wallet_ledger;
 
 /// An (account, wallet) at the centre.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -22,6 +23,8 @@ pub(crate) struct WalletState {
     pub claims: Fen,
     /// Debits beyond right so far; where it is zero nothing can be overspent.
     pub unbacked: Fen,
+    /// What moved it last.
+    pub last: Option<EntryRef>,
 }
 
 /// A row of rights as the centre counts it.
@@ -42,14 +45,20 @@ pub(crate) struct RowState {
 /// The rows of one (account, wallet).
 pub(crate) type Rows = BTreeMap<(NodeId, Epoch), RowState>;
 
+fn entry_ref(institution: InstitutionId, log: Option<i64>, position: Option<i64>) -> Option<EntryRef> {
+    let (log, position) = log.zip(position)?;
+    Some(EntryRef { log: LogId::from_key(institution, log), position: position as u64 })
+}
+
 /// A wallet of an account.
 pub(crate) fn wallet(
     db: &Connection,
+    institution: InstitutionId,
     account: AccountId,
     wallet: Wallet,
 ) -> Result<Option<WalletState>, StoreError> {
     let mut statement = db.prepare_cached(
-        "SELECT funds, free, claims, unbacked FROM wallets WHERE account = ?1 AND wallet = ?2",
+        "SELECT funds, free, claims, unbacked, last_log, last_position FROM wallets WHERE account = ?1 AND wallet = ?2",
     )?;
     let found = statement
         .query_row(params![account.0 as i64, wallet.number()], |row| {
@@ -58,6 +67,7 @@ pub(crate) fn wallet(
                 free: Fen::new(row.get(1)?),
                 claims: Fen::new(row.get(2)?),
                 unbacked: Fen::new(row.get(3)?),
+                last: entry_ref(institution, row.get(4)?, row.get(5)?),
             })
         })
         .optional()?;
@@ -71,14 +81,18 @@ pub(crate) fn put_wallet(
     wallet: Wallet,
     state: &WalletState,
 ) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT OR REPLACE INTO wallets VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
-        account.0 as i64,
-        wallet.number(),
-        state.funds.get(),
-        state.free.get(),
-        state.claims.get(),
-        state.unbacked.get()
-    ])?;
+    db.prepare_cached("INSERT OR REPLACE INTO wallets VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(
+        params![
+            account.0 as i64,
+            wallet.number(),
+            state.funds.get(),
+            state.free.get(),
+            state.claims.get(),
+            state.unbacked.get(),
+            state.last.map(|last| last.log.key()),
+            state.last.map(|last| last.position as i64),
+        ],
+    )?;
     Ok(())
 }
 
@@ -260,6 +274,8 @@ pub(crate) struct MovementState {
     pub day: BusinessDay,
     /// Of a debit: the card.
     pub card: Option<CardNumber>,
+    /// What moved the wallet before.
+    pub previous: Option<EntryRef>,
 }
 
 impl MovementState {
@@ -278,6 +294,7 @@ impl MovementState {
             merchant: 0,
             day: BusinessDay(0),
             card: None,
+            previous: None,
         }
     }
 
@@ -293,7 +310,8 @@ impl MovementState {
 }
 
 const MOVEMENT_COLUMNS: &str = "log, position, order_key, amount, stand_in, unbacked, reversed, stand_in_home, \
-                                refunded, recovered, reason, merchant, day, card";
+                                refunded, recovered, reason, merchant, day, card, \
+                                previous_log, previous_position";
 
 fn movement_row(
     row: &rusqlite::Row<'_>,
@@ -314,6 +332,7 @@ fn movement_row(
         merchant: row.get(11)?,
         day: BusinessDay(row.get(12)?),
         card: row.get::<_, Option<String>>(13)?.and_then(|card| CardNumber::new(card).ok()),
+        previous: entry_ref(institution, row.get(14)?, row.get(15)?),
     };
     Ok((debit, state))
 }
@@ -327,28 +346,30 @@ pub(crate) fn movement(
 ) -> Result<Option<MovementState>, StoreError> {
     let mut statement = db.prepare_cached(&format!(
         "SELECT {MOVEMENT_COLUMNS} FROM movements
-         WHERE account = ?1 AND wallet = ?2 AND log = ?3 AND position = ?4"
+         WHERE log = ?1 AND position = ?2 AND account = ?3 AND wallet = ?4"
     ))?;
     let mut rows =
-        statement.query(params![account.0 as i64, wallet.number(), at.log.key(), at.position as i64])?;
+        statement.query(params![at.log.key(), at.position as i64, account.0 as i64, wallet.number()])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     Ok(Some(movement_row(row, at.log.institution)?.1))
 }
 
-/// All movements of a wallet.
+/// All movements of a wallet, from its last one back.
 pub(crate) fn movements(
     db: &Connection,
-    institution: InstitutionId,
     account: AccountId,
     wallet: Wallet,
-) -> Result<Vec<(EntryRef, MovementState)>, StoreError> {
-    let mut statement = db.prepare_cached(&format!(
-        "SELECT {MOVEMENT_COLUMNS} FROM movements WHERE account = ?1 AND wallet = ?2"
-    ))?;
-    let mut rows = statement.query(params![account.0 as i64, wallet.number()])?;
-    let mut movements = Vec::new();
-    while let Some(row) = rows.next()? {
-        movements.push(movement_row(row, institution)?);
+    last: Option<EntryRef>,
+) -> Result<BTreeMap<EntryRef, MovementState>, StoreError> {
+    let mut movements = BTreeMap::new();
+    let mut next = last;
+    while let Some(at) = next {
+        let found = movement(db, account, wallet, at)?;
+        let state = corrupt(found, "the movements of a wallet: one is missing")?;
+        next = state.previous;
+        if movements.insert(at, state).is_some() {
+            return corrupt(None, "the movements of a wallet: one comes twice");
+        }
     }
     Ok(movements)
 }
@@ -363,7 +384,7 @@ pub(crate) fn put_movement(
 ) -> Result<(), StoreError> {
     db.prepare_cached(
         "INSERT OR REPLACE INTO movements
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
     )?
     .execute(params![
         account.0 as i64,
@@ -381,9 +402,32 @@ pub(crate) fn put_movement(
         reason_number(state.reason),
         state.merchant,
         state.day.0,
-        state.card.as_ref().map(CardNumber::as_str)
+        state.card.as_ref().map(CardNumber::as_str),
+        state.previous.map(|previous| previous.log.key()),
+        state.previous.map(|previous| previous.position as i64),
     ])?;
     Ok(())
+}
+
+/// What the entries of a log after `after`, up to `until`, did to wallets, by the ledger: position, account, wallet, fen.
+pub(crate) fn wallet_effects(
+    db: &Connection,
+    log: LogId,
+    after: u64,
+    until: u64,
+) -> Result<Vec<(u64, AccountId, Wallet, Fen)>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT position, ledger, amount FROM postings
+         WHERE log = ?1 AND position > ?2 AND position <= ?3 AND ledger LIKE 'wallet:%'",
+    )?;
+    let mut rows = statement.query(params![log.key(), after as i64, until as i64])?;
+    let mut effects = Vec::new();
+    while let Some(row) = rows.next()? {
+        let ledger: String = row.get(1)?;
+        let (account, wallet) = corrupt(of_wallet_ledger(&ledger), "a wallet's ledger account")?;
+        effects.push((row.get::<_, i64>(0)? as u64, account, wallet, Fen::new(row.get(2)?)));
+    }
+    Ok(effects)
 }
 
 /// The first answer to a credit, where the key was used: account, wallet, amount, answer.

@@ -17,6 +17,7 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, Pin, TapKey, TapKind, TapRequest};
 use feiqian_protocol::time::{BusinessCalendar, Timestamp};
 use feiqian_reconcile::core::ReconcileCore;
+use feiqian_reconcile::driver::Pace;
 use feiqian_reconcile::io as centre_io;
 use rusqlite::Connection;
 
@@ -43,8 +44,8 @@ const START: Timestamp = Timestamp(1_667_779_200_000);
 const REST_MAX_MS: u64 = 10_000_000;
 /// The largest backlog.
 const MILLION: u64 = 1_000_000;
-/// Entries that one step of the centre takes, as its driver has it.
-const ENTRIES_PER_STEP: usize = feiqian_reconcile::driver::ENTRIES_PER_STEP_MAX;
+/// Milliseconds after which effects that the centre gathers of a backlog must be posted.
+const GATHERED_MS: u64 = 1_000;
 const INSTITUTION: InstitutionId = InstitutionId(1);
 const LINK: u64 = 1;
 
@@ -342,32 +343,36 @@ impl Pair {
         centre.link_up(self.node_identity.node)?;
         let hello = self.hello()?;
         centre.frames(vec![hello])?;
-        let mut batches = Vec::new();
-        let mut batch = Vec::new();
-        let mut count = 0;
-        for frame in frames {
-            if let Frame::Entries(entries) = frame {
-                count += entries.records.len();
-            }
-            batch.push(frame.clone());
-            if count >= ENTRIES_PER_STEP {
-                batches.push(std::mem::take(&mut batch));
-                count = 0;
-            }
-        }
-        batches.push(batch);
+        // As many entries to a step as the centre's driver takes.
+        let mut pace = Pace::default();
+        let mut frames = frames.iter().peekable();
         let begun = Instant::now();
-        for mut batch in batches {
+        while frames.peek().is_some() {
+            let step = Instant::now();
+            let (wanted, mut taken) = (pace.entries(false, false), 0);
+            let mut batch = Vec::new();
+            while taken < wanted
+                && let Some(frame) = frames.next()
+            {
+                if let Frame::Entries(entries) = frame {
+                    taken += entries.records.len();
+                }
+                batch.push(frame.clone());
+            }
             // The node is in session: it acknowledges what the centre posts and grants meanwhile.
             batch.extend(centre.down.drain(..).filter_map(|frame| acknowledgement(&frame)));
             centre.frames(batch)?;
+            pace.learn(taken, step.elapsed());
         }
+        // What is still gathered is posted in its time.
+        centre.ms += GATHERED_MS;
+        centre.step(vec![centre_io::Input::Timer])?;
         let took = begun.elapsed();
         drop(centre);
         let connection = Connection::open(path)?;
         let log = feiqian_protocol::ids::LogId::node(INSTITUTION, self.node_identity.node).key();
         let posted: i64 = connection
-            .query_row("SELECT posted FROM logs WHERE log = ?1", [log], |row| row.get(0))
+            .query_row("SELECT named FROM logs WHERE log = ?1", [log], |row| row.get(0))
             .context("the backlog")?;
         ensure!(posted as u64 == entries, "{posted} of {entries} entries are posted");
         Ok((took, connection))
@@ -384,7 +389,8 @@ impl Pair {
 
 /// What a node says to entries once it has applied them.
 fn acknowledgement(frame: &Frame) -> Option<Frame> {
-    let Frame::Entries(Entries { log, first, records, .. }) = frame else { return None };
+    let (Frame::Entries(entries) | Frame::Fresh(entries)) = frame else { return None };
+    let Entries { log, first, records, .. } = entries;
     let position = first + records.len() as u64 - 1;
     Some(Frame::Ack(Ack { log: *log, position, countersignature: None }))
 }

@@ -16,7 +16,7 @@ use super::measure::timed;
 const ENTRIES_PER_COMMIT: usize = 1_000;
 
 /// The pragmas of the centre's store.
-const CENTRE_PRAGMAS: &str = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-131072; PRAGMA wal_autocheckpoint=4000;";
+const CENTRE_PRAGMAS: &str = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-131072; PRAGMA wal_autocheckpoint=8000;";
 
 type Row = Vec<Value>;
 

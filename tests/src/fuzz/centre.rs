@@ -80,6 +80,7 @@ fn account(card: &str, fen: i64) -> ImportedAccount {
         single_limit_fen: None,
         daily_limit_fen: None,
         groups: Vec::new(),
+        opened: None,
     }
 }
 
