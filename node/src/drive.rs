@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use feiqian_protocol::frame::Frame;
+use feiqian_protocol::frame::{Frame, Lane};
 use feiqian_protocol::ids::CardNumber;
 use feiqian_protocol::limits::{INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX};
 use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapRequest};
@@ -83,6 +83,23 @@ enum Message {
     LinkDown(LinkId),
     LinkUp(LinkId, LinkHandle),
     Stop,
+}
+
+impl Message {
+    /// True for what a person waits for at a terminal.
+    const fn is_waited_for(&self) -> bool {
+        match self {
+            Self::Ask(..) => true,
+            Self::Frame(_, frame, _) => {
+                matches!(frame.lane(), Lane::Urgent) || matches!(frame, Frame::No(_) | Frame::Recall(_))
+            }
+            Self::Clock(..) | Self::LinkDown(_) | Self::LinkUp(..) | Self::Stop => false,
+        }
+    }
+
+    const fn is_bulk(&self) -> bool {
+        matches!(self, Self::Frame(_, frame, _) if matches!(frame.lane(), Lane::Bulk))
+    }
 }
 
 /// The way to the core, for any number of tasks.
@@ -404,16 +421,27 @@ impl Driver {
     async fn drive(&mut self, mut core: NodeCore) -> Result<(), StoreError> {
         let opened = Opened { at: Instant::now(), wall: self.clock.read() };
         let mut inputs = Vec::new();
+        let mut stood_back = false;
         loop {
             let due = core.next_timer();
             let wait = due.map(|due| Duration::from_millis(due.saturating_sub(self.now(&opened).mono_ms)));
             if self.taken.is_empty() && matches!(self.take(wait).await, Taken::Closed) {
                 return Ok(());
             }
+            // What a person waits for goes before what comes in bulk, but not twice in a row, so that this comes in all the
+            // same.
+            stood_back = !stood_back && self.taken.iter().any(Message::is_waited_for);
+            let mut bulk = VecDeque::new();
             while inputs.len() < INPUTS_PER_STEP_MAX
                 && let Some(message) = self.taken.pop_front()
             {
+                if matches!(message, Message::Clock(..) | Message::Stop) {
+                    inputs.extend(
+                        std::mem::take(&mut bulk).into_iter().filter_map(|message| self.input(message)),
+                    );
+                }
                 match message {
+                    message if stood_back && message.is_bulk() => bulk.push_back(message),
                     Message::Stop => return self.step(&mut core, &opened, &mut inputs),
                     Message::Clock(to, reply) => {
                         // What came before goes by the time before.
@@ -428,6 +456,9 @@ impl Driver {
                     message => inputs.extend(self.input(message)),
                 }
             }
+            stood_back = !bulk.is_empty();
+            bulk.append(&mut self.taken);
+            self.taken = bulk;
             if due.is_some_and(|due| due <= self.now(&opened).mono_ms) {
                 inputs.push(Input::Timer);
             }

@@ -349,7 +349,7 @@ impl Gathered {
 
     /// They are to be posted in this step: a node is in session, for whom the streams go on.
     pub fn due_now(&mut self) {
-        self.due_ms = Some(0);
+        self.due_ms = (!self.logs.is_empty()).then_some(0);
     }
 
     /// When they must be posted, in `mono_ms`. Of those of an earlier core `None`: a centre that has just opened, and may be an
