@@ -149,7 +149,8 @@ impl CoreQueue {
         let _ = self.0.send(Message::LinkDown(link)).await;
     }
 
-    async fn stop(&self) {
+    /// Ends the core once everything queued before is stepped.
+    pub async fn stop(&self) {
         // Where the core is gone it has stopped.
         let _ = self.0.send(Message::Stop).await;
     }
@@ -188,7 +189,7 @@ pub struct CoreLoop {
     queue: CoreQueue,
     driver: Driver,
     report_open: oneshot::Sender<Result<(), StoreError>>,
-    opened: oneshot::Receiver<Result<(), StoreError>>,
+    opened: Option<oneshot::Receiver<Result<(), StoreError>>>,
 }
 
 impl CoreLoop {
@@ -206,7 +207,7 @@ impl CoreLoop {
             waiting: BTreeMap::new(),
             tickets: 0,
         };
-        Self { queue: CoreQueue(sender), driver, report_open, opened }
+        Self { queue: CoreQueue(sender), driver, report_open, opened: Some(opened) }
     }
 
     /// The way to the core.
@@ -217,6 +218,11 @@ impl CoreLoop {
     /// True while the core is open.
     pub fn open_flag(&self) -> Arc<AtomicBool> {
         self.driver.open.clone()
+    }
+
+    /// Told once how the first opening went; `None` where somebody is told already.
+    pub const fn opened(&mut self) -> Option<oneshot::Receiver<Result<(), StoreError>>> {
+        self.opened.take()
     }
 
     /// Runs until told to stop, on the thread that polls it: a step occupies that thread while it lasts. Dropped, it is a
@@ -252,7 +258,7 @@ impl CoreThread {
             runtime.block_on(driver.run(report_open));
             drop(report_end);
         })?;
-        Ok(Self { queue, open, opened: Some(opened), ended, thread: Some(thread) })
+        Ok(Self { queue, open, opened, ended, thread: Some(thread) })
     }
 
     /// The way to the core.
@@ -510,7 +516,7 @@ impl Driver {
         core.step(self.now(opened), std::mem::take(inputs), &mut outputs)?;
         self.options.certificates.set_expired(core.certificate_expired());
         // A driven clock is the centre's, too, and no time that certificates live by.
-        if matches!(self.options.clock, WallClock::System) {
+        if !matches!(self.options.clock, WallClock::Driven) {
             self.options.certificates.centre_signed(core.centre_time());
         }
         for output in outputs {

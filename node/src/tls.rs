@@ -63,13 +63,32 @@ pub struct CertificateTime(Arc<Heard>);
 
 #[derive(Debug, Default)]
 struct Heard {
+    /// The machine, where it is not this one.
+    host: Option<Host>,
     /// The last centre-signed time, in milliseconds since 1970.
     centre_ms: AtomicI64,
     expired: AtomicBool,
     news: Notify,
 }
 
+/// A machine that is not this one.
+struct Host {
+    wall: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    built: Timestamp,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("built", &self.built).finish_non_exhaustive()
+    }
+}
+
 impl CertificateTime {
+    /// By the wall clock of a machine that is not this one, with software that was built then.
+    pub fn of_host(wall: Arc<dyn Fn() -> Timestamp + Send + Sync>, built: Timestamp) -> Self {
+        Self(Arc::new(Heard { host: Some(Host { wall, built }), ..Heard::default() }))
+    }
+
     /// The centre has signed this time.
     pub fn centre_signed(&self, time: Timestamp) {
         self.0.centre_ms.fetch_max(time.0, Ordering::Relaxed);
@@ -96,9 +115,12 @@ impl CertificateTime {
 
     /// A time that is certainly over.
     fn certain(&self) -> UnixTime {
-        let built = Duration::from_secs(BUILD_SECONDS.parse().unwrap_or(0));
-        let centre = u64::try_from(self.0.centre_ms.load(Ordering::Relaxed)).unwrap_or(0);
-        UnixTime::since_unix_epoch(built.max(Duration::from_millis(centre)))
+        let built = match &self.0.host {
+            None => Duration::from_secs(BUILD_SECONDS.parse().unwrap_or(0)),
+            Some(host) => since_1970(host.built),
+        };
+        let centre = since_1970(Timestamp(self.0.centre_ms.load(Ordering::Relaxed)));
+        UnixTime::since_unix_epoch(built.max(centre))
     }
 
     /// Judges a certificate by `verify`, which takes the time to judge it by.
@@ -139,8 +161,16 @@ impl CertificateTime {
 
 impl TimeProvider for CertificateTime {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::now().max(self.certain()))
+        let wall = match &self.0.host {
+            None => UnixTime::now(),
+            Some(host) => UnixTime::since_unix_epoch(since_1970((host.wall)())),
+        };
+        Some(wall.max(self.certain()))
     }
+}
+
+fn since_1970(time: Timestamp) -> Duration {
+    Duration::from_millis(u64::try_from(time.0).unwrap_or(0))
 }
 
 /// Judges certificates that must come from this CA, by this time.

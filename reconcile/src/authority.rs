@@ -366,7 +366,8 @@ fn leaf(common_name: &str, dns_name: &str, now: Timestamp) -> Result<Certificate
 fn params(common_name: &str, now: Timestamp, valid_s: i64) -> Result<CertificateParams, AuthorityError> {
     let mut serial = [0; 16];
     getrandom::fill(&mut serial).map_err(AuthorityError::Random)?;
-    serial[0] &= 0x7f; // RFC 5280: positive
+    // Positive (RFC 5280), and with a leading bit, so that every certificate of a name has the same size.
+    serial[0] = serial[0] & 0x7f | 0x40;
     let mut params = CertificateParams::default();
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     let mut name = DistinguishedName::new();

@@ -236,6 +236,9 @@ pub enum WallClock {
     Driven,
 }
 
+/// Where the real wall clock is read.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
 /// The real wall clock.
 pub fn real_now() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

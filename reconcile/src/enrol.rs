@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
 use crate::authority::{Authority, peer_of, validity};
-use crate::driver::{CoreHandle, chain, real_now};
+use crate::driver::{Clock, CoreHandle, chain, real_now};
 use crate::io::Command;
 
 /// Enrolments at once. A campus enrols one node after the other, but whoever can reach the port can wait in one.
@@ -40,6 +40,7 @@ pub struct Desk {
     enrolments: Semaphore,
     renewals: Semaphore,
     renews: bool,
+    clock: Clock,
 }
 
 /// What the core knows of a code ([`Command::LookUpEnrolment`]).
@@ -65,7 +66,18 @@ impl Desk {
     /// A desk that signs with `authority` what `core` allows, renewals only where `renews`.
     pub fn new(authority: Arc<Authority>, core: CoreHandle, renews: bool) -> Self {
         let (enrolments, renewals) = (Semaphore::new(ENROLMENTS_MAX), Semaphore::new(RENEWALS_MAX));
-        Self { authority, core, enrolments, renewals, renews }
+        Self { authority, core, enrolments, renewals, renews, clock: Arc::new(real_now) }
+    }
+
+    /// The same by the clock of a host that is not this machine.
+    #[must_use]
+    pub fn by_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// The time by which certificates are made and judged.
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
     }
 
     /// Serves one connection: of a node that renews `certificate`, or of one that enrols.
@@ -103,7 +115,7 @@ impl Desk {
         send: &mut (impl AsyncWriteExt + Unpin),
     ) -> anyhow::Result<()> {
         let request = decode::<SealedEnrolRequest>(&read_request(receive).await?)?;
-        let answer = match self.enrol(&request, real_now()).await {
+        let answer = match self.enrol(&request, self.now()).await {
             Ok(enrolled) => {
                 tracing::info!(node = %enrolled.node, name = %enrolled.name, incarnation = enrolled.incarnation,
                     role = enrolled.role.name(), "node enrolled");
@@ -125,7 +137,7 @@ impl Desk {
         send: &mut (impl AsyncWriteExt + Unpin),
     ) -> anyhow::Result<()> {
         let request = decode::<RenewRequest>(&read_request(receive).await?)?;
-        let answer = match self.renew(&request, certificate, real_now()).await {
+        let answer = match self.renew(&request, certificate, self.now()).await {
             Ok(renewed) => RenewAnswer::Renewed(renewed.to_vec().into()),
             Err(why) => {
                 let node = peer_of(certificate).map_or(0, |(node, _)| node.0);

@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::authority::{peer_of, validity};
-use crate::driver::{CoreHandle, LinkQueues, Outgoing, Peer, Queued, Stopped, chain, real_now};
+use crate::driver::{CoreHandle, LinkQueues, Outgoing, Peer, Queued, Stopped, chain};
 use crate::enrol::Desk;
 use crate::io::LinkId;
 use crate::session::REVOKED;
@@ -155,7 +155,7 @@ pub async fn serve(endpoint: quinn::Endpoint, core: CoreHandle, desk: Arc<Desk>)
                 },
                 Some(ALPN_REPLICATION) => {
                     let link = LinkId(links.fetch_add(1, Ordering::Relaxed));
-                    serve_link(connection, link, &core, &crowd).await;
+                    serve_link(connection, link, &core, &desk, &crowd).await;
                 }
                 _ => connection.close(code::MALFORMED, b"an application protocol of Feiqian is expected"),
             }
@@ -176,12 +176,12 @@ fn certificate(connection: &quinn::Connection) -> Option<CertificateDer<'static>
 }
 
 /// Who the verified client certificate is of, and until when it is good.
-fn peer(connection: &quinn::Connection) -> Result<(Peer, Timestamp), &'static str> {
+fn peer(connection: &quinn::Connection, now: Timestamp) -> Result<(Peer, Timestamp), &'static str> {
     let certificate =
         certificate(connection).ok_or("replication needs the certificate of a node; enrol first")?;
     let (node, incarnation) = peer_of(&certificate).ok_or("the certificate names no node")?;
     let (_, until) = validity(&certificate).ok_or("the certificate names no time")?;
-    Ok((Peer { node, incarnation, expired: until <= real_now() }, until))
+    Ok((Peer { node, incarnation, expired: until <= now }, until))
 }
 
 /// How many connections each node has.
@@ -221,9 +221,9 @@ impl Drop for Place<'_> {
 }
 
 /// Waits until a certificate has expired.
-async fn expired(until: Timestamp) {
+async fn expired(until: Timestamp, desk: &Desk) {
     loop {
-        let left = u64::try_from(until.ms_since(real_now())).unwrap_or(0);
+        let left = u64::try_from(until.ms_since(desk.now())).unwrap_or(0);
         if left == 0 {
             return;
         }
@@ -232,8 +232,14 @@ async fn expired(until: Timestamp) {
 }
 
 #[tracing::instrument(skip_all, fields(link = link.0, node))]
-async fn serve_link(connection: quinn::Connection, link: LinkId, core: &CoreHandle, crowd: &Crowd) {
-    let (peer, until) = match peer(&connection) {
+async fn serve_link(
+    connection: quinn::Connection,
+    link: LinkId,
+    core: &CoreHandle,
+    desk: &Desk,
+    crowd: &Crowd,
+) {
+    let (peer, until) = match peer(&connection, desk.now()) {
         Ok(peer) => peer,
         Err(why) => {
             tracing::warn!(peer = %connection.remote_address(), why, "connection refused");
@@ -259,7 +265,7 @@ async fn serve_link(connection: quinn::Connection, link: LinkId, core: &CoreHand
         biased;
         end = run_link(&connection, link, core, queues) => end,
         // It comes back, by a renewed certificate or to upload under this one.
-        () = expired(until), if !peer.expired => {
+        () = expired(until, desk), if !peer.expired => {
             (code::CLOSED, "the certificate of this node has expired".to_owned())
         }
     };
