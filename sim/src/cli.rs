@@ -13,6 +13,7 @@ use crate::bench;
 use crate::campus::layout::Layout;
 use crate::campus::plan::{Kill, Loss, Outage};
 use crate::campus::{self, Options, Usage, check, process};
+use crate::outcome::SimMode;
 use crate::plan::Plan;
 use crate::scenario::{BUILT_IN, Scenario, ScenarioError, Workload};
 use crate::{frontier, shrink, sweep, twice, world};
@@ -100,6 +101,9 @@ struct RunArguments {
     /// Everything that chance decides.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Plays the shells too, with their QUIC and TLS, packet by packet: slower, and nearer to the world.
+    #[arg(long)]
+    full_stack: bool,
     /// Plays taps.csv, accounts.csv and topups.csv (or .csv.gz) of this folder instead of the scenario's workload and campus.
     #[arg(long, value_name = "DIR")]
     replay: Option<PathBuf>,
@@ -121,6 +125,9 @@ struct RunArguments {
 struct SweepArguments {
     /// The name of a built-in scenario, a TOML file, or `all` (without the large ones).
     scenario: String,
+    /// Plays the shells too, with their QUIC and TLS, packet by packet: slower, and nearer to the world.
+    #[arg(long)]
+    full_stack: bool,
     /// The seeds, half-open.
     #[arg(long, value_name = "A..B", default_value = "0..100", value_parser = seeds)]
     seeds: std::ops::Range<u64>,
@@ -139,6 +146,9 @@ struct SweepArguments {
 struct TwiceArguments {
     /// The name of a built-in scenario, or a TOML file.
     scenario: String,
+    /// Plays the shells too, with their QUIC and TLS, packet by packet: slower, and nearer to the world.
+    #[arg(long)]
+    full_stack: bool,
     /// One seed.
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
@@ -154,6 +164,9 @@ struct ShrinkArguments {
     /// The seed that fails.
     #[arg(long)]
     seed: u64,
+    /// Plays the shells too, with their QUIC and TLS, packet by packet: slower, and nearer to the world.
+    #[arg(long)]
+    full_stack: bool,
     /// Stops after so many seconds, with what is left then.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     at_most: u64,
@@ -304,27 +317,30 @@ async fn execute(command: Command) -> Result<bool> {
             Ok(report.good())
         }
         Command::Run(arguments) => run_scenario(arguments).await,
-        Command::Sweep(SweepArguments { scenario, seeds, jobs, json, quiet }) => {
+        Command::Sweep(SweepArguments { scenario, full_stack, seeds, jobs, json, quiet }) => {
             let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-            let sweep = sweep::sweep(&scenario, seeds, jobs.unwrap_or(cores), quiet).await?;
+            let sweep =
+                sweep::sweep(SimMode::of(full_stack), &scenario, seeds, jobs.unwrap_or(cores), quiet).await?;
             print!("{}", sweep.table());
             write_json(json.as_deref(), &sweep)?;
             Ok(sweep.good())
         }
-        Command::Twice(TwiceArguments { scenario, seed, seeds }) => {
+        Command::Twice(TwiceArguments { scenario, full_stack, seed, seeds }) => {
             let seeds = seeds.unwrap_or_else(|| seed.unwrap_or(1)..seed.unwrap_or(1) + 1);
-            let pairs = twice::twice(&scenario, seeds).await?;
+            let pairs = twice::twice(SimMode::of(full_stack), &scenario, seeds).await?;
             for pair in &pairs {
                 let verdict = if pair.differ { "DIFFER 不同" } else { "equal 相同" };
                 println!("{scenario} seed {}: {verdict} {} {}", pair.seed, pair.audits[0], pair.audits[1]);
             }
             Ok(pairs.iter().all(|pair| !pair.differ))
         }
-        Command::Shrink(ShrinkArguments { scenario, seed, at_most, output }) => {
+        Command::Shrink(ShrinkArguments { scenario, seed, full_stack, at_most, output }) => {
             let scenario = Scenario::load(&scenario)?;
             let at_most = std::time::Duration::from_secs(at_most);
-            let shrunk =
-                tokio::task::spawn_blocking(move || shrink::shrink(&scenario, seed, at_most)).await??;
+            let shrunk = tokio::task::spawn_blocking(move || {
+                shrink::shrink(SimMode::of(full_stack), &scenario, seed, at_most)
+            })
+            .await??;
             let (faults, actions) = (shrunk.plan.faults.len(), shrunk.plan.actions.len());
             eprintln!(
                 "{}: {faults} faults, {actions} actions, after {} tries",
@@ -368,7 +384,7 @@ async fn execute(command: Command) -> Result<bool> {
 }
 
 async fn run_scenario(arguments: RunArguments) -> Result<bool> {
-    let RunArguments { scenario, seed, replay, days, json, trace, plan: plan_file } = arguments;
+    let RunArguments { scenario, seed, full_stack, replay, days, json, trace, plan: plan_file } = arguments;
     let mut scenario = Scenario::load(&scenario)?;
     if let Some(dir) = replay {
         scenario.workload = Workload::Replay { dir, days };
@@ -387,7 +403,11 @@ async fn run_scenario(arguments: RunArguments) -> Result<bool> {
     };
     let outcome = tokio::task::spawn_blocking(move || {
         let trace = trace.map(|trace| trace as Box<dyn std::io::Write>);
-        sweep::play_plan(&plan, world::Options { words: false, trace, samples: true })
+        sweep::play_plan(
+            SimMode::of(full_stack),
+            &plan,
+            world::Options { words: false, trace, samples: true },
+        )
     })
     .await?;
     print!("{}", sweep::describe(&outcome));

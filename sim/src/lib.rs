@@ -3,12 +3,14 @@
 //! It deliberately has no model of a node or of the centre: what runs is what the two binaries run.
 //!
 //! In reading order: [`cli`], [`campus`] (the driver of separate processes, from a replay or a generated day to the report);
-//! [`seed`], [`vfs`] (a disk that loses what was not synced), [`link`] (both cores on crash disks and a virtual link).
+//! [`seed`], [`vfs`] (a disk that loses what was not synced), [`link`] (both cores on crash disks and a virtual link);
+//! [`full`] (the shells, QUIC and TLS on a simulated network).
 
 pub mod bench;
 pub mod campus;
 pub mod cli;
 pub mod frontier;
+pub mod full;
 pub mod link;
 pub mod outcome;
 pub mod plan;

@@ -39,6 +39,39 @@ pub struct Outcome {
     pub timeline: Timeline,
 }
 
+/// What a run simulates.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum SimMode {
+    /// Both cores and their frames ([`crate::world`]).
+    #[default]
+    Message,
+    /// The shells too, with their QUIC and TLS, packet by packet ([`crate::full`]).
+    FullStack,
+}
+
+impl SimMode {
+    /// The stable name, as in [`Outcome::mode`].
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::FullStack => "full_stack",
+        }
+    }
+
+    /// What a command line says.
+    pub const fn of(full_stack: bool) -> Self {
+        if full_stack { Self::FullStack } else { Self::Message }
+    }
+}
+
+impl std::str::FromStr for SimMode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = [Self::Message, Self::FullStack].into_iter().find(|mode| mode.name() == text);
+        named.ok_or_else(|| format!("{text:?} is no mode (message, full_stack)"))
+    }
+}
+
 /// A promise that was not kept.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Violation {
@@ -129,7 +162,7 @@ impl Outcome {
 
     /// What to run to see it again.
     pub fn replay(&self) -> String {
-        let full = if self.mode == "full_stack" { " --full-stack" } else { "" };
+        let full = if self.mode == SimMode::FullStack.name() { " --full-stack" } else { "" };
         format!("feiqian-sim run {} --seed {}{full}", self.scenario, self.seed)
     }
 }

@@ -208,6 +208,7 @@ built_in! {
     "term-start",
     "slow-uplink",
     "campus-day",
+    "eight-buildings",
 }
 
 impl Scenario {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::outcome::SimMode;
 use crate::plan::{Plan, What};
 use crate::promises::Promise;
 use crate::scenario::Scenario;
@@ -25,9 +26,9 @@ pub struct Shrunk {
 ///
 /// # Errors
 /// Where the seed breaks no promise.
-pub fn shrink(scenario: &Scenario, seed: u64, at_most: Duration) -> Result<Shrunk> {
+pub fn shrink(mode: SimMode, scenario: &Scenario, seed: u64, at_most: Duration) -> Result<Shrunk> {
     let mut plan = Plan::draw(scenario, seed)?;
-    let outcome = play_plan(&plan, quiet());
+    let outcome = play_plan(mode, &plan, quiet());
     let Some(promise) = outcome.violations.first().map(|violation| violation.promise) else {
         bail!("seed {seed} of {} breaks no promise", scenario.name);
     };
@@ -35,7 +36,7 @@ pub fn shrink(scenario: &Scenario, seed: u64, at_most: Duration) -> Result<Shrun
     let mut tries = 0;
     let mut fails = |plan: &Plan| {
         tries += 1;
-        play_plan(plan, quiet()).violations.iter().any(|violation| violation.promise == promise)
+        play_plan(mode, plan, quiet()).violations.iter().any(|violation| violation.promise == promise)
     };
     loop {
         let before = (plan.faults.len(), plan.actions.len());

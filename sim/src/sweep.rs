@@ -13,13 +13,14 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
-use crate::outcome::{Outcome, Violation};
+use crate::full;
+use crate::outcome::{Outcome, SimMode, Violation};
 use crate::plan::Plan;
 use crate::promises::{Coverage, Promise};
 use crate::scenario::{BUILT_IN, Scenario};
 use crate::world::{self, Options};
 
-/// The hidden subcommand of a worker: `__seeds SCENARIO FROM TO`; writes one outcome a line.
+/// The hidden subcommand of a worker: `__seeds MODE SCENARIO FROM TO`; writes one outcome a line.
 pub const WORKER: &str = "__seeds";
 
 /// Seeds of one worker process: few enough to spread, many enough to pay for its start.
@@ -153,21 +154,25 @@ pub fn describe(outcome: &Outcome) -> String {
 }
 
 /// Plays one seed; a panic is a broken promise, not the end of the sweep.
-pub fn play(scenario: &Scenario, seed: u64, options: Options) -> Result<Outcome> {
+pub fn play(mode: SimMode, scenario: &Scenario, seed: u64, options: Options) -> Result<Outcome> {
     let plan = Plan::draw(scenario, seed)?;
-    Ok(play_plan(&plan, options))
+    Ok(play_plan(mode, &plan, options))
 }
 
 /// Plays a plan; as [`play`].
-pub fn play_plan(plan: &Plan, options: Options) -> Outcome {
-    std::panic::catch_unwind(AssertUnwindSafe(|| world::run(plan, options))).unwrap_or_else(|panic| {
+pub fn play_plan(mode: SimMode, plan: &Plan, options: Options) -> Outcome {
+    let play = || match mode {
+        SimMode::Message => world::run(plan, options),
+        SimMode::FullStack => full::run(plan, options),
+    };
+    std::panic::catch_unwind(AssertUnwindSafe(play)).unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().cloned();
         let said = said.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         let text = format!("panicked: {}", said.unwrap_or_default());
         Outcome {
             scenario: plan.scenario.clone(),
             seed: plan.seed,
-            mode: "message".to_owned(),
+            mode: mode.name().to_owned(),
             violations: vec![Violation { promise: Promise::Sound, text, at_ms: 0, last_events: Vec::new() }],
             ..Outcome::default()
         }
@@ -179,11 +184,12 @@ pub fn play_plan(plan: &Plan, options: Options) -> Outcome {
 /// # Errors
 /// A scenario that cannot be read, or nobody listens.
 pub fn work(arguments: &[String]) -> Result<()> {
-    let [scenario, from, to] = arguments else { bail!("expected SCENARIO FROM TO") };
+    let [mode, scenario, from, to] = arguments else { bail!("expected MODE SCENARIO FROM TO") };
+    let mode: SimMode = mode.parse().map_err(anyhow::Error::msg)?;
     let scenario = Scenario::load(scenario)?;
     let mut out = std::io::stdout().lock();
     for seed in from.parse::<u64>()?..to.parse()? {
-        let outcome = play(&scenario, seed, Options::default())?;
+        let outcome = play(mode, &scenario, seed, Options::default())?;
         serde_json::to_writer(&mut out, &outcome)?;
         out.write_all(b"\n")?;
         out.flush()?;
@@ -213,7 +219,13 @@ pub fn scenarios(name: &str) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// A scenario that cannot be read, or a worker that fails.
-pub async fn sweep(name: &str, seeds: std::ops::Range<u64>, jobs: usize, quiet: bool) -> Result<Sweep> {
+pub async fn sweep(
+    mode: SimMode,
+    name: &str,
+    seeds: std::ops::Range<u64>,
+    jobs: usize,
+    quiet: bool,
+) -> Result<Sweep> {
     let began = Instant::now();
     let names = scenarios(name)?;
     let mut left = VecDeque::new();
@@ -231,7 +243,7 @@ pub async fn sweep(name: &str, seeds: std::ops::Range<u64>, jobs: usize, quiet: 
         while workers.len() < jobs.max(1)
             && let Some((name, from, to)) = left.pop_front()
         {
-            workers.spawn(worker(name, from, to));
+            workers.spawn(worker(mode, name, from, to));
         }
         let Some(outcomes) = workers.join_next().await else { break };
         for outcome in outcomes?? {
@@ -246,7 +258,8 @@ pub async fn sweep(name: &str, seeds: std::ops::Range<u64>, jobs: usize, quiet: 
     sweep.sim_seconds = sweep.sim_ms / 1_000;
     sweep.wall_seconds = began.elapsed().as_secs();
     sweep.violations.sort_by(|left, right| (&left.scenario, left.seed).cmp(&(&right.scenario, right.seed)));
-    if name == "all" {
+    // Some paths show only between the cores, where the other mode does not look.
+    if name == "all" && mode == SimMode::Message {
         let missed = Coverage::ALL.iter().map(|coverage| coverage.name());
         sweep.missed = missed.filter(|name| !sweep.coverage.contains_key(*name)).map(str::to_owned).collect();
     }
@@ -266,10 +279,10 @@ fn progress(total: u64, quiet: bool) -> indicatif::ProgressBar {
 ///
 /// # Errors
 /// Where it fails.
-pub async fn worker(name: String, from: u64, to: u64) -> Result<Vec<Outcome>> {
+pub async fn worker(mode: SimMode, name: String, from: u64, to: u64) -> Result<Vec<Outcome>> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg(WORKER)
-        .args([&name, &from.to_string(), &to.to_string()])
+        .args([mode.name(), &name, &from.to_string(), &to.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true)

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, SimMode};
 use crate::sweep::worker;
 
 /// Two runs of one seed.
@@ -20,11 +20,11 @@ pub struct Pair {
 ///
 /// # Errors
 /// A scenario that cannot be read, or a worker that fails.
-pub async fn twice(scenario: &str, seeds: std::ops::Range<u64>) -> Result<Vec<Pair>> {
+pub async fn twice(mode: SimMode, scenario: &str, seeds: std::ops::Range<u64>) -> Result<Vec<Pair>> {
     crate::sweep::scenarios(scenario)?;
     let mut pairs = Vec::new();
     for seed in seeds {
-        let once = || worker(scenario.to_owned(), seed, seed + 1);
+        let once = || worker(mode, scenario.to_owned(), seed, seed + 1);
         let (first, second) = tokio::try_join!(once(), once())?;
         let [first, second] = [first, second].map(|mut outcomes| outcomes.pop());
         let (first, second) = (first.context("an outcome")?, second.context("an outcome")?);

@@ -173,6 +173,11 @@ impl World<'_> {
         if self.centre.copied || self.centre.core.is_none() {
             return Ok(());
         }
+        self.check_books_now()
+    }
+
+    /// The same from the books alone.
+    pub(super) fn check_books_now(&mut self) -> Result<()> {
         let books = self.books()?;
         for check in books::AT_ANY_MOMENT {
             self.found(check(&books));
@@ -193,6 +198,12 @@ impl World<'_> {
         self.settle()?;
         self.check_now()?;
         self.check_liveness()?;
+        self.check_books_at_rest()?;
+        self.probe()
+    }
+
+    /// What holds at rest, from the books alone.
+    pub(super) fn check_books_at_rest(&mut self) -> Result<()> {
         let books = self.books()?;
         self.found(books::all_is_home(&books));
         // While the centre's time is ahead, what it names cannot be passed by anybody's clock.
@@ -217,7 +228,7 @@ impl World<'_> {
         self.check_convergence(&books)?;
         self.count(&books)?;
         self.outcome.ledger = self.ledger_digest(&books);
-        self.probe()
+        Ok(())
     }
 
     /// Waits for what the last mark or acknowledgement has set off.

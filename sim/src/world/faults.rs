@@ -451,7 +451,7 @@ impl World<'_> {
     }
 
     /// What only this disk held may be lost from here on; its terminals ask no more about it.
-    fn lose_unacknowledged(&mut self, site: usize) -> Result<()> {
+    pub(super) fn lose_unacknowledged(&mut self, site: usize) -> Result<()> {
         self.give_up_requests(site);
         let known = self.known_to_centre(site)?;
         for request in &mut self.ledger.requests {

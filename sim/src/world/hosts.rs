@@ -57,7 +57,7 @@ pub(super) enum TicketFor {
 
 /// How far a site's disk can be trusted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Trust {
+pub(crate) enum Trust {
     /// It is as its process left it.
     Sound,
     /// It was copied, restored or lied to: its log may have another continuation.

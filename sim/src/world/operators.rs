@@ -292,7 +292,7 @@ impl World<'_> {
     }
 
     /// True where the centre grants nothing to the node of a site.
-    fn is_shut_out(&mut self, site: usize) -> Result<bool> {
+    pub(super) fn is_shut_out(&mut self, site: usize) -> Result<bool> {
         let node = self.sites[site].identity.node;
         let connection = self.centre_tables()?.connection();
         let state: String =

@@ -1,0 +1,170 @@
+//! Operators and channels at the centre: top-ups, loss reports, closing and enrolling. What is not confirmed is said again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use feiqian_protocol::ids::{Key, Wallet};
+use feiqian_reconcile::io::{Command, CommandError};
+use tokio::task::spawn_local;
+use tokio::time::sleep;
+
+use super::hosts::At;
+use super::run::Shared;
+use crate::plan::What;
+use crate::promises::Coverage;
+use crate::promises::ledger::{Credit, Loss};
+use crate::vfs::Disk;
+
+/// How long a channel or an operator waits for a confirmation before it says it again.
+const AGAIN: Duration = Duration::from_millis(3_000);
+
+/// What the plan has an operator or channel do.
+pub(super) fn operate(run: &Shared, what: What) {
+    let mut loss = None;
+    let command = {
+        let mut state = run.borrow_mut();
+        let operator = Key::new("operator").expect("letters are a key");
+        match &what {
+            What::TopUp { account, amount, channel, key } => {
+                let credit = Credit { account: *account, amount: *amount, confirmed: false };
+                state.seen.ledger.credits.entry((channel.clone(), key.clone())).or_insert(credit);
+                Command::Topup {
+                    card: state.plan.accounts[*account].card.clone(),
+                    amount_fen: *amount,
+                    wallet: Wallet::Cash,
+                    channel: channel.clone(),
+                    key: key.clone(),
+                }
+            }
+            What::Loss { account } => {
+                loss = Some(state.seen.ledger.losses.len());
+                let card = state.plan.accounts[*account].card.clone();
+                state.seen.ledger.losses.push(Loss {
+                    card: card.clone(),
+                    asked: BTreeMap::new(),
+                    confirmed: None,
+                });
+                Command::ReportLoss { card, operator }
+            }
+            What::Lift { account } => {
+                Command::LiftLoss { card: state.plan.accounts[*account].card.clone(), operator }
+            }
+            What::Tap(_) | What::Reversal { .. } => return,
+        }
+    };
+    let run = run.clone();
+    spawn_local(async move {
+        loop {
+            if let Some(reply) = ask(&run, command.clone(), loss).await {
+                let mut state = run.borrow_mut();
+                state.say(|_| format!("the centre answers {reply:?}"));
+                match (&what, reply) {
+                    (What::TopUp { channel, key, .. }, Ok(_)) => {
+                        if let Some(credit) =
+                            state.seen.ledger.credits.get_mut(&(channel.clone(), key.clone()))
+                        {
+                            credit.confirmed = true;
+                        }
+                    }
+                    (What::Loss { .. }, Ok(_)) => {
+                        let positions = state.ingested();
+                        if let Some(loss) = loss.and_then(|loss| state.seen.ledger.losses.get_mut(loss)) {
+                            loss.confirmed = Some(positions);
+                        }
+                    }
+                    (What::Lift { .. }, Ok(_)) => state.reached(Coverage::LossLifted),
+                    // A card that is reported already, or was not.
+                    _ => {}
+                }
+                return;
+            }
+            sleep(AGAIN).await;
+        }
+    });
+}
+
+/// Asks the centre; `None` where it is down, or died over it.
+async fn ask(
+    run: &Shared,
+    command: Command,
+    loss: Option<usize>,
+) -> Option<Result<serde_json::Value, CommandError>> {
+    let core = {
+        let mut state = run.borrow_mut();
+        state.say(|_| format!("the centre is asked: {command:?}"));
+        let core = state.core()?;
+        if let Some(loss) = loss
+            && state.seen.ledger.losses[loss].asked.is_empty()
+        {
+            state.seen.ledger.losses[loss].asked = state.ingested();
+        }
+        core
+    };
+    // An operator gives up on a centre that says nothing.
+    let reply = tokio::time::timeout(AGAIN, core.command(command)).await.ok()?;
+    match reply {
+        Err(error) if error.code == "interrupted" || error.code == "stopping" => None,
+        reply => Some(reply),
+    }
+}
+
+/// Closes the rights of a building's node.
+pub(super) async fn retire(run: Shared, building: usize, force: bool) {
+    let node = run.borrow().plan.buildings[building].name.clone();
+    loop {
+        match ask(&run, Command::Retire { node: node.clone(), force }, None).await {
+            Some(Ok(_)) => {
+                let path = if force { Coverage::ClosedByForce } else { Coverage::ClosedInOrder };
+                return run.borrow_mut().reached(path);
+            }
+            // It is closed already.
+            Some(Err(_)) => return,
+            None => sleep(AGAIN).await,
+        }
+    }
+}
+
+/// Revokes the certificate of a building's node.
+pub(super) async fn revoke(run: Shared, fault: usize, building: usize) {
+    let (site, node) = {
+        let state = run.borrow();
+        (state.seen.in_service[building], state.plan.buildings[building].name.clone())
+    };
+    // A centre that is down is not told; whoever wanted it comes again another day.
+    if let Some(Ok(_)) = ask(&run, Command::Revoke { node, enrolment: None }, None).await {
+        let mut state = run.borrow_mut();
+        state.struck(fault);
+        state.reached(Coverage::Revoked);
+        state.distrust(site);
+    }
+}
+
+/// Puts another box into a building: enrolled anew, on an empty disk. The old one may still upload, where it runs.
+pub(super) async fn enrol_anew(run: Shared, building: usize) {
+    let (name, role) = {
+        let state = run.borrow();
+        (state.plan.buildings[building].name.clone(), state.plan.buildings[building].role)
+    };
+    let files = loop {
+        let enrolment = run.borrow_mut().campus.enrolment(&name, role);
+        // The centre may be down, or die over it, or its clock may jump between making the code and using it.
+        if let Ok(enrolment) = enrolment {
+            match tokio::time::timeout(AGAIN, enrolment.run()).await {
+                Ok(Ok(files)) => break files,
+                Ok(Err(error)) => run.borrow_mut().say(|_| format!("enrolling {name} fails: {error:#}")),
+                Err(_) => {}
+            }
+        }
+        sleep(AGAIN).await;
+    };
+    let mut state = run.borrow_mut();
+    let old = state.seen.in_service[building];
+    let site = state.add_site(building, Arc::new(files), Disk::new());
+    state.say(|state| format!("{} is enrolled anew", state.site_name(site)));
+    state.reached(Coverage::EnrolledAnew);
+    state.seen.in_service[building] = site;
+    state.places[building].clone = None;
+    state.give_up_requests(old);
+    state.start(At::Site(site));
+}
