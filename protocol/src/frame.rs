@@ -9,7 +9,7 @@ use minicbor::{Decode, Encode};
 use crate::chain::{Countersignature, Cursor, SignedHead};
 use crate::entry::RecordError;
 use crate::ids::{AccountId, CardNumber, Epoch, InstitutionId, LogId, NodeId, Unit};
-use crate::limits::{ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, FRAME_LIST_MAX};
+use crate::limits::{ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, FRAME_LIST_MAX, HELLO_LIST_MAX};
 use crate::money::Fen;
 use crate::snapshot::{SignedSnapshot, SnapshotAck, SnapshotPiece};
 use crate::time::{BusinessDay, Hlc, Timestamp};
@@ -77,9 +77,25 @@ fn bounded<'b, C, T: Decode<'b, C>>(
     d: &mut minicbor::Decoder<'b>,
     context: &mut C,
 ) -> Result<Vec<T>, minicbor::decode::Error> {
+    at_most(FRAME_LIST_MAX, d, context)
+}
+
+/// Decodes a list of at most [`HELLO_LIST_MAX`] elements.
+fn few<'b, C, T: Decode<'b, C>>(
+    d: &mut minicbor::Decoder<'b>,
+    context: &mut C,
+) -> Result<Vec<T>, minicbor::decode::Error> {
+    at_most(HELLO_LIST_MAX, d, context)
+}
+
+fn at_most<'b, C, T: Decode<'b, C>>(
+    most: usize,
+    d: &mut minicbor::Decoder<'b>,
+    context: &mut C,
+) -> Result<Vec<T>, minicbor::decode::Error> {
     let mut list = Vec::new();
     for element in d.array_iter_with(context)? {
-        if list.len() == FRAME_LIST_MAX {
+        if list.len() == most {
             return Err(minicbor::decode::Error::message("a list of too many elements"));
         }
         list.push(element?);
@@ -109,7 +125,7 @@ pub struct NodeHello {
     #[n(5)]
     pub to_node: Cursor,
     /// Its positions in the account streams.
-    #[cbor(n(6), decode_with = "bounded")]
+    #[cbor(n(6), decode_with = "few")]
     pub shards: Vec<LogCursor>,
     /// The newest countersignature that it holds of its log.
     #[n(7)]
@@ -118,11 +134,11 @@ pub struct NodeHello {
     #[n(8)]
     pub refused: Option<RefusalReason>,
     /// For each account stream, by shard: the position up to which its entries are no longer kept.
-    #[n(9)]
+    #[cbor(n(9), decode_with = "few")]
     pub kept_after: Vec<u64>,
     /// The centre's own heads of the streams above, where the node holds anything of them: what shows that a centre which
     /// lacks it has come back from an old copy.
-    #[n(10)]
+    #[cbor(n(10), decode_with = "few")]
     pub heads: Vec<SignedHead>,
 }
 

@@ -32,6 +32,10 @@ pub const ENTRIES_PER_FRAME_MAX: usize = 256;
 /// takes some tens of bytes in memory.
 pub const FRAME_LIST_MAX: usize = 1_024;
 
+/// Elements of a list in a Hello: there is one for each stream of the centre that the node has, and each may cost a look-up
+/// and the check of a signature.
+pub const HELLO_LIST_MAX: usize = 64;
+
 /// Entries that a sender puts into one frame before it starts the next one, and entries between two signed heads of one
 /// commit. A frame is the least that a step takes: so many are a millisecond or two of work at their receiver, for which
 /// everything else there waits, and a signature for so many still costs little.
@@ -105,6 +109,10 @@ pub const DOCUMENT_INFLATED_BYTES_MAX: usize = 1024 * 1024;
 /// Operations in one change of an account document: an intent is some, a lift of many reports one for each.
 pub const CHANGE_OPERATIONS_MAX: u64 = 1024;
 
+/// Reports of loss that an account may have by nodes: far more than kiosks at which one holder may stand, and few enough
+/// that an account fits a piece of a snapshot.
+pub const LOSSES_PER_ACCOUNT_MAX: usize = 256;
+
 /// Reports of loss that one setting lifts; more are lifted by several settings, since each stands in it twice.
 pub const LOSSES_PER_LIFT_MAX: usize = 128;
 
@@ -135,7 +143,7 @@ const _: () = assert!(CAMPUS_CONFIG_BYTES_MAX < RECORD_BYTES_MAX && DOCUMENT_BYT
 const _: () =
     assert!(ENTRIES_PER_FRAME_TARGET <= ENTRIES_PER_FRAME_MAX && FRAMES_IN_FLIGHT_MAX < LINK_QUEUE_MAX);
 const _: () = assert!(DELTAS_PER_POSTED_MAX * 24 < RECORD_BYTES_MAX);
-const _: () = assert!(ENTRIES_PER_FRAME_MAX < FRAME_LIST_MAX && (SHARDS as usize) < FRAME_LIST_MAX);
+const _: () = assert!(ENTRIES_PER_FRAME_MAX < FRAME_LIST_MAX && (SHARDS as usize) < HELLO_LIST_MAX);
 const _: () =
     assert!(DOCUMENT_BYTES_SLACK < DOCUMENT_BYTES_KEPT && 2 * DOCUMENT_BYTES_KEPT < DOCUMENT_BYTES_MAX);
 const _: () = assert!(LOSSES_PER_LIFT_MAX * 4 * NAME_BYTES_MAX < RECORD_BYTES_MAX);

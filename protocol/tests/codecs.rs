@@ -20,7 +20,9 @@ use feiqian_protocol::frame::{
 use feiqian_protocol::ids::{
     AccountId, CampusId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,
 };
-use feiqian_protocol::limits::{ACCOUNT_END, ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, RECORD_BYTES_MAX};
+use feiqian_protocol::limits::{
+    ACCOUNT_END, ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, HELLO_LIST_MAX, RECORD_BYTES_MAX,
+};
 use feiqian_protocol::money::{Fen, UnitPrice};
 use feiqian_protocol::snapshot::{CampusState, SignedSnapshot, Snapshot, SnapshotAck, SnapshotPiece};
 use feiqian_protocol::tap::DeclineReason;
@@ -697,6 +699,29 @@ fn lengths_are_bounded_before_anything_is_read() {
     let records = vec![Vec::new().into(); 500_000];
     let bytes = Frame::Entries(Entries { log, first: 1, records, heads: Vec::new() }).to_bytes();
     assert!(matches!(Frame::from_bytes(&bytes), Err(FrameError::Malformed(_))));
+    let cursor = Cursor { position: 1, hash: [0; 32] };
+    let signed = Head { log, cursor, applied: 0, anchor: Timestamp(0) };
+    let head = SignedHead { head: signed, signature: [0; 64] };
+    for (count, fits) in [(HELLO_LIST_MAX, true), (HELLO_LIST_MAX + 1, false)] {
+        let lists: [(usize, usize, usize); 3] = [(count, 0, 0), (0, count, 0), (0, 0, count)];
+        for (shards, kept_after, heads) in lists {
+            let bytes = Frame::NodeHello(NodeHello {
+                version: 1,
+                institution: InstitutionId(1),
+                node: NodeId(1),
+                incarnation: 1,
+                log: cursor,
+                to_node: cursor,
+                shards: vec![LogCursor { log, cursor }; shards],
+                countersigned: None,
+                refused: None,
+                kept_after: vec![0; kept_after],
+                heads: vec![head; heads],
+            })
+            .to_bytes();
+            assert_eq!(Frame::from_bytes(&bytes).is_ok(), fits, "{shards} {kept_after} {heads}");
+        }
+    }
     // An array that claims 2^32 records, in a frame of a few bytes.
     let claim = [0x82, 0x02, 0x81, 0x84, 0x83, 1, 1, 0, 1, 0x9a, 0xff, 0xff, 0xff, 0xff];
     assert!(Frame::from_bytes(&claim).is_err());

@@ -16,7 +16,9 @@ use feiqian_protocol::entry::{
 };
 use feiqian_protocol::frame::{Frame, LossNotice};
 use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
-use feiqian_protocol::limits::{AMOUNT_FEN_MAX, ENROL_CODE_SECONDS, ENROL_TRIES_MAX, LOSSES_PER_LIFT_MAX};
+use feiqian_protocol::limits::{
+    AMOUNT_FEN_MAX, ENROL_CODE_SECONDS, ENROL_TRIES_MAX, LOSSES_PER_ACCOUNT_MAX, LOSSES_PER_LIFT_MAX,
+};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 use serde_json::{Value, json};
@@ -356,7 +358,8 @@ impl Round<'_> {
             && merged.merge_change(&setting.change).is_ok()
             && merged.has_room()
             && meant.carry_out(&setting.intent, entry.clock.time()).is_ok()
-            && matches!((merged.settings(), meant.settings()), (Ok(merged), Ok(meant)) if merged == meant);
+            && matches!((merged.settings(), meant.settings()), (Ok(merged), Ok(meant))
+                if merged == meant && merged.losses.len() <= LOSSES_PER_ACCOUNT_MAX);
         if !fits {
             return self.fault(at.log, at.position, "a setting whose change is not what it says");
         }

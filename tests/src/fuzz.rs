@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     Target { name: "accounts", run: texts::accounts },
     Target { name: "campus", run: texts::campus },
     Target { name: "centre", run: centre::session },
@@ -34,6 +34,7 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "log_file", run: codecs::log_file },
     Target { name: "names", run: texts::names },
     Target { name: "node", run: node::session },
+    Target { name: "piece", run: codecs::piece },
     Target { name: "record", run: codecs::record },
     Target { name: "replicas", run: documents::replicas },
     Target { name: "terminal", run: texts::terminal },

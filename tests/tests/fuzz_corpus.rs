@@ -80,6 +80,7 @@ targets! {
     log_file: CHANGES;
     names: CHANGES;
     node: CHANGES_OF_SESSIONS;
+    piece: CHANGES;
     record: CHANGES;
     replicas: CHANGES;
     terminal: CHANGES;

@@ -12,10 +12,11 @@ use feiqian_protocol::chain::{Countersignature, Cursor, Head, LogWriter, SignedH
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{Actor, ActorKind, Body, Debit, Entry, Proof, Setting, StandInGrant, TapRef};
 use feiqian_protocol::frame::{
-    Ack, Ask, Entries, Frame, LogCursor, Mark, NodeHello, PROTOCOL_VERSION, Recalled,
+    Ack, Ask, Entries, Frame, LogCursor, Mark, NodeHello, PROTOCOL_VERSION, Recalled, RefusalReason,
 };
 use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::snapshot::SnapshotAck;
 use feiqian_protocol::time::{BusinessCalendar, Hlc, Timestamp};
 use feiqian_reconcile::core::ReconcileCore;
 use feiqian_reconcile::io::{Command, Identity, ImportedAccount, Input, LinkId, Now, Output, Reply, Ticket};
@@ -286,6 +287,12 @@ impl Rig {
                 let position = script.near(self.nodes[node].cursor(log).position);
                 self.say(node, Frame::Ack(Ack { log, position, countersignature: None }));
             }
+            13 if script.rarely(2) => {
+                let log = LogId::shard(INSTITUTION, script.byte() % 17);
+                let position = script.near(self.nodes[node].cursor(log).position);
+                let ack = SnapshotAck { log, position, pieces: script.u32(), differs: script.rarely(4) };
+                self.say(node, Frame::SnapshotAck(ack));
+            }
             13 => {
                 if let Ok(frame) = Frame::from_bytes(script.bytes(512)) {
                     self.say(node, frame);
@@ -342,7 +349,15 @@ impl Rig {
     fn hello(&self, node: usize, script: &mut Script<'_>) -> NodeHello {
         let node = &self.nodes[node];
         let mut hello = node.hello();
-        match script.choice(9) {
+        match script.choice(11) {
+            8 => hello.kept_after = vec![script.u64(); script.choice(20)],
+            9 => {
+                // Heads that nobody but the centre could have signed, signed by the node.
+                let cursor = Cursor { position: script.u64(), hash: [script.byte(); 32] };
+                let head = Head { log: script.log(), cursor, applied: 0, anchor: script.time() };
+                hello.heads.push(head.sign(&node.key));
+                hello.refused = Some(script.pick(&[RefusalReason::ForkedLog, RefusalReason::ShortLog]));
+            }
             0 => hello.log.position = script.near(hello.log.position),
             1 => hello.log.hash[0] ^= 1,
             2 => hello.to_node.position = script.near(hello.to_node.position),

@@ -6,16 +6,17 @@
 //! here is that reading, writing and reading again gives the same, in the one form that a writer makes.
 
 use ed25519_dalek::SigningKey;
-use feiqian_protocol::balance::balance_deltas;
+use feiqian_protocol::balance::{ProjectionDigest, balance_deltas};
 use feiqian_protocol::chain::{Countersignature, Cursor, Head, SignedHead, verify};
 use feiqian_protocol::enrol::{
     self, EnrolAnswer, EnrolCode, RenewAnswer, RenewRequest, Role, SealedEnrolRequest,
 };
 use feiqian_protocol::entry::Entry;
 use feiqian_protocol::frame::{Frame, LOG_FILE_MAGIC};
-use feiqian_protocol::ids::{LogId, NodeId};
-use feiqian_protocol::limits::RECORD_BYTES_MAX;
+use feiqian_protocol::ids::{AccountId, LogId, NodeId};
+use feiqian_protocol::limits::{RECORD_BYTES_MAX, SHARDS};
 use feiqian_protocol::session::pack;
+use feiqian_protocol::snapshot::{AccountState, PieceWriter, read_piece};
 
 use super::script::{INSTITUTION, Script};
 
@@ -148,6 +149,29 @@ pub fn enrolment(data: &[u8]) {
         let bytes = minicbor::to_vec(&answer).expect("writing to a Vec cannot fail");
         assert_eq!(enrol::decode::<RenewAnswer>(&bytes).ok(), Some(answer));
     }
+}
+
+/// A piece of a snapshot; the first byte says of which shard.
+pub fn piece(data: &[u8]) {
+    let Some((shard, piece)) = data.split_first() else { return };
+    let Ok(accounts) = read_piece(piece, shard % SHARDS, AccountId(0)) else { return };
+    let mut writer = PieceWriter::default();
+    let mut pieces: Vec<Vec<u8>> = accounts.iter().filter_map(|account| writer.add(account)).collect();
+    pieces.extend(writer.finish());
+    let mut again = Vec::new();
+    for piece in &pieces {
+        let after = again.last().map_or(AccountId(0), |last: &AccountState| last.account);
+        again.extend(read_piece(piece, shard % SHARDS, after).expect("what was written is read"));
+    }
+    assert_eq!(again, accounts);
+    let mut digest = ProjectionDigest::default();
+    for account in &accounts {
+        account.digest_into(&mut digest);
+        if let Ok(settings) = account.read_settings() {
+            settings.canonical();
+        }
+    }
+    digest.finish();
 }
 
 /// Signs what scripts have signed.

@@ -11,10 +11,11 @@ use feiqian_node::io::{Identity, Input, LinkId, LinkState, Now, Output, Settings
 use feiqian_node::verify::verify;
 use feiqian_protocol::account::{Document, NewAccount, actor_id};
 use feiqian_protocol::campus::{Building, CampusConfig, Merchant, Mode, Policy, Terminal};
-use feiqian_protocol::chain::{Countersignature, Cursor, LogWriter, SignedHead};
+use feiqian_protocol::chain::{Countersignature, Cursor, Head, LogWriter, SignedHead, unhex};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{
-    AccountOpened, Actor, Anchor, Body, CampusPublished, Credit, Grant, Hint, Pool, ShareGrant, StandInGrant,
+    AccountOpened, Actor, Anchor, Body, CampusPublished, Credit, Grant, Hint, Pool, PostedHead, ShareGrant,
+    StandInGrant,
 };
 use feiqian_protocol::frame::{
     Ack, Branch, CentreHello, Entries, Frame, LogCursor, LossNotice, No, PROTOCOL_VERSION, Recall,
@@ -24,6 +25,9 @@ use feiqian_protocol::ids::{
     AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, TerminalId, Wallet,
 };
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::snapshot::{
+    AccountState, CampusState, PieceDigest, PieceWriter, Snapshot, SnapshotPiece,
+};
 use feiqian_protocol::tap::{Decision, Pin, ReversalRequest, TapKey, TapKind, TapRequest};
 use feiqian_protocol::time::{BusinessCalendar, Hlc, Timestamp};
 use feiqian_sim::vfs::{Disk, Image};
@@ -50,6 +54,8 @@ struct Start {
 /// One stream that the centre writes.
 #[derive(Clone)]
 struct Stream {
+    /// The position that `records` come after.
+    base: u64,
     writer: LogWriter,
     records: Vec<Vec<u8>>,
     heads: Vec<SignedHead>,
@@ -58,7 +64,7 @@ struct Stream {
 impl Stream {
     fn new(log: LogId) -> Self {
         let writer = LogWriter::new(log, Cursor::START, Hlc::default());
-        Self { writer, records: Vec::new(), heads: Vec::new() }
+        Self { base: 0, writer, records: Vec::new(), heads: Vec::new() }
     }
 
     fn commit(&mut self, wall: Timestamp, anchor: Timestamp, bodies: Vec<Body>) {
@@ -71,7 +77,8 @@ impl Stream {
 
     /// Everything after a position, as one frame.
     fn after(&self, position: u64) -> Option<Entries> {
-        let records = self.records.get(usize::try_from(position).ok()?..)?;
+        let known = position.checked_sub(self.base)?;
+        let records = self.records.get(usize::try_from(known).ok()?..)?;
         let heads = self.heads.iter().filter(|head| head.head.cursor.position > position);
         (!records.is_empty()).then(|| Entries {
             log: self.writer.log(),
@@ -307,6 +314,7 @@ impl Rig {
                 self.hear(Frame::CentreHello(hello));
             }
             12 | 13 => self.commit(script),
+            14 if script.rarely(3) => self.snapshot(script),
             14 => self.grant(script),
             15 => {
                 let ack = self.ack(script);
@@ -515,6 +523,69 @@ impl Rig {
         self.step();
         if self.status.applied <= before.writer.cursor().position {
             self.streams.insert(TO_NODE, before);
+        }
+    }
+
+    /// A snapshot of an account's stream, signed, somewhat ahead of what the node has, with some of its pieces.
+    fn snapshot(&mut self, script: &mut Script<'_>) {
+        self.step();
+        let account = AccountId(script.choice(ACCOUNTS as usize) as u64 + 1);
+        let log = shard(account);
+        let mut states = Vec::new();
+        if let Some(saved) = self.documents.get(&account)
+            && let Ok(mut document) = Document::load(saved, actor_id(INSTITUTION, NodeId(9), 1, 1, account))
+            && let Ok(settings) = document.settings()
+        {
+            let heads = document.heads().iter().filter_map(|head| Some(unhex(head)?.into())).collect();
+            let balances = vec![(script.wallet(), script.fen())];
+            let (document, settings) = (document.save().into(), settings.canonical());
+            states.push(AccountState { account, document, settings, heads, balances });
+        }
+        let mut writer = PieceWriter::default();
+        let mut pieces: Vec<Vec<u8>> = states.iter().filter_map(|state| writer.add(state)).collect();
+        pieces.extend(writer.finish());
+        let Some(stream) = self.streams.get(&log) else { return };
+        let mut cursor = stream.writer.cursor();
+        if !script.rarely(3) {
+            cursor = Cursor { position: script.near(cursor.position + 5), hash: [script.byte(); 32] };
+        }
+        let digest = pieces.iter().fold(PieceDigest::default(), |digest, piece| digest.with(piece));
+        let snapshot = Snapshot {
+            end: Head { log, cursor, applied: 0, anchor: self.now.wall }.sign(&centre_key()),
+            time: if script.rarely(4) { script.time() } else { self.now.wall },
+            accounts: if script.rarely(8) { script.u64() } else { states.len() as u64 },
+            pieces: if script.rarely(8) { script.u32() } else { pieces.len() as u32 },
+            digest: if script.rarely(8) { [0; 32] } else { digest.0 },
+            projection: String::new(),
+            posted: (0..script.choice(3))
+                .map(|_| PostedHead { log: script.log(), position: script.u64() })
+                .collect(),
+            campus: script.rarely(4).then(|| CampusState {
+                version: script.u32(),
+                config: campus(Mode::Strict).to_bytes().unwrap_or_default().into(),
+                unlimited: script.rarely(2),
+            }),
+        };
+        self.hear(Frame::Snapshot(snapshot.sign(&centre_key())));
+        for (index, piece) in (0..).zip(pieces) {
+            let index = if script.rarely(8) { script.u32() } else { index };
+            let accounts = if script.rarely(8) { script.bytes(64).to_vec() } else { piece };
+            let position = if script.rarely(8) { script.u64() } else { cursor.position };
+            self.hear(Frame::SnapshotPiece(SnapshotPiece {
+                log,
+                position,
+                index,
+                accounts: accounts.into(),
+            }));
+        }
+        self.step();
+        if self.held(log) == cursor.position
+            && let Some(stream) = self.streams.get_mut(&log)
+            && stream.writer.cursor() != cursor
+        {
+            // From here on the stream is what follows it.
+            let writer = LogWriter::new(log, cursor, stream.writer.clock());
+            *stream = Stream { base: cursor.position, writer, records: Vec::new(), heads: Vec::new() };
         }
     }
 

@@ -2,13 +2,16 @@
 
 use arbitrary::Unstructured;
 use feiqian_protocol::account::Intent;
+use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
-    CloseRequest, Closed, Credit, Debit, Decline, Delta, EntryRef, EpochEnd, Grant, Hint, Pool, Posted,
-    PostedHead, Proof, Refund, Release, Reversal, Setting, ShareGrant, ShareRelease, StandInGrant, TakenIn,
-    TapRef, Tombstone,
+    CloseRequest, Closed, Credit, Debit, Decline, Delta, EntryRef, EpochEnd, Grant, Hint, NodeEnrolled, Pool,
+    Posted, PostedHead, Proof, Refund, Release, Reversal, Setting, ShareGrant, ShareRelease, StandInGrant,
+    TakenIn, TapRef, Tombstone,
 };
-use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, Unit, Wallet};
+use feiqian_protocol::ids::{
+    AccountId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,
+};
 use feiqian_protocol::limits::ACCOUNT_END;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::DeclineReason;
@@ -312,7 +315,7 @@ impl<'a> Script<'a> {
 
     /// What the centre writes for a node.
     pub fn to_node_body(&mut self, epoch: Epoch) -> Body {
-        match self.choice(9) {
+        match self.choice(10) {
             0 => Anchor { session: self.u64(), time: self.time() }.into(),
             1 | 2 => self.grant(epoch).into(),
             3 => StandInGrant(self.grant(epoch)).into(),
@@ -334,6 +337,14 @@ impl<'a> Script<'a> {
                 elsewhere_per_meal: self.fen(),
                 habit: self.rarely(2),
                 seasoned: !self.rarely(4),
+            }
+            .into(),
+            8 => NodeEnrolled {
+                node: NodeId(u16::from(self.byte())),
+                name: NodeName::new("n1").expect("a letter and a digit make a name"),
+                role: self.pick(&[Role::Pos, Role::Kiosk]),
+                incarnation: self.u32(),
+                log_key: [self.byte(); 32],
             }
             .into(),
             _ => Pool { from_day: self.day(), per_day: self.fen(), habit_only: self.fen() }.into(),

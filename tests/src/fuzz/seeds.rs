@@ -59,6 +59,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "heads" => heads(),
         "log_file" => log_files(),
         "names" => texts(&NAMES),
+        "piece" => vec![[&[1][..], &piece()].concat()],
         "record" => entries().iter().map(Entry::to_record).collect(),
         "terminal" => texts(&REQUESTS),
         "centre" | "chain" | "node" | "replicas" => {
