@@ -705,7 +705,7 @@ fn lengths_are_bounded_before_anything_is_read() {
     for (count, fits) in [(HELLO_LIST_MAX, true), (HELLO_LIST_MAX + 1, false)] {
         let lists: [(usize, usize, usize); 3] = [(count, 0, 0), (0, count, 0), (0, 0, count)];
         for (shards, kept_after, heads) in lists {
-            let bytes = Frame::NodeHello(NodeHello {
+            let bytes = Frame::NodeHello(Box::new(NodeHello {
                 version: 1,
                 institution: InstitutionId(1),
                 node: NodeId(1),
@@ -717,7 +717,7 @@ fn lengths_are_bounded_before_anything_is_read() {
                 refused: None,
                 kept_after: vec![0; kept_after],
                 heads: vec![head; heads],
-            })
+            }))
             .to_bytes();
             assert_eq!(Frame::from_bytes(&bytes).is_ok(), fits, "{shards} {kept_after} {heads}");
         }

@@ -141,7 +141,8 @@ impl Round<'_> {
         heads: &[String],
     ) -> Result<(), StoreError> {
         let log = self.state.shard(account);
-        let seasoned_on = new.opened.map_or(BusinessDay(0), |day| BusinessDay(day.0 + YOUNG_DAYS));
+        let seasoned_on =
+            new.opened.map_or(BusinessDay(0), |day| BusinessDay(day.0.saturating_add(YOUNG_DAYS)));
         let seasoned = seasoned_on <= self.state.day;
         let entry = AccountOpened { account, document: document.clone().into(), seasoned };
         self.append(log, Actor::centre(), entry)?;

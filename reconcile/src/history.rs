@@ -141,7 +141,10 @@ pub fn import(out: &mut impl Write, file: &Path, data_dir: &Path) -> anyhow::Res
 }
 
 /// Reads all purchases, or says for each line what is wrong with it.
-fn parse(input: impl Read) -> Result<Vec<PastPurchase>, Vec<(u64, String)>> {
+///
+/// # Errors
+/// Line numbers, from 1, and what is wrong there.
+pub fn parse(input: impl Read) -> Result<Vec<PastPurchase>, Vec<(u64, String)>> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
     let columns = match reader.headers() {
         Ok(header) => columns(header).map_err(|error| vec![(1, error)])?,

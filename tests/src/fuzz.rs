@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "accounts", run: texts::accounts },
     Target { name: "campus", run: texts::campus },
     Target { name: "centre", run: centre::session },
@@ -31,6 +31,7 @@ pub const TARGETS: [Target; 17] = [
     Target { name: "enrolment", run: codecs::enrolment },
     Target { name: "frame", run: codecs::frame },
     Target { name: "heads", run: codecs::heads },
+    Target { name: "history", run: texts::history },
     Target { name: "log_file", run: codecs::log_file },
     Target { name: "names", run: texts::names },
     Target { name: "node", run: node::session },

@@ -77,6 +77,7 @@ targets! {
     enrolment: CHANGES;
     frame: CHANGES;
     heads: CHANGES;
+    history: CHANGES;
     log_file: CHANGES;
     names: CHANGES;
     node: CHANGES_OF_SESSIONS;

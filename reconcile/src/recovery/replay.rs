@@ -196,8 +196,11 @@ impl Round<'_> {
         let mut document = Document::load(&opened.document, reader)?;
         let (settings, heads) = (document.settings()?, document.heads());
         // The entry does not say since when it was young: the longest that it can be.
-        let seasoned_on =
-            if opened.seasoned { BusinessDay(0) } else { BusinessDay(self.state.day.0 + YOUNG_DAYS) };
+        let seasoned_on = if opened.seasoned {
+            BusinessDay(0)
+        } else {
+            BusinessDay(self.state.day.0.saturating_add(YOUNG_DAYS))
+        };
         let stored = StoredAccount { document_epoch: 1, document: opened.document.to_vec(), seasoned_on };
         let first = settings.cards.keys().next().cloned();
         let first = first.ok_or_else(|| StoreError::Corrupt(format!("account {account} has no card")))?;

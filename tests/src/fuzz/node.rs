@@ -566,7 +566,7 @@ impl Rig {
                 unlimited: script.rarely(2),
             }),
         };
-        self.hear(Frame::Snapshot(snapshot.sign(&centre_key())));
+        self.hear(Frame::Snapshot(Box::new(snapshot.sign(&centre_key()))));
         for (index, piece) in (0..).zip(pieces) {
             let index = if script.rarely(8) { script.u32() } else { index };
             let accounts = if script.rarely(8) { script.bytes(64).to_vec() } else { piece };

@@ -57,6 +57,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "enrolment" => enrolments(),
         "frame" => frames().iter().map(Frame::to_bytes).collect(),
         "heads" => heads(),
+        "history" => texts(&[HISTORY]),
         "log_file" => log_files(),
         "names" => texts(&NAMES),
         "piece" => vec![[&[1][..], &piece()].concat()],
@@ -82,6 +83,9 @@ fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
 
 const ACCOUNTS: &str = "\u{feff}opening_fen, card,patron_class,groups,daily_limit_fen,subsidy_fen,single_limit_fen\n\
                         500,c1,student,a b,,100,\n0,c2,staff,,7,,5000\n";
+
+const HISTORY: &str = "\u{feff}amount_fen,till, card,node,time\n450,7,c1,canteen,2025-09-08T11:30\n\
+                       80,7,c2,shop,2025-09-08T11:30:05\n";
 
 const NAMES: [&str; 14] = [
     "12.34",

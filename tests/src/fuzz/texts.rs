@@ -136,3 +136,16 @@ pub fn accounts(data: &[u8]) {
         Err(errors) => assert!(!errors.is_empty()),
     }
 }
+
+/// A file of purchases that another system booked.
+pub fn history(data: &[u8]) {
+    match feiqian_reconcile::history::parse(data) {
+        Ok(purchases) => {
+            assert!(!purchases.is_empty());
+            for purchase in purchases {
+                assert!(purchase.amount_fen.is_positive() && purchase.amount_fen <= AMOUNT_FEN_MAX);
+            }
+        }
+        Err(errors) => assert!(!errors.is_empty()),
+    }
+}
