@@ -58,6 +58,9 @@ at = "150s"
 for = "3s"
 "#;
 
+/// Seeds that are tried in both modes.
+const SEEDS: std::ops::Range<u64> = 0..3;
+
 fn outcome(dir: &Path, scenario: &str, seed: u64, full_stack: bool) -> Value {
     let (file, seed) = (dir.join("outcome.json"), seed.to_string());
     let mut arguments = vec!["run", scenario, "--seed", &seed, "--json", file.to_str().unwrap()];

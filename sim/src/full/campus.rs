@@ -259,6 +259,7 @@ pub fn imports(accounts: &[Account]) -> impl Iterator<Item = centre_io::Command>
             single_limit_fen: account.single_limit,
             daily_limit_fen: account.daily_limit,
             groups: account.groups.clone(),
+            opened: None,
         };
         centre_io::Command::ImportAccounts { accounts: accounts.iter().map(import).collect() }
     })

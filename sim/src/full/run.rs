@@ -26,8 +26,8 @@ use crate::plan::{LinkQuality, Manner, Plan, What};
 use crate::promises::{Coverage, Promise};
 use crate::seed::Seed;
 use crate::vfs::{self, Disk};
-use crate::world::observed::Observed;
 use crate::world::Options;
+use crate::world::observed::Observed;
 
 /// Checks of every promise that holds at every moment, over a run.
 const CHECKS: u64 = 10;
