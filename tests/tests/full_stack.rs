@@ -63,10 +63,12 @@ const SEEDS: std::ops::Range<u64> = 0..3;
 
 fn outcome(dir: &Path, scenario: &str, seed: u64, full_stack: bool) -> Value {
     let (file, seed) = (dir.join("outcome.json"), seed.to_string());
-    let mut arguments = vec!["run", scenario, "--seed", &seed, "--json", file.to_str().unwrap()];
+    let mut arguments =
+        vec!["run", scenario, "--seed", &seed, "--json", file.to_str().expect("a path of letters")];
     arguments.extend(full_stack.then_some("--full-stack"));
     run_ok("feiqian-sim", arguments);
-    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+    let outcome = std::fs::read(file).expect("the run wrote its outcome");
+    serde_json::from_slice(&outcome).expect("an outcome is JSON")
 }
 
 #[test]
