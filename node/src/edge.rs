@@ -50,8 +50,8 @@ pub(crate) struct UnknownCards {
 
 impl UnknownCards {
     /// True where one more may be written.
-    fn admit(&mut self, terminal: &TerminalId, mono_ms: u64) -> bool {
-        let minute = mono_ms / 60_000;
+    fn admit(&mut self, terminal: &TerminalId, elapsed_ms: u64) -> bool {
+        let minute = elapsed_ms / 60_000;
         let (counted, count) = self.by_terminal.entry(terminal.clone()).or_default();
         if *counted != minute {
             (*counted, *count) = (minute, 0);
@@ -453,7 +453,7 @@ impl NodeCore {
     ) -> Result<Decision, StoreError> {
         let request = &waiting.request;
         if reason == DeclineReason::UnknownCard
-            && !self.unknown_cards.admit(&request.key.terminal, now.mono_ms)
+            && !self.unknown_cards.admit(&request.key.terminal, now.elapsed_ms)
         {
             return Ok(Decision::Declined(reason));
         }

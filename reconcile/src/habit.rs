@@ -461,7 +461,7 @@ mod tests {
         let means = CampusMeans::new(&[], &[A, B]);
         let empty = [(A, Fen::ZERO), (B, Fen::ZERO)];
         let parts = habits.allocate(Fen::new(1_500), &empty, 120, &means);
-        assert!(parts[1] > Fen::new(200) && parts[0] > Fen::new(1_100), "water and a meal: {parts:?}");
+        assert!(parts[1] > Fen::new(400) && parts[0] > Fen::new(900), "some water, then a meal: {parts:?}");
         let split = habits.allocate(Fen::new(1_500), &empty, 0, &means);
         assert!(split[1] < Fen::new(160), "in proportion, water gets a tenth: {split:?}");
         let shares = habits.share_out(Fen::new(1_500), &[A, B], &means);

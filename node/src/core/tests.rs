@@ -658,7 +658,7 @@ fn a_million_strangers_leave_nothing_but_their_entries() {
         let sql = format!("SELECT count(*) FROM {table}");
         world.core.store.connection().query_row(&sql, [], |row| row.get(0)).unwrap()
     };
-    assert_eq!((count("accounts"), count("cards"), count("wallets")), (2, 2, 2));
+    assert_eq!((count("documents"), count("cards"), count("wallets")), (2, 2, 2));
     assert_eq!(
         (count("heads WHERE log = 1 << 32"), count("terminals")),
         (3_000_u64.div_ceil(feiqian_protocol::limits::ENTRIES_PER_FRAME_MAX as u64) as i64, 1),

@@ -132,7 +132,7 @@ impl Store {
 
     /// How many accounts there are.
     pub(crate) fn count_accounts(&self) -> Result<u64, StoreError> {
-        let count: i64 = self.connection.query_row("SELECT count(*) FROM accounts", [], |row| row.get(0))?;
+        let count: i64 = self.connection.query_row("SELECT count(*) FROM documents", [], |row| row.get(0))?;
         Ok(count as u64)
     }
 
