@@ -183,6 +183,12 @@ impl Round<'_> {
             return self.refuse(id, reason);
         }
         self.end_other_sessions(id, node_id, "a newer session of the node");
+        for end in &hello.shards {
+            let hash = logs::hash_at(self.db, end.log, end.cursor.position)?;
+            if end.log.as_shard().is_some() && hash.is_some_and(|hash| hash != end.cursor.hash) {
+                return self.two_continuations(id, node_id, end.log, end.cursor.position);
+            }
+        }
         self.ask_back(id, node_id, &hello);
         self.hear(id)
     }

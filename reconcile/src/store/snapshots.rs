@@ -92,6 +92,14 @@ pub(crate) fn head_before(
     position: u64,
     time: Timestamp,
 ) -> Result<Option<u64>, StoreError> {
+    // Mostly not even the oldest one was, and anchors do not fall: that spares a look at all of them.
+    let oldest: Option<i64> = db
+        .prepare_cached("SELECT anchor FROM heads WHERE log = ?1 ORDER BY position LIMIT 1")?
+        .query_row([log.key()], |row| row.get(0))
+        .optional()?;
+    if oldest.is_none_or(|oldest| oldest > time.0) {
+        return Ok(None);
+    }
     let mut statement = db.prepare_cached(
         "SELECT MAX(position) FROM heads WHERE log = ?1 AND position <= ?2 AND anchor <= ?3",
     )?;

@@ -318,9 +318,10 @@ fn old_entries_go_and_everything_still_verifies() -> Result<()> {
     // Over the next begin of a business day after the term, building 0 is in session.
     let calendar = BusinessCalendar::CHINA;
     let day = calendar.day(world.wall().plus_ms(STREAM_KEPT_MS)).next();
+    world.advance(STREAM_KEPT_MS as u64 - 3_600_000)?;
+    world.top_up("c1", 11, "young")?;
     let begin = calendar.start(day).ms_since(world.wall());
     world.advance(begin as u64 - 20_000)?;
-    world.top_up("c1", 11, "young")?;
     world.connect(0)?;
     world.run(30_000)?;
     let centre = |world: &mut World| -> Result<(u64, feiqian_reconcile::verify::Report)> {
