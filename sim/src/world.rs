@@ -283,6 +283,8 @@ impl<'p> World<'p> {
     fn set_up(&mut self) -> Result<()> {
         self.open_campus()?;
         self.heap.clear();
+        self.centre.scheduled = None;
+        self.schedule_centre(self.now + MS);
         for site in 0..self.sites.len() {
             self.start_node(site);
         }

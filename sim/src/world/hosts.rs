@@ -241,7 +241,7 @@ impl World<'_> {
         }
     }
 
-    fn schedule_centre(&mut self, at: u64) {
+    pub(super) fn schedule_centre(&mut self, at: u64) {
         if self.centre.scheduled.is_some_and(|(planned, _)| planned <= at) {
             return;
         }

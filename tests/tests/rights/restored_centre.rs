@@ -492,7 +492,8 @@ fn a_copy_made_while_a_backlog_was_gathered_posts_it_once() -> Result<()> {
         let mut world = connected(strict(2, 6_000))?;
         world.hold(0, "c1", 3_000)?;
         world.cut(0, Notice::Both)?;
-        for _ in 0..40 {
+        // More than one frame: what comes with the first one is posted with the session.
+        for _ in 0..100 {
             approved(&mut world, 0, "c1", 10)?;
         }
         world.connect(0)?;

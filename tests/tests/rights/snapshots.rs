@@ -365,7 +365,7 @@ fn old_entries_go_and_everything_still_verifies() -> Result<()> {
     // What stands for the old entries cannot be altered, nor the head that the rest links to.
     let tampers = [
         "UPDATE snapshot_pieces SET accounts = zeroblob(length(accounts)) WHERE log = 65537",
-        "UPDATE snapshots SET signed = substr(signed, 1, length(signed) - 1) || x'00' WHERE log = 65537",
+        "UPDATE snapshots SET signed = CAST(substr(signed, 1, length(signed) - 1) || x'00' AS BLOB) WHERE log = 65537",
         "DELETE FROM snapshots WHERE log = 65537",
         "UPDATE heads SET signature = zeroblob(64) WHERE log = 65537
          AND position = (SELECT min(position) FROM heads WHERE log = 65537)",
