@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, bail, ensure};
 use feiqian_node::io::LinkState;
 use feiqian_protocol::campus::{Mode, Policy};
-use feiqian_protocol::ids::{CardNumber, Key, LogId, NodeName};
+use feiqian_protocol::ids::{CardNumber, Key, NodeName};
 use feiqian_protocol::money::Fen;
 use feiqian_reconcile::io::Command;
 use feiqian_sim::link::tables::CentreWallet;
