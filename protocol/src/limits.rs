@@ -47,7 +47,7 @@ pub const FRAME_RECORDS_BYTES_TARGET: usize = 32 * 1024;
 /// Largest frame on the wire, length prefix excluded. A receiver allocates nothing for a longer one.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
 
-/// Frames of entries that one side of a session may have under way unacknowledged: what a receiver may have to hold. Enough
+/// Frames of one log that one side of a session may have under way unacknowledged: what a receiver may have to hold. Enough
 /// to keep a link of 20 ms busy.
 pub const FRAMES_IN_FLIGHT_MAX: usize = 64;
 

@@ -60,17 +60,12 @@ impl Outgoing {
 #[derive(Clone, Debug, Default)]
 pub struct Sender {
     logs: BTreeMap<LogId, Outgoing>,
-    /// Frames under way in bulk, and fresh ones.
-    under_way: [usize; 2],
 }
 
 impl Sender {
     /// Starts a log where the peer has `peer_has` entries and we have `end`.
     pub fn open(&mut self, log: LogId, peer_has: u64, end: u64) {
-        let outgoing = Outgoing { acked: peer_has, sent: peer_has, end, frames: VecDeque::new() };
-        if let Some(before) = self.logs.insert(log, outgoing) {
-            before.frames.iter().for_each(|(_, fresh)| self.under_way[usize::from(*fresh)] -= 1);
-        }
+        self.logs.insert(log, Outgoing { acked: peer_has, sent: peer_has, end, frames: VecDeque::new() });
     }
 
     /// Our log has grown. Ignored for a log that was not opened.
@@ -81,19 +76,17 @@ impl Sender {
     }
 
     /// The next log with something to send, and the position after which to read: at most [`FRAMES_IN_FLIGHT_MAX`] frames
-    /// are under way.
+    /// are under way per log.
     pub fn next_due(&self) -> Option<(LogId, u64)> {
         self.due_in_bulk(FRAMES_IN_FLIGHT_MAX, None)
     }
 
-    /// As [`Sender::next_due`], where at most `frames` are under way in bulk; logs after `last` come first, so that they
-    /// take turns.
+    /// As [`Sender::next_due`], with at most `frames` under way. Logs after `last` come first, so that they take turns; each has
+    /// its own bound, so that one that stands still at the peer holds up no other.
     pub fn due_in_bulk(&self, frames: usize, last: Option<LogId>) -> Option<(LogId, u64)> {
-        if self.under_way[0] >= frames || self.under_way[1] >= FRAMES_IN_FLIGHT_MAX {
-            return None;
-        }
         let due = |(log, outgoing): (&LogId, &Outgoing)| {
-            (outgoing.is_due() && outgoing.may_go(false)).then_some((*log, outgoing.sent))
+            let may_go = outgoing.is_due() && outgoing.may_go(false) && outgoing.frames.len() < frames;
+            may_go.then_some((*log, outgoing.sent))
         };
         let after = last.and_then(|last| {
             self.logs.range((std::ops::Bound::Excluded(last), std::ops::Bound::Unbounded)).find_map(due)
@@ -107,8 +100,8 @@ impl Sender {
         let outgoing = self.logs.get(&log)?;
         let few = outgoing.end - outgoing.sent <= ENTRIES_PER_FRAME_TARGET as u64;
         let is_due = outgoing.sent < position && position <= outgoing.end;
-        (is_due && few && outgoing.may_go(true) && self.under_way[1] < FRAMES_IN_FLIGHT_MAX)
-            .then_some(outgoing.sent)
+        let may_go = outgoing.may_go(true) && outgoing.frames.len() < FRAMES_IN_FLIGHT_MAX;
+        (is_due && few && may_go).then_some(outgoing.sent)
     }
 
     /// Everything of `log` up to `position` was handed to the link, in a frame of its own.
@@ -118,7 +111,6 @@ impl Sender {
         {
             outgoing.sent = position;
             outgoing.frames.push_back((position, fresh));
-            self.under_way[usize::from(fresh)] += 1;
         }
     }
 
@@ -138,9 +130,7 @@ impl Sender {
         }
         let news = position > outgoing.acked;
         outgoing.acked = outgoing.acked.max(position);
-        while let Some((_, fresh)) = outgoing.frames.pop_front_if(|(end, _)| *end <= position) {
-            self.under_way[usize::from(fresh)] -= 1;
-        }
+        while outgoing.frames.pop_front_if(|(end, _)| *end <= position).is_some() {}
         Ok(news)
     }
 
@@ -371,7 +361,7 @@ mod tests {
         assert_eq!(sender.due_in_bulk(2, Some(other)), Some((LOG, 0)));
         sender.sent(LOG, 2, false);
         sender.sent(LOG, 4, false);
-        assert_eq!(sender.due_in_bulk(2, None), None);
+        assert_eq!(sender.due_in_bulk(2, None), Some((other, 0)), "one log holds up no other");
         assert_eq!(sender.due_fresh(other, 3), Some(0));
         assert_eq!(sender.due_fresh(other, 6), None, "it is not there yet");
         assert_eq!(sender.due_fresh(LOG, 5), None, "it would arrive before what is in bulk");

@@ -381,8 +381,8 @@ pub(crate) struct Round<'a> {
     pub refunds: Vec<Refund>,
     /// Wallets whose cases are to be resolved.
     pub resolve: BTreeSet<(AccountId, Wallet)>,
-    /// Acknowledgements to send.
-    pub acks: BTreeSet<(LinkId, LogId)>,
+    /// Acknowledgements to send: up to where entries came on the link.
+    pub acks: BTreeMap<(LinkId, LogId), u64>,
     pub touched_nodes: BTreeSet<NodeId>,
     pub touched_logs: BTreeSet<LogId>,
     unsigned: BTreeSet<LogId>,
@@ -409,7 +409,7 @@ impl<'a> Round<'a> {
             fresh: false,
             refunds: Vec::new(),
             resolve: BTreeSet::new(),
-            acks: BTreeSet::new(),
+            acks: BTreeMap::new(),
             touched_nodes: BTreeSet::new(),
             touched_logs: BTreeSet::new(),
             unsigned: BTreeSet::new(),
@@ -502,7 +502,7 @@ impl<'a> Round<'a> {
                 nodes::put(self.db, id, node)?;
             }
         }
-        self.send_acks();
+        self.send_acks()?;
         self.send_entries(&grown)?;
         if !self.is_recovering() {
             self.send_snapshots()?;

@@ -179,7 +179,7 @@ impl Round<'_> {
 
     /// Our hash of a position of a log; of a branch, what it has in common with the log is there, and what was lost of it
     /// has a head.
-    fn known_hash(
+    pub(crate) fn known_hash(
         &self,
         log: LogId,
         own: LogId,

@@ -37,9 +37,9 @@ const BRANCHES_MAX: usize = 16;
 /// Why a link of a node whose certificate was revoked is closed. The shell tells it by this, so that the node does not come
 /// back every second.
 pub const REVOKED: &str = "the certificate of this node was revoked";
-/// Frames that are under way to a node in bulk: few, since what a person waits for may have to wait for them, and enough for
-/// a node to have the next ones when it has taken some.
-const BULK_FRAMES_UNDER_WAY: usize = 8;
+/// Frames of one log that are under way to a node in bulk: few, since what a person waits for may have to wait for them, and
+/// enough for a node to have the next ones when it has taken some.
+const BULK_FRAMES_UNDER_WAY: usize = 4;
 
 /// Frames that one step reads for the links.
 const FRAMES_READ_PER_STEP: usize = 32;
@@ -172,7 +172,7 @@ impl Round<'_> {
     pub(crate) fn link_down(&mut self, id: LinkId) {
         if let Some(link) = self.state.links.remove(&id) {
             self.forget_recalls(link.node);
-            self.acks.retain(|(link, _)| *link != id);
+            self.acks.retain(|(link, _), _| *link != id);
             if let Some(giving) = link.giving {
                 self.stopped_giving(&giving);
             }
@@ -519,9 +519,11 @@ impl Round<'_> {
 
     fn entries(&mut self, id: LinkId, node: NodeId, entries: Entries) -> Result<(), StoreError> {
         let log = entries.log;
+        let last = entries.first.saturating_add(entries.records.len() as u64).saturating_sub(1);
         match self.ingest(node, entries)? {
             Ingest::Taken(new) => {
-                self.acks.insert((id, log));
+                let acked = self.acks.entry((id, log)).or_default();
+                *acked = last.max(*acked);
                 match self.state.links.get(&id).map(|link| link.phase) {
                     Some(Phase::Provisional) if new => self.accept(id),
                     Some(Phase::Returning) => self.hear(id),
@@ -577,19 +579,25 @@ impl Round<'_> {
         }
     }
 
-    /// Says what is durable with this step.
-    pub(crate) fn send_acks(&mut self) {
-        for (link, log) in std::mem::take(&mut self.acks) {
-            let cursor = match self.state.branches.get(&log) {
+    /// Says what is durable with this step, of what came on each link: there may be more here that came on another.
+    pub(crate) fn send_acks(&mut self) -> Result<(), StoreError> {
+        for ((link, log), last) in std::mem::take(&mut self.acks) {
+            let mut cursor = match self.state.branches.get(&log) {
                 Some(branch) => branch.cursor,
                 None => self.state.log(log).cursor,
             };
+            if last < cursor.position {
+                let own = LogId::node(log.institution, log.writer);
+                let Some(hash) = self.known_hash(log, own, last)? else { continue };
+                cursor = Cursor { position: last, hash };
+            }
             // What it has of its own streams it has signed already.
             let countersignature = (log.writer != NodeId::CENTRE)
                 .then(|| Countersignature::sign(log, cursor, &self.state.identity.log_key));
             let ack = Ack { log, position: cursor.position, countersignature };
             self.outputs.push(Output::Send(link, Frame::Ack(ack)));
         }
+        Ok(())
     }
 
     /// Sends what nodes in session lack, as far as may be under way: what somebody waits for first and in the urgent lane,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use axum::Router;
 use axum::routing::post;
+use feiqian_node::http::api::BalanceAnswer;
 use feiqian_protocol::campus::Mode;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, NodeName, TerminalId};
@@ -40,6 +41,9 @@ const OPENING_FEN: u64 = 1_000_000;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Credits and loss reports that are timed: on an idle link, and at most beside a backlog.
 const DOWNLINK_SAMPLES: usize = 200;
+/// The terminal that looks whether they have arrived enquires so often: what it adds to a time is less than this, and more often
+/// it would take a processor from those that are measured.
+const ENQUIRE_EVERY: Duration = Duration::from_millis(1);
 
 /// Measures what needs processes.
 ///
@@ -415,15 +419,21 @@ impl Town {
         for index in 0..samples {
             let (command, card) = self.change(index, busy);
             let body = json!({"card": card}).to_string();
-            let (_, before) = till.send(till.request("/v1/balance", body.clone())?).await?;
+            let before = enquire(&mut till, &body).await?;
             let begun = Instant::now();
             self.campus.centre.control.send(&command).await?;
-            loop {
-                let (_, after) = till.send(till.request("/v1/balance", body.clone())?).await?;
-                if after != before {
-                    break;
+            // Only what the command changes: the time of the centre's newest word moves with every batch that it posts.
+            let is_there = |after: &BalanceAnswer| match &command["amount_fen"] {
+                Value::Null => after.reason.as_deref() == Some("lost"),
+                amount => {
+                    after.cash_fen == before.cash_fen.zip(amount.as_i64()).map(|(cash, more)| cash + more)
                 }
+            };
+            let mut next = tokio::time::Instant::now();
+            while !is_there(&enquire(&mut till, &body).await?) {
                 ensure!(begun.elapsed() < PATIENCE, "the canteen does not hear of {command}");
+                next = (next + ENQUIRE_EVERY).max(tokio::time::Instant::now());
+                sleep_until(next).await;
             }
             took.push(begun.elapsed());
             self.campus.centre.control.receive::<Value>().await?;
@@ -450,6 +460,12 @@ impl Town {
         let status: Value = self.node().control.call(&json!({"command": "status"})).await?;
         Ok(status["acked"] == status["position"])
     }
+}
+
+/// What a terminal is told of a card.
+async fn enquire(till: &mut Till, body: &str) -> Result<BalanceAnswer> {
+    let (_, answer) = till.send(till.request("/v1/balance", body.to_owned())?).await?;
+    serde_json::from_slice(&answer).with_context(|| String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Where a node of a run listens for terminals.
