@@ -138,7 +138,14 @@ fn base(
     projection: &mut Projection,
     report: &mut Report,
 ) -> Result<Option<Cursor>, StoreError> {
-    let Some(signed) = installed(connection, log)? else { return Ok(None) };
+    let signed = match installed(connection, log) {
+        Err(StoreError::Damaged(what)) => {
+            report.problem(format!("{log}: {what}"));
+            return Ok(None);
+        }
+        signed => signed?,
+    };
+    let Some(signed) = signed else { return Ok(None) };
     let snapshot = &signed.snapshot;
     let shard = match signed.check(identity.institution, &identity.centre_key) {
         Ok(shard) if snapshot.log() == log => shard,

@@ -234,7 +234,13 @@ impl<'a> Examination<'a> {
 
     /// Starts the accounts of a stream from its snapshot; returns its position.
     fn restore(&mut self, log: LogId, kept_after: u64, centre_key: &VerifyingKey) -> Result<u64, StoreError> {
-        let stored = snapshots::all(self.db, self.institution)?;
+        let stored = match snapshots::all(self.db, self.institution) {
+            Err(StoreError::Corrupt(what)) => {
+                self.report.problem(format!("{log}: {what} does not read back"));
+                return Ok(0);
+            }
+            stored => stored?,
+        };
         let Some((_, signed)) = stored.into_iter().find(|(of, _)| *of == log) else {
             self.report.problem(format!("{log}: its first {kept_after} entries are missing"));
             return Ok(0);

@@ -216,9 +216,13 @@ impl Fold {
 /// True where any campus configuration held here was `optimistic`.
 fn was_ever_optimistic(connection: &Connection, identity: &Identity) -> Result<bool, StoreError> {
     let log = LogId::shard(identity.institution, 0);
-    let mut found = installed(connection, log)?
-        .and_then(|signed| signed.snapshot.campus)
-        .is_some_and(|campus| campus.unlimited);
+    let base = match installed(connection, log) {
+        // That is said already.
+        Err(StoreError::Damaged(_)) => None,
+        base => base?,
+    };
+    let mut found =
+        base.and_then(|signed| signed.snapshot.campus).is_some_and(|campus| campus.unlimited);
     each_record(connection, log, |_, record| {
         if let Ok(Entry { body: Body::CampusPublished(published), .. }) = Entry::from_record(record)
             && let Ok(config) = CampusConfig::from_bytes(&published.config)

@@ -366,6 +366,7 @@ fn old_entries_go_and_everything_still_verifies() -> Result<()> {
     let tampers = [
         "UPDATE snapshot_pieces SET accounts = zeroblob(length(accounts)) WHERE log = 65537",
         "UPDATE snapshots SET signed = CAST(substr(signed, 1, length(signed) - 1) || x'00' AS BLOB) WHERE log = 65537",
+        "UPDATE snapshots SET signed = substr(signed, 1, length(signed) - 1) WHERE log = 65537",
         "DELETE FROM snapshots WHERE log = 65537",
         "UPDATE heads SET signature = zeroblob(64) WHERE log = 65537
          AND position = (SELECT min(position) FROM heads WHERE log = 65537)",
@@ -373,6 +374,9 @@ fn old_entries_go_and_everything_still_verifies() -> Result<()> {
          AND position = (SELECT min(position) FROM heads WHERE log = 65537)",
         "DELETE FROM heads WHERE log = 65537
          AND position = (SELECT min(position) FROM heads WHERE log = 65537)",
+        "DELETE FROM entries WHERE log = 65537
+         AND position = (SELECT min(position) FROM entries WHERE log = 65537)",
+        "DELETE FROM entries WHERE log = 65537",
     ];
     let (centre_image, node_image) = (world.centre_disk().image(), world.image(0));
     let identity = world.site(0).identity.clone();
