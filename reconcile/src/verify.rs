@@ -215,12 +215,19 @@ impl<'a> Examination<'a> {
         end: Cursor,
         centre_key: &VerifyingKey,
     ) -> Result<(Cursor, u64), StoreError> {
-        let kept_after = snapshots::kept_after(self.db, log)?.unwrap_or(end.position);
+        let Some(kept_after) = snapshots::kept_after(self.db, log)? else {
+            // The last entry is never dropped.
+            if end.position > 0 {
+                self.report.problem(format!("{log}: all of its entries are missing"));
+            }
+            return Ok((Cursor::START, 0));
+        };
         if log.as_shard().is_none() || kept_after == 0 {
             return Ok((Cursor::START, 0));
         }
         self.kept_after.insert(log.key(), kept_after);
-        let head = logs::heads_after(self.db, log, kept_after - 1, 1)?.first().copied();
+        // The head at the cut is the oldest that is left: with an older one, what is missing was not dropped here.
+        let head = logs::heads_after(self.db, log, 0, 1)?.first().copied();
         let Some(cut) = head.filter(|head| head.head.cursor.position == kept_after) else {
             self.report.problem(format!("{log}: no head is left at {kept_after}, where its entries begin"));
             return Ok((Cursor::START, 0));

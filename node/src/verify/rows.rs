@@ -221,8 +221,7 @@ fn was_ever_optimistic(connection: &Connection, identity: &Identity) -> Result<b
         Err(StoreError::Damaged(_)) => None,
         base => base?,
     };
-    let mut found =
-        base.and_then(|signed| signed.snapshot.campus).is_some_and(|campus| campus.unlimited);
+    let mut found = base.and_then(|signed| signed.snapshot.campus).is_some_and(|campus| campus.unlimited);
     each_record(connection, log, |_, record| {
         if let Ok(Entry { body: Body::CampusPublished(published), .. }) = Entry::from_record(record)
             && let Ok(config) = CampusConfig::from_bytes(&published.config)
