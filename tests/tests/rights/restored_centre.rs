@@ -521,7 +521,7 @@ fn a_copy_made_while_a_backlog_was_gathered_posts_it_once() -> Result<()> {
         world.check_healed()?;
         verified(&mut world)?;
         let held = books(&mut world)?.0;
-        ensure!(held.values().map(|(funds, _)| *funds).sum::<Fen>() == Fen::new(5_600), "{held:?}");
+        ensure!(held.values().map(|(funds, _)| *funds).sum::<Fen>() == Fen::new(5_000), "{held:?}");
         let identity = world.site(1).identity.clone();
         let report = feiqian_node::verify::verify(world.node_tables(1)?.connection(), &identity)?;
         let centre = feiqian_reconcile::verify::verify(
