@@ -303,7 +303,10 @@ async fn act(run: Shared) {
     for action in &plan.actions {
         sleep_until(time.moment(action.at_ms)).await;
         match &action.what {
-            What::Tap(tap) => terminals::tap(&run, tap),
+            What::Tap(tap) => {
+                run.borrow_mut().outcome.taps.begun += 1;
+                terminals::tap(&run, tap);
+            }
             What::Reversal { of, amount, number } => terminals::reverse(&run, *of, *amount, *number),
             other => operators::operate(&run, other.clone()),
         }

@@ -201,7 +201,6 @@ impl Run {
         let index = self.seen.ledger.begin(site, tap.number, sent, now_ns);
         self.seen.ledger.requests[index].may_be_lost = self.seen.sites[site].may_lose;
         self.numbers.insert(tap.number, index);
-        self.outcome.taps.begun += 1;
         index
     }
 
