@@ -724,16 +724,15 @@ mod tests {
         let mut core = start(database.clone(), false);
         core.opened().await.unwrap();
         let (queue, open) = (core.queue(), core.open_flag());
-        let balance = || Request::Balance(CardNumber::new("c1").unwrap());
-        assert!(matches!(queue.ask(balance(), WAIT).await, Ok(Answer::Balance(Err(_)))));
+        assert!(matches!(queue.ask(tap(), WAIT).await, Ok(Answer::Refused(TapError::UnknownTerminal(_)))));
         let other = Connection::open(&database).unwrap();
-        other.execute_batch("ALTER TABLE cards RENAME TO gone").unwrap();
-        assert_eq!(queue.ask(balance(), WAIT).await.unwrap_err(), NoAnswer::Unavailable);
-        other.execute_batch("ALTER TABLE gone RENAME TO cards").unwrap();
+        other.execute_batch("ALTER TABLE terminals RENAME TO gone").unwrap();
+        assert_eq!(queue.ask(tap(), WAIT).await.unwrap_err(), NoAnswer::Unavailable);
+        other.execute_batch("ALTER TABLE gone RENAME TO terminals").unwrap();
         while !open.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert!(matches!(queue.ask(balance(), WAIT).await, Ok(Answer::Balance(Err(_)))));
+        assert!(matches!(queue.ask(tap(), WAIT).await, Ok(Answer::Refused(TapError::UnknownTerminal(_)))));
         drop(other);
         assert!(core.stop().await);
     }

@@ -24,10 +24,12 @@
 //! a table; a commit adds a head and `state`. What only a reversal or a posted batch needs is looked for then.
 
 pub mod accounts;
+pub(crate) mod cards;
 pub(crate) mod log;
 pub(crate) mod snapshots;
 pub(crate) mod taps;
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use feiqian_protocol::chain::Countersignature;
@@ -37,6 +39,7 @@ use feiqian_protocol::time::{BusinessDay, Hlc, Timestamp};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
+use self::cards::Cards;
 use crate::io::Identity;
 
 /// Why the database, or what it holds, cannot be used. The core that met it is dropped and reopened.
@@ -192,6 +195,7 @@ pub(crate) struct Saved {
 /// The database.
 pub(crate) struct Store {
     connection: Connection,
+    cards: RefCell<Cards>,
 }
 
 impl Store {
@@ -201,14 +205,15 @@ impl Store {
         // A memory database answers "memory" here; that is for tests, and the rest holds all the same.
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "cache_size", -32_768)?;
+        // What taps touch again and again is some megabytes; a node is to stay small.
+        connection.pragma_update(None, "cache_size", -24_576)?;
         // A tap touches pages all over the file, and the same ones again soon: the later they go from the log to their place,
         // the fewer writes that takes.
         connection.pragma_update(None, "wal_autocheckpoint", 8_000)?;
         // Without it the bundled build plans a join anew at every bind.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.set_prepared_statement_cache_capacity(128);
-        let store = Self { connection };
+        let store = Self { connection, cards: RefCell::default() };
         store.begin()?;
         match store.create_or_check(identity) {
             Ok(()) => store.commit()?,
@@ -217,6 +222,7 @@ impl Store {
                 return Err(error);
             }
         }
+        store.cards.replace(Cards::load(&store.connection)?);
         Ok(store)
     }
 
@@ -275,8 +281,8 @@ impl Store {
     }
 
     /// For reading what is there, without a look at whose it is.
-    pub(crate) const fn reading(connection: Connection) -> Self {
-        Self { connection }
+    pub(crate) fn reading(connection: Connection) -> Self {
+        Self { connection, cards: RefCell::default() }
     }
 
     #[cfg(test)]
@@ -286,12 +292,20 @@ impl Store {
 
     /// Starts the transaction of a step; its one writer is this connection.
     pub(crate) fn begin(&self) -> Result<(), StoreError> {
-        Ok(self.run("BEGIN IMMEDIATE")?)
+        self.run("BEGIN IMMEDIATE")?;
+        let mut cards = self.cards.borrow_mut();
+        if cards.touched() {
+            // The transaction before this one was taken back.
+            *cards = Cards::load(&self.connection)?;
+        }
+        Ok(())
     }
 
     /// Ends it.
     pub(crate) fn commit(&self) -> Result<(), StoreError> {
-        Ok(self.run("COMMIT")?)
+        self.run("COMMIT")?;
+        self.cards.borrow_mut().committed();
+        Ok(())
     }
 
     /// Takes it back. The core is dropped after this, so a failure changes nothing.
@@ -316,6 +330,10 @@ impl Store {
     /// Takes it back, keeping what was before it.
     pub(crate) fn undo(&self) -> Result<(), StoreError> {
         self.run("ROLLBACK TO input")?;
+        let mut cards = self.cards.borrow_mut();
+        if cards.touched() {
+            cards.load_again(&self.connection)?;
+        }
         self.release()
     }
 

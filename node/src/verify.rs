@@ -23,6 +23,7 @@ use serde::Serialize;
 
 use crate::io::Identity;
 use crate::store::accounts::read_wallet;
+use crate::store::cards::unlike_documents;
 use crate::store::log::{each_record, first_position, heads, log_keys, logs};
 use crate::store::snapshots::{each_piece, installed};
 use crate::store::{StoreError, check_version};
@@ -297,6 +298,9 @@ fn compare_projection(
     }
     if report.digest_tables != report.digest_folded {
         report.problem("the projection in the tables is not what the entries give");
+    }
+    for account in unlike_documents(connection)? {
+        report.problem(format!("the cards of account {account} are not what its document says"));
     }
     Ok(())
 }

@@ -368,10 +368,14 @@ impl World {
 
     /// A change of settings, as the frame that carries it.
     pub(crate) fn setting(&mut self, account: AccountId, intent: Intent) -> Frame {
+        let setting = self.setting_body(account, intent);
+        self.centre.write(LogId::shard(INSTITUTION, account.shard()), self.now.wall, vec![setting])
+    }
+
+    pub(crate) fn setting_body(&mut self, account: AccountId, intent: Intent) -> Body {
         let document = self.centre.documents.get_mut(&account).unwrap();
         let change = document.carry_out(&intent, self.now.wall).unwrap().into();
-        let setting = Setting { account, document_epoch: 1, intent, change };
-        self.centre.write(LogId::shard(INSTITUTION, account.shard()), self.now.wall, vec![setting.into()])
+        Setting { account, document_epoch: 1, intent, change }.into()
     }
 
     /// A purchase at the till; what came of it.

@@ -449,6 +449,16 @@ fn one_changed_fen_shows() {
     assert_eq!(problems("UPDATE wallets SET unspent = unspent + 1 WHERE account = 1"), 1);
     assert_eq!(problems("UPDATE wallets SET unspent = unspent - 1, own = own + 1 WHERE account = 1"), 1);
     assert_eq!(problems("UPDATE wallets SET own = own - 1 WHERE account = 1"), 0);
+    assert_eq!(problems("UPDATE cards SET status = 1 WHERE account = 1"), 1);
+    assert_eq!(problems("UPDATE cards SET status = 0, single_limit = single_limit + 1 WHERE account = 1"), 1);
+    assert_eq!(problems("UPDATE cards SET single_limit = single_limit - 1 WHERE account = 1"), 0);
+    assert_eq!(
+        problems(
+            "INSERT INTO cards SELECT 'x', account, 0, 0, 0, class, 1, 1, '' FROM cards WHERE account = 1"
+        ),
+        1
+    );
+    assert_eq!(problems("DELETE FROM cards WHERE card = 'x'"), 0);
     assert_eq!(problems("UPDATE documents SET heads = 'x' WHERE account = 2"), 1);
     assert!(problems("UPDATE entries SET record = x'00' WHERE log = 1 << 32") >= 2);
 }
@@ -686,5 +696,26 @@ fn a_frame_that_is_not_taken_takes_nothing_else_along() {
     let status = world.status();
     assert_eq!((status.link, status.position, status.unspent_fen), (LinkState::Down, 3, 1_800));
     assert_eq!(world.core.centre_cursor(shard).unwrap().position, 2, "campus and accounts");
+    world.check();
+}
+
+#[test]
+fn what_is_taken_back_of_settings_is_taken_back_in_memory_too() {
+    let mut world = stocked(Mode::Strict);
+    let log = LogId::shard(INSTITUTION, ALICE.shard());
+    let lost = |card: &str| Intent::ReportLoss {
+        card: CardNumber::new(card).unwrap(),
+        loss: Key::new(format!("loss of {card}").replace(' ', "-")).unwrap(),
+    };
+    // The first loss is taken; the second one stands beside what is not for this stream.
+    let taken = world.setting(ALICE, lost("alice"));
+    let second = world.setting_body(BOB, lost("bob"));
+    let wrong = CloseRequest { epoch: Epoch::FIRST };
+    let not_taken = world.centre.write(log, world.now.wall, vec![second, wrong.into()]);
+    let link = world.link;
+    let outputs = world.step(vec![Input::Frame(link, taken), Input::Frame(link, not_taken)]);
+    assert_eq!(outputs.iter().filter(|output| matches!(output, Output::CloseLink(..))).count(), 1);
+    assert_eq!(decided(&world.buy("1", "alice", 100)), declined(DeclineReason::Lost));
+    assert_eq!(decided(&world.buy("2", "bob", 100)), declined(DeclineReason::PinRequired), "not lost");
     world.check();
 }

@@ -106,14 +106,21 @@ pub(crate) struct Totals {
     pub(crate) exposed: Fen,
 }
 
-const CARD_STATUSES: [CardStatus; 3] = [CardStatus::Active, CardStatus::Lost, CardStatus::Void];
-
-fn status_number(status: CardStatus) -> i64 {
+/// The number of a card's status in tables; the better for the holder, the smaller.
+pub(super) const fn status_number(status: CardStatus) -> u8 {
     match status {
         CardStatus::Active => 0,
         CardStatus::Lost => 1,
         CardStatus::Void => 2,
     }
+}
+
+/// The status of a stored number.
+pub(super) fn read_card_status(number: u8) -> Result<CardStatus, StoreError> {
+    [CardStatus::Active, CardStatus::Lost, CardStatus::Void]
+        .into_iter()
+        .find(|status| status_number(*status) == number)
+        .ok_or_else(|| StoreError::damaged(format!("{number} is no status of a card")))
 }
 
 /// What a tap is judged by: who holds the card, and what is there for the account.
@@ -144,30 +151,9 @@ impl Store {
     /// All that a tap with this card is judged by. Where several accounts have had the card, of the one where it may be
     /// used.
     pub(crate) fn facts(&self, card: &CardNumber) -> Result<Option<Facts>, StoreError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT cards.account, status, id & 3, posted, own, granted, unspent, released, stand_in_granted, stand_in_left,
-             share, frozen, closed, class, single_limit, daily_limit, groups
-             FROM cards LEFT JOIN wallets ON id > cards.account << 2 AND id <= cards.account << 2 | 3
-             WHERE card = ?1",
-        )?;
-        let mut rows = statement.query([card.as_str()])?;
-        let mut found: Option<(u8, Facts)> = None;
-        while let Some(row) = rows.next()? {
-            let (account, status) = (AccountId(row.get::<_, i64>(0)? as u64), row.get::<_, u8>(1)?);
-            let facts = match &mut found {
-                Some((_, facts)) if facts.holder.account == account => facts,
-                Some((better, _)) if *better <= status => continue,
-                _ => {
-                    let holder = read_holder(account, status, row)?;
-                    let facts = Facts { holder, purse: Purse::default(), share: Share::default() };
-                    &mut found.insert((status, facts)).1
-                }
-            };
-            if let Some(wallet) = row.get::<_, Option<u8>>(2)? {
-                read_wallet_row(row, 3, wallet, &mut facts.purse, &mut facts.share)?;
-            }
-        }
-        Ok(found.map(|(_, facts)| facts))
+        let Some(holder) = self.cards.borrow().holder(card) else { return Ok(None) };
+        let (purse, share) = self.purse_and_share(holder.account)?;
+        Ok(Some(Facts { holder, purse, share }))
     }
 
     /// Keeps a document and what a tap reads of it.
@@ -200,6 +186,7 @@ impl Store {
                 groups,
             ])?;
         }
+        self.cards.borrow_mut().put(account, settings);
         Ok(())
     }
 
@@ -505,19 +492,6 @@ impl Store {
 /// The wallet of a stored number.
 pub(crate) fn read_wallet(number: u8) -> Result<Wallet, StoreError> {
     Wallet::from_number(number).ok_or_else(|| StoreError::damaged(format!("{number} is no wallet")))
-}
-
-fn read_holder(account: AccountId, status: u8, row: &rusqlite::Row<'_>) -> Result<Holder, rusqlite::Error> {
-    Ok(Holder {
-        account,
-        card: CARD_STATUSES.get(usize::from(status)).copied().unwrap_or(CardStatus::Void),
-        frozen: row.get(11)?,
-        closed: row.get(12)?,
-        class: row.get(13)?,
-        single_limit: Fen::new(row.get(14)?),
-        daily_limit: Fen::new(row.get(15)?),
-        groups: row.get_ref(16)?.as_str()?.lines().map(str::to_owned).collect(),
-    })
 }
 
 /// Reads a wallet, whose columns begin at `from` with the posted balance and end with the share, into its place.

@@ -10,7 +10,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, Statement};
 
 /// The pragmas of the node's store.
-const NODE_PRAGMAS: &str = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-32768; PRAGMA wal_autocheckpoint=8000;";
+const NODE_PRAGMAS: &str = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-24576; PRAGMA wal_autocheckpoint=8000;";
 
 /// Numbers of terminals that the node itself has not given.
 const FIRST_TERMINAL: i64 = 10_000;
