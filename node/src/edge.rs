@@ -39,7 +39,7 @@ pub(crate) const SHARE_DAYS_KEPT: i32 = 8;
 const UNKNOWN_CARDS_PER_MINUTE_MAX: u32 = 30;
 
 /// Declines of unknown cards, by terminal; terminals are those of the configuration.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct UnknownCards {
     /// The minute that is counted, and how many were written in it.
     by_terminal: BTreeMap<TerminalId, (u64, u32)>,

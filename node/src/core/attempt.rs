@@ -14,7 +14,7 @@ use feiqian_protocol::time::Hlc;
 
 use super::{NodeCore, State};
 use crate::apply::Fault;
-use crate::edge::Queues;
+use crate::edge::{Queues, UnknownCards};
 use crate::io::{Input, Now, Output};
 use crate::replication::Link;
 use crate::store::StoreError;
@@ -39,8 +39,10 @@ struct Before {
     queues: Queues,
     recalls: BTreeMap<(AccountId, Unit), Recall>,
     early: Vec<Frame>,
+    more_to_send: bool,
     acks: BTreeSet<LogId>,
     blocked: BTreeSet<LogId>,
+    unknown_cards: UnknownCards,
     marked: (u64, Hlc),
 }
 
@@ -139,22 +141,38 @@ impl NodeCore {
             queues: self.queues.clone(),
             recalls: self.recalls.clone(),
             early: self.early.clone(),
+            more_to_send: self.more_to_send,
             acks: self.acks.clone(),
             blocked: self.blocked.clone(),
+            unknown_cards: self.unknown_cards.clone(),
             marked: self.marked,
         }
     }
 
     fn go_back_to(&mut self, before: Before) -> Result<(), StoreError> {
-        let Before { state, link, sender, queues, recalls, early, acks, blocked, marked } = before;
+        let Before {
+            state,
+            link,
+            sender,
+            queues,
+            recalls,
+            early,
+            more_to_send,
+            acks,
+            blocked,
+            unknown_cards,
+            marked,
+        } = before;
         self.state = state;
         self.link = link;
         self.sender = sender;
         self.queues = queues;
         self.recalls = recalls;
         self.early = early;
+        self.more_to_send = more_to_send;
         self.acks = acks;
         self.blocked = blocked;
+        self.unknown_cards = unknown_cards;
         self.marked = marked;
         self.reload()
     }

@@ -676,6 +676,29 @@ fn a_million_strangers_leave_a_few_entries() {
 }
 
 #[test]
+fn a_step_that_is_run_again_counts_once() {
+    let mut world = stocked(Mode::Strict);
+    world.disconnect();
+    for n in 0..29 {
+        world.buy(&format!("s{n}"), "nobody", 100);
+    }
+    let refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON wallets BEGIN SELECT RAISE(ABORT, ''); END";
+    world.core.store.connection().execute_batch(refuse).unwrap();
+    let taps = ["nobody", "alice"].into_iter().zip(0..);
+    let taps =
+        taps.map(|(card, n)| Input::Tap(Ticket(n), tap(&format!("t{n}"), card, TapKind::Amount(fen(100)))));
+    let outputs = world.step(taps.collect());
+    let (unknown, out) = (DeclineReason::UnknownCard, DeclineReason::OutOfService);
+    assert_eq!(decided(&outputs), [declined(unknown), declined(out)].concat());
+    let status = world.status();
+    assert_eq!(
+        (status.position, status.unknown_cards_not_kept),
+        (30, 0),
+        "the thirtieth is within the bound"
+    );
+}
+
+#[test]
 fn a_frame_that_is_not_taken_takes_nothing_else_along() {
     let mut world = stocked(Mode::Strict);
     world.share_grant(BOB, 5_000);
