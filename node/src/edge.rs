@@ -347,7 +347,10 @@ impl NodeCore {
                 return Ok(None);
             }
             Next::Decline(reason) => Err(reason),
-            Next::Decide => self.stand_in(now, campus, purchase, &short, &purse)?,
+            Next::Decide => {
+                let unheard_ms = self.unheard_ms(now, waiting);
+                self.stand_in(campus, purchase, &short, &purse, unheard_ms)?
+            }
         };
         match verdict {
             Ok(()) => self.write_purchase(now, waiting, purchase, purse, share).map(Some),
@@ -355,14 +358,23 @@ impl NodeCore {
         }
     }
 
+    /// For how long it is not known here what the account spends elsewhere.
+    fn unheard_ms(&self, now: &Now, waiting: &Waiting) -> u64 {
+        if self.link.is_up() {
+            return waiting.asks.unheard_ms();
+        }
+        let since = |heard| u64::try_from(now.wall.ms_since(heard)).unwrap_or(0);
+        self.state.saved.heard.map_or(u64::MAX, since)
+    }
+
     /// The offline policy for the rest of a purchase; sets how it is paid where it approves.
     fn stand_in(
         &self,
-        now: &Now,
         campus: &Campus,
         purchase: &mut Purchase<'_>,
         short: &Cover,
         purse: &Purse,
+        unheard_ms: u64,
     ) -> Result<Result<(), DeclineReason>, StoreError> {
         let Cover::ShortOfRight { split, .. } = short else {
             return Ok(Err(DeclineReason::PinRequired));
@@ -379,7 +391,6 @@ impl NodeCore {
         };
         purchase.habit = hint.is_some_and(|hint| hint.habit);
         let pool_left = pool.left(purchase.habit);
-        let heard = if self.link.is_up() { Some(now.wall) } else { self.state.saved.heard };
         Ok(stand_in(
             purchase.mode,
             &StandIn {
@@ -389,8 +400,7 @@ impl NodeCore {
                 granted_left: purse.cash.row.stand_in_left,
                 pool_left,
                 hint,
-                unheard_ms: heard
-                    .map_or(u64::MAX, |heard| u64::try_from(now.wall.ms_since(heard)).unwrap_or(0)),
+                unheard_ms,
                 unheard_ms_max: u64::from(policy.view_age_minutes_max) * 60_000,
                 decline_price: policy.decline_price_fen,
             },

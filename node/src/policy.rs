@@ -1,7 +1,8 @@
 //! Stand-in: what a node does beyond its right when the centre does not answer in time. Pure, and in integers.
 //!
-//! `hybrid` prices a stand-in of a purchase `a`, `t` days after the centre was last heard, by what the account usually
-//! spends elsewhere: `D` a day, `m` a purchase, `g` in a meal period that has any.
+//! `hybrid` prices a stand-in of a purchase `a`, `t` days after the centre was last heard (or, where it is heard, after it
+//! heard those who may have spent meanwhile), by what the account usually spends elsewhere: `D` a working day, `m` a
+//! purchase, `g` in a meal period that has any.
 //! ```text
 //! E = D·t             V = E·max(m, ¥1)        spent elsewhere so far: mean and variance
 //! L = D·min(1, 2t)                            still to come: twice the time so far, at most a day
@@ -197,6 +198,14 @@ mod tests {
                 assert!(if balance < 0 { !approved } else { approved || balance == 0 }, "{tap:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_not_heard_of_elsewhere_makes_a_stand_in_dearer() {
+        let connected = StandIn { unheard_ms: 0, ..tap(500, 1_000, 0) };
+        assert_eq!(stand_in(Mode::Hybrid, &connected), Ok(()));
+        let in_the_dark = StandIn { unheard_ms: 24 * 3_600_000, ..connected };
+        assert_eq!(stand_in(Mode::Hybrid, &in_the_dark), Err(DeclineReason::Insufficient));
     }
 
     #[test]

@@ -308,6 +308,10 @@ pub struct No {
     /// What the centre could give at this moment: an ask for no more than this would succeed.
     #[n(4)]
     pub free: Fen,
+    /// For how long it cannot be known what the account spent elsewhere, in milliseconds: how long nodes out of reach were
+    /// not heard, each by its part of what the account usually spends elsewhere.
+    #[n(5)]
+    pub unheard_ms: u64,
 }
 
 /// The centre wants right (or allowance) back.

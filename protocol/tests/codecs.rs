@@ -415,9 +415,11 @@ fn frame() -> impl Strategy<Value = Frame> {
         },
     );
     let no =
-        (account(), unit(), fen(), any::<bool>(), fen()).prop_map(|(account, unit, want, r#final, free)| {
-            Frame::No(No { account, unit, want, r#final, free })
-        });
+        (account(), unit(), fen(), any::<bool>(), fen(), any::<u64>()).prop_map(
+            |(account, unit, want, r#final, free, unheard_ms)| {
+                Frame::No(No { account, unit, want, r#final, free, unheard_ms })
+            },
+        );
     let recall = (account(), unit(), epoch(), fen(), any::<u64>(), day()).prop_map(
         |(account, unit, epoch, amount, after, from_day)| {
             Frame::Recall(Recall { account, unit, epoch, amount, after, from_day })

@@ -294,10 +294,32 @@ impl Round<'_> {
         // Allowance that a node was granted may be used up: there its answer says all.
         let settled = |node: &NodeId| matches!(unit, Unit::Allowance) && answered.contains(node);
         let r#final = others().all(|(node, row)| !row.out.is_positive() || settled(node));
-        let no = No { account, unit, want: waiting.ask.want, r#final, free: free.or_zero() };
+        let unheard_ms = if r#final { 0 } else { self.unheard_ms(account, waiting.node)? };
+        let (want, free) = (waiting.ask.want, free.or_zero());
+        let no = No { account, unit, want, r#final, free, unheard_ms };
         self.outputs.push(Output::Send(waiting.link, Frame::No(no)));
         self.finish_ask(key, index);
         Ok(true)
+    }
+
+    /// How long nodes out of reach were not heard, each by its part of what the account usually spends elsewhere: what it
+    /// may have spent there meanwhile is the asker's to reckon with.
+    fn unheard_ms(&mut self, account: AccountId, asker: NodeId) -> Result<u64, StoreError> {
+        let (habits, means) = self.habits(account)?;
+        let nodes: Vec<NodeId> = self.state.nodes.keys().copied().collect();
+        let (mut elsewhere, mut unheard) = (0_u128, 0_u128);
+        for id in nodes.into_iter().filter(|id| *id != asker) {
+            let Some(node) = self.state.nodes.get(&id).filter(|node| node.is_open() && node.spends()) else {
+                continue;
+            };
+            let per_day = u128::from(habits.per_day(id, &means).get().unsigned_abs());
+            elsewhere += per_day;
+            if self.anchored_link(id).is_none() {
+                let ms = u64::try_from(self.state.time.ms_since(node.heard)).unwrap_or(0);
+                unheard += per_day * u128::from(ms);
+            }
+        }
+        Ok(u64::try_from(unheard.checked_div(elsewhere).unwrap_or(0)).unwrap_or(u64::MAX))
     }
 
     fn finish_ask(&mut self, key: (AccountId, Unit), index: usize) {

@@ -363,6 +363,14 @@ impl Round<'_> {
         Ok(means)
     }
 
+    /// What an account does where, and what the campus does.
+    pub(crate) fn habits(&mut self, account: AccountId) -> Result<(AccountHabits, CampusMeans), StoreError> {
+        let from = BusinessDay(self.state.day.0.saturating_sub(self.history_days()));
+        let means = self.means()?;
+        let history = money::habits(self.db, account, from)?;
+        Ok((AccountHabits::new(&history, &means, self.state.day), means))
+    }
+
     fn history_days(&self) -> i32 {
         i32::try_from(self.state.policy().history_days).unwrap_or(i32::MAX / 2)
     }
@@ -426,9 +434,7 @@ impl Round<'_> {
         refresh: bool,
     ) -> Result<(), StoreError> {
         let Some((seasoned_on, limit)) = accounts::grant_terms(self.db, account)? else { return Ok(()) };
-        let from = BusinessDay(self.state.day.0.saturating_sub(self.history_days()));
-        let means = self.means()?;
-        let habits = AccountHabits::new(&money::habits(self.db, account, from)?, &means, self.state.day);
+        let (habits, means) = self.habits(account)?;
         let lump_percent = self.state.policy().lump_percent;
         let mut claims = Fen::ZERO;
         for wallet in Wallet::SPENDING_ORDER {

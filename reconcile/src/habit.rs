@@ -290,6 +290,13 @@ impl AccountHabits {
         surplus.into_iter().filter(|(_, over)| over.is_positive()).collect()
     }
 
+    /// What the account spends at a node on a working day.
+    pub fn per_day(&self, node: NodeId, means: &CampusMeans) -> Fen {
+        let own = self.nodes.get(&node).map_or(0, |habit| habit.working_fen);
+        let prior = scale(PURCHASES_PER_DAY_MILLI * means.purchase_fen / 1_000, means.share(node), ONE);
+        Fen::new((own + prior) / (self.days + 1))
+    }
+
     /// What a node needs to know to price a stand-in of this account.
     pub fn hint(&self, account: AccountId, node: NodeId, means: &CampusMeans, seasoned: bool) -> Hint {
         let elsewhere = self.nodes.iter().filter(|(other, _)| **other != node).map(|(_, habit)| habit);

@@ -4,7 +4,8 @@
 //!
 //! In reading order: [`cli`], [`campus`] (the driver of separate processes, from a replay or a generated day to the report);
 //! [`seed`], [`vfs`] (a disk that loses what was not synced), [`link`] (both cores on crash disks and a virtual link);
-//! [`full`] (the shells, QUIC and TLS on a simulated network).
+//! [`full`] (the shells, QUIC and TLS on a simulated network); [`frontier`] (both cores with nothing
+//! between them, to choose a policy by).
 
 pub mod bench;
 pub mod campus;

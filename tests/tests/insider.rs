@@ -126,6 +126,7 @@ fn what_a_node_may_not_say_ends_its_connection() -> Result<()> {
                 want: Fen::new(1),
                 r#final: true,
                 free: Fen::ZERO,
+                unheard_ms: 0,
             }),
             "out of place",
         ),

@@ -20,7 +20,14 @@ fn asks(outputs: &[Output]) -> Vec<Ask> {
 }
 
 fn no(unit: Unit, want: i64, is_final: bool, free: i64) -> Frame {
-    Frame::No(No { account: ALICE, unit, want: fen(want), r#final: is_final, free: fen(free) })
+    Frame::No(No {
+        account: ALICE,
+        unit,
+        want: fen(want),
+        r#final: is_final,
+        free: fen(free),
+        unheard_ms: 0,
+    })
 }
 
 fn recall(unit: Unit, amount: i64, after: u64) -> Frame {

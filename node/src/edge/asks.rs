@@ -41,6 +41,7 @@ pub(crate) struct Asks {
     asked: Option<(Unit, Fen, u64)>,
     count: u32,
     noes: BTreeMap<Unit, Told>,
+    unheard_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -132,7 +133,13 @@ impl Asks {
         };
         self.noes.insert(unit, told);
         self.asked = None;
+        self.unheard_ms = self.unheard_ms.max(no.unheard_ms);
         true
+    }
+
+    /// For how long it is not known what the account spent elsewhere, by the centre's word.
+    pub(crate) const fn unheard_ms(&self) -> u64 {
+        self.unheard_ms
     }
 }
 
@@ -151,7 +158,14 @@ mod tests {
     }
 
     fn no(unit: Unit, want: i64, is_final: bool, free: i64) -> No {
-        No { account: AccountId(1), unit, want: Fen::new(want), r#final: is_final, free: Fen::new(free) }
+        No {
+            account: AccountId(1),
+            unit,
+            want: Fen::new(want),
+            r#final: is_final,
+            free: Fen::new(free),
+            unheard_ms: if is_final { 0 } else { 7 },
+        }
     }
 
     fn next(asks: &mut Asks, cover: &Cover, cash_granted: i64) -> Next {
@@ -186,6 +200,7 @@ mod tests {
         assert_eq!(next(&mut asks, &short(None, 500), 0), Next::Ask(CASH, Fen::new(200)));
         assert_eq!(next(&mut asks, &short(None, 500), 100), Next::Ask(CASH, Fen::new(200)), "not there yet");
         assert_eq!(next(&mut asks, &short(None, 500), 200), Next::Decide);
+        assert_eq!(asks.unheard_ms(), 7);
         assert_eq!(
             next(&mut asks, &short(None, 450), 200),
             Next::Ask(CASH, Fen::new(450)),

@@ -73,7 +73,7 @@ impl std::str::FromStr for Kind {
 }
 
 /// What a worker found out, one line each.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Found {
     /// The seed.
     pub seed: u64,
@@ -108,8 +108,12 @@ pub struct Found {
 impl Found {
     /// Which run it was.
     pub fn name(&self) -> String {
-        let contender = Contender::ALL[self.contender];
-        let (seed, kind, hours) = (self.seed, self.kind.name(), f64::from(self.half_hours) / 2.0);
+        Self::name_of(self.seed, self.kind, self.half_hours, Contender::ALL[self.contender])
+    }
+
+    /// How a run is named.
+    pub fn name_of(seed: u64, kind: Kind, half_hours: u32, contender: Contender) -> String {
+        let (kind, hours) = (kind.name(), f64::from(half_hours) / 2.0);
         let name = format!("seed {seed}, {kind} {hours} h, {} {}", contender.mode(), contender.setting());
         name.trim_end().to_owned()
     }
@@ -302,5 +306,58 @@ impl Cell {
             yuan(self.bound_fen),
             self.f.map_or_else(|| "-".to_owned(), |f| format!("{f:.3}")),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(seed: u64, contender: Contender, declines: u64, over: i64) -> Found {
+        let place = Contender::ALL.iter().position(|other| *other == contender).unwrap();
+        Found {
+            seed,
+            contender: place,
+            kind: Kind::Isolation,
+            half_hours: 48,
+            taps: 100,
+            false_declines: declines - 1,
+            unreachable: 1,
+            pins_asked: 0,
+            approved_fen: 10_000,
+            stand_in_fen: 0,
+            overspend_fen: over,
+            bound_fen: 50,
+            cut_taps: 100,
+            cut_false_declines: declines,
+        }
+    }
+
+    #[test]
+    fn sums_come_before_divisions() {
+        let mut all = Vec::new();
+        for (seed, strict, optimistic, ours) in [(1, 10, 40, (2, 4)), (2, 30, 0, (6, 6))] {
+            all.push(found(seed, Contender::StrictReference, strict, 0));
+            all.push(found(seed, Contender::Optimistic, 1, optimistic));
+            all.push(found(seed, Contender::Hybrid, ours.0, ours.1));
+        }
+        let frontier = Frontier::new(&all);
+        let default = frontier.cells.iter().find(|cell| cell.default).unwrap();
+        assert_eq!((default.seeds, default.false_declines, default.unreachable), (2, 6, 2));
+        assert!((default.f.unwrap() - (8.0 / 40.0 + 10.0 / 40.0)).abs() < 1e-9, "{default:?}");
+        assert!(frontier.holds());
+        assert!(frontier.table().contains("0.450"), "{}", frontier.table());
+        all.push(found(3, Contender::Hybrid, 1, 51));
+        let exceeded = Frontier::new(&all);
+        assert!(!exceeded.holds() && exceeded.table().contains("MORE WAS OVERSPENT"));
+    }
+
+    #[test]
+    fn without_references_there_is_no_f() {
+        let frontier = Frontier::new(&[found(1, Contender::Hybrid, 2, 0)]);
+        assert_eq!(frontier.cells[0].f, None);
+        let json = serde_json::to_value(&frontier).unwrap();
+        assert_eq!(json["cells"][0]["kind"], "isolation");
+        assert_eq!(json["cells"][0]["outage_h"], 24.0);
     }
 }

@@ -412,3 +412,91 @@ fn purchase(person: &Person, working: bool, random: &mut Random) -> (i64, u8, i6
 fn half_hour((from, to): (i64, i64), random: &mut Random) -> i64 {
     from + random.below(((to - from) / 30) as u64) as i64 * 30
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quiet() -> Outage {
+        Outage { from: Timestamp(0), until: Timestamp(0), cut: Vec::new(), topups: true }
+    }
+
+    #[test]
+    fn the_college_looks_like_the_one_that_was_measured() {
+        let days = HISTORY_DAYS;
+        let college = generate(1, 2_000, days, &quiet());
+        let mut balances = college.opening.clone();
+        let mut means = vec![(0, 0); balances.len()];
+        let (mut purchases, mut fen, mut topups) = (0, 0, 0);
+        let mut by_building = [0_i64; BUILDINGS.len()];
+        for event in &college.events {
+            let person = event.person as usize;
+            match event.what {
+                What::TopUp { fen } => {
+                    balances[person] += fen;
+                    topups += 1;
+                }
+                What::Buy { building, fen: price } => {
+                    balances[person] -= price;
+                    assert!(balances[person] >= 0, "who is short tops up at once");
+                    means[person] = (means[person].0 + balances[person], means[person].1 + 1);
+                    by_building[usize::from(building)] += 1;
+                    (purchases, fen) = (purchases + 1, fen + price);
+                }
+            }
+        }
+        let per_day = purchases / i64::from(days);
+        assert!((3_700..4_300).contains(&per_day), "{per_day} purchases a day");
+        assert!((395..430).contains(&(fen / purchases)), "{} fen a purchase", fen / purchases);
+        let mut means: Vec<i64> = means.iter().filter(|mean| mean.1 > 0).map(|mean| mean.0 / mean.1).collect();
+        means.sort_unstable();
+        let percentile = |percent: usize| means[means.len() * percent / 100];
+        assert!((2_200..3_200).contains(&percentile(5)), "{}", percentile(5));
+        assert!((5_400..6_600).contains(&percentile(50)), "{}", percentile(50));
+        assert!((12_500..16_500).contains(&percentile(95)), "{}", percentile(95));
+        let a_month = topups * 30 / i64::from(days);
+        assert!((4_500..6_500).contains(&a_month), "{a_month} top-ups a month");
+        let share = |building: usize| by_building[building] * 100 / purchases;
+        assert!((24..31).contains(&share(0)) && (10..14).contains(&share(SHOP)), "{by_building:?}");
+        assert!((3..6).contains(&share(WATER_FIRST)), "{by_building:?}");
+    }
+
+    #[test]
+    fn an_outage_changes_nothing_before_it() {
+        let from = CALENDAR.start(BusinessDay(FIRST_DAY.0 + 20)).plus_ms(11 * 3_600_000);
+        let outage = Outage {
+            from,
+            until: from.plus_ms(24 * 3_600_000),
+            cut: vec![true; BUILDINGS.len()],
+            topups: false,
+        };
+        let (whole, cut) = (generate(3, 300, 24, &quiet()), generate(3, 300, 24, &outage));
+        let before = |college: &College| {
+            let end = college.events.partition_point(|event| event.at < from);
+            college.events[..end].to_vec()
+        };
+        assert_eq!(before(&whole), before(&cut));
+        assert_ne!(whole.events, cut.events);
+        let topped_up = |event: &&Event| outage.is_on(event.at) && matches!(event.what, What::TopUp { .. });
+        assert_eq!(cut.events.iter().filter(topped_up).count(), 0, "nobody can top up");
+        let buys = |college: &College| {
+            college.events.iter().filter(|event| matches!(event.what, What::Buy { .. })).count()
+        };
+        assert_eq!(buys(&whole), buys(&cut), "people try all the same");
+    }
+
+    #[test]
+    fn visits_agree_as_far_as_kappa_says() {
+        // Two visits of the same meal at the same canteen, beyond chance.
+        let root = Random::new(5);
+        let (mut same, mut chance) = (0.0, 0.0);
+        let all: f64 = CANTEENS.iter().sum();
+        for number in 0..4_000 {
+            let preference = preference(&mut root.fork(number));
+            same += preference.iter().map(|share| share * share).sum::<f64>() / 4_000.0;
+            chance = CANTEENS.iter().map(|share| (share / all) * (share / all)).sum();
+        }
+        let kappa = (same - chance) / (1.0 - chance);
+        assert!((kappa - KAPPA).abs() < 0.03, "{kappa}");
+    }
+}

@@ -252,15 +252,8 @@ impl Ground {
             let mut at = moment.cut;
             for (length, bound_fen) in lengths.iter().zip(bounds) {
                 if scope.says_bounds {
-                    eprintln!(
-                        "seed {seed}, {} {}.{} h, {} {}: at most {} yuan can be overspent",
-                        kind.name(),
-                        length / 2,
-                        length % 2 * 5,
-                        contender.mode(),
-                        contender.setting(),
-                        Fen::new(bound_fen)
-                    );
+                    let name = Found::name_of(seed, kind, *length, contender);
+                    eprintln!("{name}: at most {} yuan can be overspent", Fen::new(bound_fen));
                 }
                 let end = moment.cut.plus_ms(i64::from(*length) * HOUR_MS / 2);
                 self.play(&mut play, &workload, &hostile, at, end)?;
@@ -460,4 +453,66 @@ fn resolved(rig: &Rig, cut: Timestamp) -> Result<(i64, i64)> {
         rig.tables()
             .query_row("SELECT COALESCE(SUM(opened), 0) FROM cases WHERE loss = 0", [], |row| row.get(0))?;
     Ok((stand_in, overspent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(scope: &Scope, seed: u64) -> Vec<Found> {
+        let ground = Ground::new(scope).unwrap();
+        let mut all = Vec::new();
+        let mut keep = |found| {
+            all.push(found);
+            Ok(())
+        };
+        ground.run(seed, scope, &mut keep).unwrap();
+        all
+    }
+
+    fn scope(outages: &[(Kind, u32)]) -> Scope {
+        let contenders =
+            vec![Contender::StrictReference, Contender::Optimistic, Contender::Strict, Contender::Hybrid];
+        Scope { replay: None, people: 150, outages: outages.to_vec(), contenders, says_bounds: false }
+    }
+
+    #[test]
+    fn rights_alone_overspend_nothing_and_nothing_goes_beyond_its_bound() {
+        let found = found(&scope(&[(Kind::Isolation, 48), (Kind::Adversary, 8)]), 1);
+        let of = |kind, contender: Contender| {
+            let place = Contender::ALL.iter().position(|other| *other == contender).unwrap();
+            found.iter().find(|one| one.kind == kind && one.contender == place).unwrap()
+        };
+        let all = [Contender::StrictReference, Contender::Optimistic, Contender::Strict, Contender::Hybrid];
+        let isolated = all.map(|contender| of(Kind::Isolation, contender));
+        assert!(isolated.iter().all(|one| one.taps == isolated[0].taps && one.taps > 150), "{isolated:?}");
+        assert!(found.iter().all(|one| one.overspend_fen <= one.bound_fen), "{found:?}");
+        let declines = isolated.map(|one| one.false_declines + one.unreachable);
+        assert!(declines[0] > declines[2] && declines[2] > declines[3], "{declines:?}");
+        assert_eq!((isolated[0].stand_in_fen, isolated[2].stand_in_fen), (0, 0));
+        assert!(isolated[3].stand_in_fen > 0 && isolated[3].bound_fen > 0);
+        // Who has five yuan and goes everywhere gets more than that where only the balance is looked at.
+        assert!(of(Kind::Adversary, Contender::Optimistic).overspend_fen > 500, "{found:?}");
+        assert_eq!(of(Kind::Adversary, Contender::Strict).overspend_fen, 0);
+    }
+
+    #[test]
+    fn a_connected_building_declines_nobody_but_for_what_is_cut_off() {
+        let found = found(&scope(&[(Kind::LargestCanteen, 5)]), 2);
+        for one in &found {
+            assert!(one.cut_taps > 0 && one.cut_taps < one.taps, "{one:?}");
+        }
+        let hybrid = &found[3];
+        assert!(hybrid.false_declines + hybrid.unreachable <= one_in(hybrid.taps, 20), "{hybrid:?}");
+    }
+
+    const fn one_in(taps: u64, of: u64) -> u64 {
+        taps / of
+    }
+
+    #[test]
+    fn the_same_seed_finds_the_same() {
+        let scope = scope(&[(Kind::Islands, 5)]);
+        assert_eq!(found(&scope, 4), found(&scope, 4));
+    }
 }

@@ -327,6 +327,7 @@ impl Rig {
                     want: script.fen(),
                     r#final: script.rarely(2),
                     free: script.fen(),
+                    unheard_ms: u64::from(script.rarely(2)) * u64::MAX,
                 };
                 self.hear(Frame::No(no));
             }

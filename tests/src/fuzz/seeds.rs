@@ -200,7 +200,7 @@ fn frames() -> Vec<Frame> {
         Frame::Ack(Ack { log, position: 7, countersignature }),
         Frame::Ack(Ack { log, position: 7, countersignature: None }),
         Frame::Ask(Ask { account, unit, epoch, want: script.fen(), at: 7, ms_left: 300 }),
-        Frame::No(No { account, unit, want: script.fen(), r#final: true, free: script.fen() }),
+        Frame::No(No { account, unit, want: script.fen(), r#final: true, free: script.fen(), unheard_ms: 0 }),
         Frame::Recall(Recall {
             account,
             unit,
