@@ -210,6 +210,9 @@ impl NodeCore {
     }
 
     fn run(&mut self, now: &Now, inputs: Vec<Input>, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
+        if self.store.must_fold() && self.guarded(|core| core.store.fold())?.is_err() {
+            self.store.fold_later();
+        }
         for input in inputs {
             match input {
                 Input::Tap(ticket, request) => self.on_tap(now, ticket, request, outputs)?,

@@ -27,7 +27,7 @@ use crate::edge::asks::{Asks, Next};
 use crate::io::{Now, Output, TapError, Ticket};
 use crate::policy::{StandIn, stand_in};
 use crate::store::StoreError;
-use crate::store::accounts::{Facts, Holder, Purse};
+use crate::store::accounts::{Facts, Holder, Purse, WalletState};
 use crate::store::taps::{DebitRow, TapRow, TapUse};
 
 /// Days of used allowance that are kept day by day; a reversal of an older debit gives no allowance back.
@@ -426,16 +426,31 @@ impl NodeCore {
         Ok(number)
     }
 
+    /// Keeps a first answer where there may be a tombstone.
     pub(crate) fn put_tap_row(&mut self, key: &TapKey, row: &TapRow) -> Result<(), StoreError> {
-        let terminal = match self.terminal_number(&key.terminal)? {
-            Some(number) => number,
-            None => {
-                let number = self.store.add_terminal(&key.terminal)?;
-                self.terminals.insert(key.terminal.clone(), number);
-                number
-            }
-        };
+        let terminal = self.number_of_terminal(&key.terminal)?;
         self.store.put_tap(terminal, key.epoch, &key.sequence, row)
+    }
+
+    /// Keeps the first answer to a key that was not used before, and what the tap left of cash and share where it changed
+    /// them.
+    fn put_recent(
+        &mut self,
+        key: &TapKey,
+        row: &TapRow,
+        spent: Option<(&WalletState, &Share)>,
+    ) -> Result<(), StoreError> {
+        let terminal = self.number_of_terminal(&key.terminal)?;
+        self.store.put_recent((terminal, key.epoch, &key.sequence), row, spent, self.share_horizon())
+    }
+
+    fn number_of_terminal(&mut self, terminal: &TerminalId) -> Result<i64, StoreError> {
+        if let Some(number) = self.terminal_number(terminal)? {
+            return Ok(number);
+        }
+        let number = self.store.add_terminal(terminal)?;
+        self.terminals.insert(terminal.clone(), number);
+        Ok(number)
     }
 
     /// Writes a decision and keeps the answer; where that fails by itself (a full disk), nothing is kept and the terminal
@@ -485,7 +500,11 @@ impl NodeCore {
                 position,
                 debits: 0,
             };
-            core.put_tap_row(&request.key, &row)?;
+            if reason == DeclineReason::Reversed {
+                core.put_tap_row(&request.key, &row)?;
+            } else {
+                core.put_recent(&request.key, &row, None)?;
+            }
             Ok(row.decision())
         })
     }
@@ -514,7 +533,7 @@ impl NodeCore {
                 position,
                 debits: 0,
             };
-            core.put_tap_row(&request.key, &row)?;
+            core.put_recent(&request.key, &row, None)?;
             Ok(row.decision())
         })
     }
@@ -567,7 +586,9 @@ impl NodeCore {
             if counts {
                 use_allowance(day, purchase.amount, &mut share, purchase.mode)?;
             }
-            core.put_spent(account, &split, &purse, counts.then_some(&share))?;
+            if split.subsidy.is_positive() {
+                core.store.put_wallet(account, Wallet::Subsidy, &purse.subsidy)?;
+            }
             if split.stand_in.is_positive() && purchase.mode == Mode::Hybrid {
                 core.store.use_pool(day, split.stand_in, purchase.habit)?;
             }
@@ -587,7 +608,8 @@ impl NodeCore {
                 position,
                 debits,
             };
-            core.put_tap_row(&request.key, &row)?;
+            let from_cash = (split.cash + split.stand_in).is_positive();
+            core.put_recent(&request.key, &row, (from_cash || counts).then_some((&purse.cash, &share)))?;
             Ok(row.decision())
         })
     }
@@ -613,28 +635,6 @@ impl NodeCore {
         totals.stand_in_left -= debit.stand_in;
         totals.exposed += debit.amount();
         Ok(())
-    }
-
-    /// Keeps the wallets that a purchase was paid from, and the share where it counted.
-    fn put_spent(
-        &self,
-        account: AccountId,
-        split: &Split,
-        purse: &Purse,
-        share: Option<&Share>,
-    ) -> Result<(), StoreError> {
-        if split.subsidy.is_positive() {
-            self.store.put_wallet(account, Wallet::Subsidy, &purse.subsidy)?;
-        }
-        let from_cash = (split.cash + split.stand_in).is_positive();
-        match (from_cash, share) {
-            (true, Some(share)) => {
-                self.store.put_spent_cash(account, &purse.cash, share, self.share_horizon())
-            }
-            (true, None) => self.store.put_wallet(account, Wallet::Cash, &purse.cash),
-            (false, Some(share)) => self.store.put_share(account, share, self.share_horizon()),
-            (false, None) => Ok(()),
-        }
     }
 
     /// Allowance days before this are summed up.

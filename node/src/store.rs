@@ -11,21 +11,22 @@
 //! | `hints` | account | what prices a stand-in |
 //! | `pools`, `pool_used` | day | stand-in of all accounts together, granted and used |
 //! | `taps` | terminal, epoch, sequence | first answers, and tombstones |
+//! | `recent` | position | what taps left lately of `taps` and `wallets`, until it is folded into them: [`recent`] |
 //! | `debits`, `reversals` | position | own effects on balances: a debit with what is left of it for reversals, a reversal |
 //! | `posted` | shard | the position of the own log that the newest posted batch names: own effects after it are in no posted balance |
 //! | `hotlist` | card, account | losses told ahead of their entries |
 //! | `snapshots`, `snapshot_pieces` | log, position(, piece) | snapshots of account streams: what a stream starts from, or one under way |
 //! | `campus` | 1 | the newest campus configuration |
 //!
-//! `wallets`, `cards`, `documents`, `hints`, `debits`, `reversals`, `taps` and `posted` are views:
-//! [`crate::verify`] folds the entries again and compares.
+//! `wallets`, `cards`, `documents`, `hints`, `debits`, `reversals`, `taps`, `recent` and `posted` follow from the entries:
+//! [`crate::verify`] folds these again and compares.
 //!
-//! A tap of one wallet writes four rows (entry, wallet, debit, first answer), of which two stand somewhere in the middle of
-//! a table; a commit adds a head and `state`. What only a reversal or a posted batch needs is looked for then.
+//! A tap writes three rows (entry, debit, recent), each at the end of its table; a commit adds a head and `state`. What only a reversal or a posted batch needs is looked for then.
 
 pub mod accounts;
 pub(crate) mod cards;
 pub(crate) mod log;
+pub(crate) mod recent;
 pub(crate) mod snapshots;
 pub(crate) mod taps;
 
@@ -40,6 +41,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use self::cards::Cards;
+use self::recent::Recent;
 use crate::io::Identity;
 
 /// Why the database, or what it holds, cannot be used. The core that met it is dropped and reopened.
@@ -196,6 +198,7 @@ pub(crate) struct Saved {
 pub(crate) struct Store {
     connection: Connection,
     cards: RefCell<Cards>,
+    recent: RefCell<Recent>,
 }
 
 impl Store {
@@ -213,7 +216,7 @@ impl Store {
         // Without it the bundled build plans a join anew at every bind.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.set_prepared_statement_cache_capacity(128);
-        let store = Self { connection, cards: RefCell::default() };
+        let store = Self { connection, cards: RefCell::default(), recent: RefCell::default() };
         store.begin()?;
         match store.create_or_check(identity) {
             Ok(()) => store.commit()?,
@@ -223,6 +226,7 @@ impl Store {
             }
         }
         store.cards.replace(Cards::load(&store.connection)?);
+        store.recent.replace(Recent::load(&store.connection)?);
         Ok(store)
     }
 
@@ -230,6 +234,7 @@ impl Store {
         match check_version(&self.connection)? {
             0 => {
                 self.connection.execute_batch(SCHEMA)?;
+                self.connection.execute_batch(recent::SCHEMA)?;
                 self.connection.execute(
                     "INSERT INTO state VALUES (1, ?1, ?2, ?3, ?4, 1, 0, 0, 0, 0, NULL, 0, 0, NULL, NULL, 0, NULL, NULL)",
                     params![identity.institution.0, identity.node.0, identity.name.as_str(), identity.incarnation],
@@ -282,7 +287,7 @@ impl Store {
 
     /// For reading what is there, without a look at whose it is.
     pub(crate) fn reading(connection: Connection) -> Self {
-        Self { connection, cards: RefCell::default() }
+        Self { connection, cards: RefCell::default(), recent: RefCell::default() }
     }
 
     #[cfg(test)]
@@ -298,6 +303,10 @@ impl Store {
             // The transaction before this one was taken back.
             *cards = Cards::load(&self.connection)?;
         }
+        let mut recent = self.recent.borrow_mut();
+        if recent.touched() {
+            *recent = Recent::load(&self.connection)?;
+        }
         Ok(())
     }
 
@@ -305,6 +314,7 @@ impl Store {
     pub(crate) fn commit(&self) -> Result<(), StoreError> {
         self.run("COMMIT")?;
         self.cards.borrow_mut().committed();
+        self.recent.borrow_mut().committed();
         Ok(())
     }
 
@@ -333,6 +343,10 @@ impl Store {
         let mut cards = self.cards.borrow_mut();
         if cards.touched() {
             cards.load_again(&self.connection)?;
+        }
+        let mut recent = self.recent.borrow_mut();
+        if recent.touched() {
+            recent.load_again(&self.connection)?;
         }
         self.release()
     }

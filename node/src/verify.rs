@@ -6,6 +6,7 @@
 //! with the centre's stream for this node folded into [`feiqian_protocol::rights::Rows`] against the rows of the tables.
 //! It only reads, so it may run beside the service, in one read transaction.
 
+mod answers;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -116,6 +117,7 @@ fn examine(connection: &Connection, identity: &Identity) -> Result<Report, Store
     }
     compare_projection(connection, &projection, &mut report)?;
     rows::compare(connection, identity, &mut report)?;
+    answers::compare(connection, identity, &mut report)?;
     if report.more > 0 {
         let more = format!("and {} more", report.more);
         report.problems.push(more);

@@ -414,12 +414,11 @@ fn frame() -> impl Strategy<Value = Frame> {
             Frame::Ask(Ask { account, unit, epoch, want, at, ms_left })
         },
     );
-    let no =
-        (account(), unit(), fen(), any::<bool>(), fen(), any::<u64>()).prop_map(
-            |(account, unit, want, r#final, free, unheard_ms)| {
-                Frame::No(No { account, unit, want, r#final, free, unheard_ms })
-            },
-        );
+    let no = (account(), unit(), fen(), any::<bool>(), fen(), any::<u64>()).prop_map(
+        |(account, unit, want, r#final, free, unheard_ms)| {
+            Frame::No(No { account, unit, want, r#final, free, unheard_ms })
+        },
+    );
     let recall = (account(), unit(), epoch(), fen(), any::<u64>(), day()).prop_map(
         |(account, unit, epoch, amount, after, from_day)| {
             Frame::Recall(Recall { account, unit, epoch, amount, after, from_day })

@@ -20,14 +20,7 @@ fn asks(outputs: &[Output]) -> Vec<Ask> {
 }
 
 fn no(unit: Unit, want: i64, is_final: bool, free: i64) -> Frame {
-    Frame::No(No {
-        account: ALICE,
-        unit,
-        want: fen(want),
-        r#final: is_final,
-        free: fen(free),
-        unheard_ms: 0,
-    })
+    Frame::No(No { account: ALICE, unit, want: fen(want), r#final: is_final, free: fen(free), unheard_ms: 0 })
 }
 
 fn recall(unit: Unit, amount: i64, after: u64) -> Frame {
@@ -157,7 +150,7 @@ fn a_tap_that_cannot_be_written_takes_nothing_else_along() {
     let run = |world: &World, sql: &str| world.core.store.connection().execute_batch(sql).unwrap();
     run(
         &world,
-        "CREATE TRIGGER refuse BEFORE UPDATE ON wallets WHEN old.account = 1 BEGIN SELECT RAISE(ABORT, ''); END",
+        "CREATE TRIGGER refuse BEFORE INSERT ON recent WHEN new.account = 1 BEGIN SELECT RAISE(ABORT, ''); END",
     );
     let taps = ["bob", "alice", "bob"].into_iter().zip(0..);
     let taps =
@@ -441,6 +434,95 @@ fn posted_batches_take_over_from_own_effects() {
     world.check();
 }
 
+/// The rows that taps look up, wherever they stand, and the wallets of an account as a tap sees them.
+fn tables(world: &World) -> Vec<String> {
+    let mut all = Vec::new();
+    for sql in ["SELECT * FROM taps_now ORDER BY 1, 2, 3", "SELECT * FROM wallets_now ORDER BY 1"] {
+        let mut statement = world.core.store.connection().prepare(sql).unwrap();
+        let columns = statement.column_count();
+        let mut rows = statement.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            let values: Vec<rusqlite::types::Value> = (0..columns).map(|n| row.get(n).unwrap()).collect();
+            all.push(format!("{values:?}"));
+        }
+    }
+    for account in [ALICE, BOB] {
+        let (purse, share) = (world.core.store.purse(account), world.core.store.share(account));
+        all.push(format!("{:?} {:?}", purse.unwrap(), share.unwrap()));
+    }
+    all
+}
+
+fn in_recent(world: &World) -> usize {
+    let sql = "SELECT count(*) FROM recent";
+    world.core.store.connection().query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap() as usize
+}
+
+#[test]
+fn what_taps_left_is_the_same_before_and_after_it_is_put_into_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::on_disk(Mode::Strict, directory.path());
+    for account in [ALICE, BOB] {
+        world.share_grant(account, 5_000);
+        world.grant(account, 1_000);
+    }
+    world.disconnect();
+    for (n, card) in ["alice", "bob", "alice", "nobody", "bob", "alice"].into_iter().enumerate() {
+        world.buy(&n.to_string(), card, 100);
+    }
+    assert_eq!(in_recent(&world), 6);
+    let before = tables(&world);
+    world.reopen();
+    assert_eq!(tables(&world), before, "read again from the disk");
+    let again = world.buy("0", "alice", 100);
+    assert!(matches!(again[0], Output::Decided { repeat: true, .. }));
+    world.core.store.begin().unwrap();
+    world.core.store.fold().unwrap();
+    assert_eq!((tables(&world), in_recent(&world)), (before.clone(), 0));
+    world.core.store.rollback();
+    world.core.store.begin().unwrap();
+    world.core.store.rollback();
+    assert_eq!((tables(&world), in_recent(&world)), (before.clone(), 6), "taken back");
+    world.core.store.begin().unwrap();
+    world.core.store.savepoint().unwrap();
+    world.core.store.fold().unwrap();
+    world.core.store.undo().unwrap();
+    assert_eq!((tables(&world), in_recent(&world)), (before.clone(), 6), "taken back to the savepoint");
+    world.core.store.fold().unwrap();
+    world.core.store.commit().unwrap();
+    assert_eq!(tables(&world), before);
+    world.check();
+    assert!(matches!(world.buy("0", "alice", 100)[0], Output::Decided { repeat: true, .. }));
+}
+
+#[test]
+fn some_thousand_taps_are_put_into_their_place_at_once() {
+    use crate::store::recent::RECENT_TAPS_MAX;
+    let mut world = stocked(Mode::Strict);
+    world.grant(ALICE, 4_000);
+    world.disconnect();
+    let buy = |world: &mut World, first: usize, count: usize| {
+        let taps = (first..first + count)
+            .map(|n| Input::Tap(Ticket(n as u64), tap(&n.to_string(), "alice", TapKind::Amount(fen(1)))));
+        let outputs = world.step(taps.collect());
+        assert_eq!(decided(&outputs), vec![approved(ALICE, 1, 0); count].concat());
+    };
+    buy(&mut world, 0, RECENT_TAPS_MAX - 1);
+    buy(&mut world, 10_000, 1);
+    assert_eq!(in_recent(&world), RECENT_TAPS_MAX);
+    // Where there is no room to put them, taps go on, and it is not tried with each of them.
+    let run = |world: &World, sql: &str| world.core.store.connection().execute_batch(sql).unwrap();
+    run(&world, "CREATE TRIGGER refuse BEFORE INSERT ON taps BEGIN SELECT RAISE(ABORT, ''); END");
+    buy(&mut world, 20_000, 1);
+    run(&world, "DROP TRIGGER refuse");
+    buy(&mut world, 20_001, 1);
+    assert_eq!(in_recent(&world), RECENT_TAPS_MAX + 2);
+    buy(&mut world, 20_002, 256);
+    buy(&mut world, 30_000, 1);
+    assert_eq!(in_recent(&world), 1);
+    world.check();
+}
+
 #[test]
 fn one_changed_fen_shows() {
     let mut world = stocked(Mode::Strict);
@@ -453,9 +535,32 @@ fn one_changed_fen_shows() {
     };
     assert_eq!(problems("UPDATE wallets SET posted = posted + 1 WHERE account = 1"), 1);
     assert_eq!(problems("UPDATE wallets SET posted = posted - 1 WHERE account = 1"), 0);
-    assert_eq!(problems("UPDATE wallets SET unspent = unspent + 1 WHERE account = 1"), 1);
-    assert_eq!(problems("UPDATE wallets SET unspent = unspent - 1, own = own + 1 WHERE account = 1"), 1);
-    assert_eq!(problems("UPDATE wallets SET own = own - 1 WHERE account = 1"), 0);
+    // What the tap left stands in `recent` first, and then in its place.
+    for table in ["recent", "wallets"] {
+        let set = |what: &str| problems(&format!("UPDATE {table} SET {what} WHERE account = 1"));
+        assert_eq!(set("unspent = unspent + 1"), 1, "{table}");
+        assert_eq!(set("unspent = unspent - 1, own = own + 1"), 1, "{table}");
+        assert_eq!(set("own = own - 1"), 0, "{table}");
+        world.core.store.fold().unwrap();
+    }
+    for table in ["taps", "wallets"] {
+        connection.execute_batch(&format!("CREATE TABLE kept AS SELECT * FROM {table}")).unwrap();
+        assert!(problems(&format!("DELETE FROM {table}")) >= 1, "{table}");
+        let columns = "id, posted, own, granted, unspent, released, stand_in_granted, stand_in_left, share";
+        let columns = if table == "taps" { "*" } else { columns };
+        let back = format!("INSERT INTO {table} SELECT {columns} FROM kept; DROP TABLE kept");
+        assert_eq!(problems(&back), 0, "{table}");
+    }
+    assert_eq!(problems("UPDATE taps SET amount = amount + 1"), 1);
+    assert_eq!(problems("UPDATE taps SET amount = amount - 1, reversed = 1"), 1);
+    assert_eq!(problems("UPDATE taps SET reversed = 0"), 0);
+    assert_eq!(
+        problems(
+            "INSERT INTO taps SELECT terminal, 9, sequence, kind, digest, card, account, reason, amount, stand_in, reversed, clock, position, debits FROM taps"
+        ),
+        1
+    );
+    assert_eq!(problems("DELETE FROM taps WHERE epoch = 9"), 0);
     assert_eq!(problems("UPDATE cards SET status = 1 WHERE account = 1"), 1);
     assert_eq!(problems("UPDATE cards SET status = 0, single_limit = single_limit + 1 WHERE account = 1"), 1);
     assert_eq!(problems("UPDATE cards SET single_limit = single_limit - 1 WHERE account = 1"), 0);
@@ -689,7 +794,8 @@ fn a_step_that_is_run_again_counts_once() {
     for n in 0..29 {
         world.buy(&format!("s{n}"), "nobody", 100);
     }
-    let refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON wallets BEGIN SELECT RAISE(ABORT, ''); END";
+    let refuse =
+        "CREATE TRIGGER refuse BEFORE INSERT ON recent WHEN new.own BEGIN SELECT RAISE(ABORT, ''); END";
     world.core.store.connection().execute_batch(refuse).unwrap();
     let taps = ["nobody", "alice"].into_iter().zip(0..);
     let taps =

@@ -217,6 +217,7 @@ impl Store {
         while let Some(row) = rows.next()? {
             read_wallet_row(row, 1, row.get(0)?, &mut purse, &mut share)?;
         }
+        self.recent.borrow().lay_over(account, &mut purse, &mut share);
         Ok((purse, share))
     }
 
@@ -227,6 +228,9 @@ impl Store {
         wallet: Wallet,
         state: &WalletState,
     ) -> Result<(), StoreError> {
+        if wallet == Wallet::Cash {
+            self.fold()?;
+        }
         let row = &state.row;
         let values = params![
             wallet_id(account, wallet)?,
@@ -255,34 +259,6 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps what a purchase paid by cash changes: own effects, what is left, and the allowance share; days before `horizon`
-    /// are summed up. Rights were granted before, so the row is there.
-    pub(crate) fn put_spent_cash(
-        &self,
-        account: AccountId,
-        state: &WalletState,
-        share: &Share,
-        horizon: BusinessDay,
-    ) -> Result<(), StoreError> {
-        let known = self
-            .connection
-            .prepare_cached(
-                "UPDATE wallets SET own = ?2, unspent = ?3, stand_in_left = ?4, share = ?5 WHERE id = ?1",
-            )?
-            .execute(params![
-                wallet_id(account, Wallet::Cash)?,
-                state.own.get(),
-                state.row.unspent.get(),
-                state.row.stand_in_left.get(),
-                encode_share(share, horizon),
-            ])?;
-        if known == 0 {
-            self.put_wallet(account, Wallet::Cash, state)?;
-            self.put_share(account, share, horizon)?;
-        }
-        Ok(())
-    }
-
     /// Moves a posted balance.
     pub(crate) fn add_posted(
         &self,
@@ -305,6 +281,7 @@ impl Store {
         if position <= before {
             return Ok(());
         }
+        self.fold()?;
         self.connection
             .prepare_cached(
                 "INSERT INTO posted VALUES (?1, ?2) ON CONFLICT DO UPDATE SET position = excluded.position",
@@ -339,6 +316,7 @@ impl Store {
         share: &Share,
         horizon: BusinessDay,
     ) -> Result<(), StoreError> {
+        self.fold()?;
         self.connection
             .prepare_cached(
                 "INSERT INTO wallets (id, share) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET share = ?2",
@@ -431,6 +409,7 @@ impl Store {
 
     /// Ends the epoch: every right is nothing.
     pub(crate) fn end_rows(&self) -> Result<(), StoreError> {
+        self.fold()?;
         self.connection.execute(
             "UPDATE wallets SET granted = 0, unspent = 0, released = 0, stand_in_granted = 0, stand_in_left = 0,
              share = NULL",
@@ -478,7 +457,7 @@ impl Store {
     /// Sums over all rows.
     pub(crate) fn totals(&self, acked: u64) -> Result<Totals, StoreError> {
         let (unspent, stand_in_left) = self.connection.query_row(
-            "SELECT coalesce(sum(unspent), 0), coalesce(sum(stand_in_left), 0) FROM wallets",
+            "SELECT coalesce(sum(unspent), 0), coalesce(sum(stand_in_left), 0) FROM wallets_now",
             [],
             |row| Ok((Fen::new(row.get(0)?), Fen::new(row.get(1)?))),
         )?;
@@ -522,7 +501,7 @@ fn read_wallet_row(
     Ok(())
 }
 
-fn encode_share(share: &Share, horizon: BusinessDay) -> Vec<u8> {
+pub(super) fn encode_share(share: &Share, horizon: BusinessDay) -> Vec<u8> {
     let share = if is_summed_up(share, horizon) { share } else { &summed_up(share, horizon) };
     let mut bytes = Vec::with_capacity(64);
     minicbor::encode((share.granted, &share.net_from, &share.used_on), &mut bytes)
@@ -565,7 +544,8 @@ fn is_summed_up(share: &Share, horizon: BusinessDay) -> bool {
 
 /// Every share of a database.
 pub(crate) fn shares(connection: &Connection) -> Result<BTreeMap<AccountId, Share>, StoreError> {
-    let mut statement = connection.prepare("SELECT account, share FROM wallets WHERE share IS NOT NULL")?;
+    let mut statement =
+        connection.prepare("SELECT account, share FROM wallets_now WHERE share IS NOT NULL")?;
     let rows = statement
         .query_map([], |row| Ok((AccountId(row.get::<_, i64>(0)? as u64), row.get::<_, Vec<u8>>(1)?)))?
         .collect::<Result<Vec<_>, _>>()?;

@@ -26,7 +26,7 @@ pub(crate) enum TapUse {
 impl TapUse {
     const ALL: [Self; 4] = [Self::Purchase, Self::Access, Self::Reversal, Self::Tombstone];
 
-    const fn number(self) -> u8 {
+    pub(super) const fn number(self) -> u8 {
         match self {
             Self::Purchase => 0,
             Self::Access => 1,
@@ -156,6 +156,9 @@ impl Store {
         epoch: u32,
         sequence: &Key,
     ) -> Result<Option<TapRow>, StoreError> {
+        if let Some(tap) = self.recent_tap(terminal, epoch, sequence) {
+            return Ok(Some(tap));
+        }
         let mut statement = self
             .connection
             .prepare_cached(taps_from!("FROM taps WHERE terminal = ?1 AND epoch = ?2 AND sequence = ?3"))?;
@@ -163,7 +166,7 @@ impl Store {
         rows.next()?.map(read_tap).transpose()
     }
 
-    /// Keeps a first answer. It is kept once; only a tombstone gives way.
+    /// Keeps a first answer in its place. It is kept once; only a tombstone gives way.
     pub(crate) fn put_tap(
         &self,
         terminal: i64,
@@ -171,6 +174,7 @@ impl Store {
         sequence: &Key,
         tap: &TapRow,
     ) -> Result<(), StoreError> {
+        self.fold()?;
         let kept = self
             .connection
             .prepare_cached(
@@ -205,6 +209,7 @@ impl Store {
         sequence: &Key,
         amount: Fen,
     ) -> Result<(), StoreError> {
+        self.fold()?;
         self.connection
             .prepare_cached(
                 "UPDATE taps SET reversed = reversed + ?4 WHERE terminal = ?1 AND epoch = ?2 AND sequence = ?3",
@@ -215,6 +220,7 @@ impl Store {
 
     /// Counts a reversal on the tap whose debits stand around a position. Reads all taps: for entries that come back.
     pub(crate) fn add_reversed_at(&self, debit: u64, amount: Fen) -> Result<(), StoreError> {
+        self.fold()?;
         self.connection.execute(
             "UPDATE taps SET reversed = reversed + ?2
              WHERE position <= ?1 AND position + debits > ?1 AND kind = 0",
@@ -225,6 +231,7 @@ impl Store {
 
     /// Forgets a tap, to keep it anew.
     pub(crate) fn drop_tap(&self, terminal: i64, epoch: u32, sequence: &Key) -> Result<(), StoreError> {
+        self.fold()?;
         self.connection.execute(
             "DELETE FROM taps WHERE terminal = ?1 AND epoch = ?2 AND sequence = ?3",
             params![terminal, epoch, sequence.as_str()],
@@ -309,7 +316,7 @@ impl Store {
     }
 }
 
-fn read_tap(row: &Row<'_>) -> Result<TapRow, StoreError> {
+pub(super) fn read_tap(row: &Row<'_>) -> Result<TapRow, StoreError> {
     let used = usize::from(row.get::<_, u8>(0)?);
     let card: String = row.get(2)?;
     let reason: u8 = row.get(4)?;
@@ -340,7 +347,7 @@ pub(crate) fn each_tap<E: From<StoreError>>(
     mut each: impl FnMut(&str, u32, &str, TapRow) -> Result<(), E>,
 ) -> Result<(), E> {
     let sql = taps_from!(
-        ", name, epoch, sequence FROM taps JOIN terminals ON number = terminal ORDER BY position, kind"
+        ", name, epoch, sequence FROM taps_now JOIN terminals ON number = terminal ORDER BY position, kind"
     );
     let mut statement = connection.prepare(sql).map_err(StoreError::from)?;
     let mut rows = statement.query([]).map_err(StoreError::from)?;

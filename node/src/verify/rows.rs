@@ -251,7 +251,7 @@ fn compare_wallets(
     }
     let mut own = fold.own.clone();
     let mut statement = connection.prepare(
-        "SELECT account, wallet, own, granted, unspent, released, stand_in_granted, stand_in_left FROM wallets",
+        "SELECT account, wallet, own, granted, unspent, released, stand_in_granted, stand_in_left FROM wallets_now",
     )?;
     let mut found = statement.query([])?;
     while let Some(row) = found.next()? {

@@ -89,14 +89,14 @@ impl<'a> BareTaps<'a> {
     pub fn new(connection: &'a Connection, accounts: u64, terminals: usize) -> Result<Self> {
         let debit = row(connection, "SELECT * FROM debits ORDER BY position DESC LIMIT 1")?;
         let position = integer(&debit[0]);
-        let tap = row(connection, &format!("SELECT * FROM taps WHERE position = {position}"))?;
+        let tap = row(connection, &format!("SELECT * FROM taps_now WHERE position = {position}"))?;
         let (account, wallet) = (integer(&debit[1]), integer(&debit[2]));
         let head = row(connection, &format!("SELECT * FROM heads WHERE position = {position} LIMIT 1"))?;
         let log = integer(&head[0]);
         let entry = format!("SELECT record FROM entries WHERE log = {log} AND position = {position}");
         let end = row(connection, &format!("SELECT max(position) FROM entries WHERE log = {log}"))?;
         let wallet = format!(
-            "SELECT own, unspent, stand_in_left, share, wallet FROM wallets WHERE id = {account} << 2 | {wallet}"
+            "SELECT own, unspent, stand_in_left, share, wallet FROM wallets_now WHERE id = {account} << 2 | {wallet}"
         );
         let accounts = i64::try_from(accounts)?;
         let newest = row(connection, "SELECT max(id) >> 2 FROM wallets")?;

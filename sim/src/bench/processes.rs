@@ -295,13 +295,20 @@ impl Town {
         let connection = bare::open(&self.copy())?;
         let mut bare = BareTaps::new(&connection, self.scale.accounts, 1)?;
         let mut till = self.till(0).await?;
-        let (mut measured, mut baseline) = (Vec::new(), Vec::new());
+        let handler = Empty::start(&self.canteen).await?;
+        let mut idle = self.canteen.till("canteen-0", handler.address).await?;
+        let (mut measured, mut empty, mut baseline) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.scale.runs {
             let mut taps = Vec::new();
             for _ in 0..self.scale.taps {
                 taps.push(self.tap(&mut till).await?);
             }
             measured.push(median(&mut taps));
+            let mut requests = Vec::new();
+            for _ in 0..self.scale.taps {
+                requests.push(idle.send(idle.tap(1, "c00001")?).await?.0);
+            }
+            empty.push(median(&mut requests));
             let mut commits = Vec::new();
             for _ in 0..self.scale.taps {
                 let begun = Instant::now();
@@ -310,7 +317,8 @@ impl Town {
             }
             baseline.push(median(&mut commits));
         }
-        Ok(TapOne::new(median(&mut measured), median(&mut baseline)))
+        handler.stop();
+        Ok(TapOne::new(median(&mut measured), median(&mut empty), median(&mut baseline)))
     }
 
     /// Taps at fixed moments, each timed from the moment when it was due.

@@ -448,7 +448,8 @@ mod tests {
         let per_day = purchases / i64::from(days);
         assert!((3_700..4_300).contains(&per_day), "{per_day} purchases a day");
         assert!((395..430).contains(&(fen / purchases)), "{} fen a purchase", fen / purchases);
-        let mut means: Vec<i64> = means.iter().filter(|mean| mean.1 > 0).map(|mean| mean.0 / mean.1).collect();
+        let mut means: Vec<i64> =
+            means.iter().filter(|mean| mean.1 > 0).map(|mean| mean.0 / mean.1).collect();
         means.sort_unstable();
         let percentile = |percent: usize| means[means.len() * percent / 100];
         assert!((2_200..3_200).contains(&percentile(5)), "{}", percentile(5));

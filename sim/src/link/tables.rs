@@ -448,7 +448,7 @@ impl NodeTables {
     /// Where they cannot be read.
     pub fn rows(&self) -> Result<BTreeMap<(AccountId, Wallet), NodeRow>> {
         let mut statement = self.connection().prepare_cached(
-            "SELECT account, wallet, granted, unspent, stand_in_granted, stand_in_left FROM wallets",
+            "SELECT account, wallet, granted, unspent, stand_in_granted, stand_in_left FROM wallets_now",
         )?;
         let rows = statement.query_map([], |row| {
             let held = NodeRow {

@@ -1,0 +1,222 @@
+//! What taps have left lately, not yet in its place.
+//!
+//! First answers and wallets lie all over two large tables: written with each tap, nearly every row would take a page of its
+//! own, once into the log of the database and once into the file. So a tap appends one row to `recent`, with its commit, and
+//! what stands there is folded into the tables some thousand taps at a time, in the order of the tables. All of it is on the
+//! disk all the time: `taps_now` and `wallets_now` show both together, and here is a copy in memory for looking up.
+
+use std::collections::BTreeMap;
+
+use feiqian_protocol::ids::{AccountId, CardNumber, Key, Wallet};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::rights::Share;
+use feiqian_protocol::tap::DeclineReason;
+use feiqian_protocol::time::BusinessDay;
+use rusqlite::{Connection, params};
+
+use super::accounts::{Purse, WalletState, decode_share, encode_share, wallet_id};
+use super::taps::{TapRow, read_tap};
+use super::{Store, StoreError};
+
+/// Rows that are folded into the tables at once: enough for most pages to be written for several rows; not so many that the
+/// tap in whose step it happens waits for longer than some tens of milliseconds.
+pub(crate) const RECENT_TAPS_MAX: usize = 4_096;
+
+/// After a fold that failed (the disk is full), it is tried again after so many more rows.
+const FOLD_AGAIN_AFTER: usize = 256;
+
+pub(super) const SCHEMA: &str = "
+CREATE TABLE recent (
+    position INTEGER PRIMARY KEY, terminal INTEGER NOT NULL, epoch INTEGER NOT NULL, sequence TEXT NOT NULL,
+    kind INTEGER NOT NULL, digest BLOB, card TEXT NOT NULL, account INTEGER NOT NULL, reason INTEGER NOT NULL,
+    amount INTEGER NOT NULL, stand_in INTEGER NOT NULL, reversed INTEGER NOT NULL, clock INTEGER NOT NULL,
+    debits INTEGER NOT NULL,
+    own INTEGER, unspent INTEGER, stand_in_left INTEGER, share BLOB
+);
+CREATE VIEW taps_now AS
+    SELECT terminal, epoch, sequence, kind, digest, card, account, reason, amount, stand_in, reversed, clock, position, debits
+    FROM taps
+    UNION ALL
+    SELECT terminal, epoch, sequence, kind, digest, card, account, reason, amount, stand_in, reversed, clock, position, debits
+    FROM recent;
+CREATE VIEW recent_wallets AS
+    SELECT account << 2 | 1 AS id, own, unspent, stand_in_left, share, max(position) AS position
+    FROM recent WHERE own IS NOT NULL GROUP BY account;
+CREATE VIEW wallets_now AS
+    SELECT wallets.id, posted, coalesce(recent.own, wallets.own) AS own, granted,
+        coalesce(recent.unspent, wallets.unspent) AS unspent, released, stand_in_granted,
+        coalesce(recent.stand_in_left, wallets.stand_in_left) AS stand_in_left,
+        coalesce(recent.share, wallets.share) AS share, account, wallet
+    FROM wallets LEFT JOIN recent_wallets AS recent ON recent.id = wallets.id;
+";
+
+/// What a tap left of the cash wallet of its account.
+#[derive(Clone, Debug)]
+struct Spent {
+    own: Fen,
+    unspent: Fen,
+    stand_in_left: Fen,
+    share: Share,
+}
+
+/// See the top of the module.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    taps: BTreeMap<(i64, u32, Key), TapRow>,
+    wallets: BTreeMap<AccountId, Spent>,
+    /// How many rows there may be before they are folded.
+    limit: usize,
+    /// True where something was put or folded that is not committed yet.
+    touched: bool,
+}
+
+impl Recent {
+    /// Reads all of it.
+    pub(super) fn load(connection: &Connection) -> Result<Self, StoreError> {
+        let mut recent = Self { limit: RECENT_TAPS_MAX, ..Self::default() };
+        let mut statement = connection.prepare(
+            "SELECT kind, digest, card, account, reason, amount, stand_in, reversed, clock, position, debits, terminal, epoch,
+             sequence, own, unspent, stand_in_left, share FROM recent ORDER BY position",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let tap = read_tap(row)?;
+            let sequence = Key::new(row.get::<_, String>(13)?)
+                .map_err(|_| StoreError::damaged("the key of a tap is none"))?;
+            if let Some(own) = row.get::<_, Option<i64>>(14)? {
+                let spent = Spent {
+                    own: Fen::new(own),
+                    unspent: Fen::new(row.get(15)?),
+                    stand_in_left: Fen::new(row.get(16)?),
+                    share: decode_share(&row.get::<_, Vec<u8>>(17)?)?,
+                };
+                recent.wallets.insert(tap.account, spent);
+            }
+            recent.taps.insert((row.get(11)?, row.get(12)?, sequence), tap);
+        }
+        Ok(recent)
+    }
+
+    /// Reads all of it again, something having been taken back; what is in it may still not be committed.
+    pub(super) fn load_again(&mut self, connection: &Connection) -> Result<(), StoreError> {
+        *self = Self { touched: true, limit: self.limit, ..Self::load(connection)? };
+        Ok(())
+    }
+
+    /// What was put is committed.
+    pub(super) const fn committed(&mut self) {
+        self.touched = false;
+    }
+
+    /// True where something changed since the last commit, which is wrong if that was taken back.
+    pub(super) const fn touched(&self) -> bool {
+        self.touched
+    }
+
+    /// Lets what taps left of an account stand in place of what the tables say.
+    pub(super) fn lay_over(&self, account: AccountId, purse: &mut Purse, share: &mut Share) {
+        if let Some(spent) = self.wallets.get(&account) {
+            purse.cash.own = spent.own;
+            purse.cash.row.unspent = spent.unspent;
+            purse.cash.row.stand_in_left = spent.stand_in_left;
+            share.clone_from(&spent.share);
+        }
+    }
+}
+
+impl Store {
+    /// What a key was used for lately.
+    pub(super) fn recent_tap(&self, terminal: i64, epoch: u32, sequence: &Key) -> Option<TapRow> {
+        self.recent.borrow().taps.get(&(terminal, epoch, sequence.clone())).cloned()
+    }
+
+    /// Keeps the first answer to a key that was never used, and what the tap left of the cash wallet and the share where it
+    /// changed them; allowance days before `horizon` are summed up.
+    pub(crate) fn put_recent(
+        &self,
+        (terminal, epoch, sequence): (i64, u32, &Key),
+        tap: &TapRow,
+        spent: Option<(&WalletState, &Share)>,
+        horizon: BusinessDay,
+    ) -> Result<(), StoreError> {
+        if let Some((state, _)) = spent
+            && state.row.granted == Fen::ZERO
+        {
+            // Where right was granted there is a row to fold into.
+            self.connection
+                .prepare_cached("INSERT OR IGNORE INTO wallets (id) VALUES (?1)")?
+                .execute([wallet_id(tap.account, Wallet::Cash)?])?;
+        }
+        let share = spent.map(|(_, share)| encode_share(share, horizon));
+        self.connection
+            .prepare_cached(
+                "INSERT INTO recent VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+            )?
+            .execute(params![
+                tap.position as i64,
+                terminal,
+                epoch,
+                sequence.as_str(),
+                tap.used.number(),
+                tap.digest,
+                tap.card.as_ref().map_or("", CardNumber::as_str),
+                tap.account.0 as i64,
+                tap.reason.map_or(0, DeclineReason::code),
+                tap.amount.get(),
+                tap.stand_in.get(),
+                tap.reversed.get(),
+                tap.clock.to_bits() as i64,
+                tap.debits as i64,
+                spent.map(|(state, _)| state.own.get()),
+                spent.map(|(state, _)| state.row.unspent.get()),
+                spent.map(|(state, _)| state.row.stand_in_left.get()),
+                share,
+            ])?;
+        let mut recent = self.recent.borrow_mut();
+        recent.touched = true;
+        if recent.taps.insert((terminal, epoch, sequence.clone()), tap.clone()).is_some() {
+            return Err(StoreError::damaged("a tap would be answered twice"));
+        }
+        if let Some((state, share)) = spent {
+            let spent = Spent {
+                own: state.own,
+                unspent: state.row.unspent,
+                stand_in_left: state.row.stand_in_left,
+                // As the row has it, so that reading it back changes nothing.
+                share: super::accounts::summed_up(share, horizon),
+            };
+            recent.wallets.insert(tap.account, spent);
+        }
+        Ok(())
+    }
+
+    /// True where it is time to fold.
+    pub(crate) fn must_fold(&self) -> bool {
+        let recent = self.recent.borrow();
+        recent.taps.len() >= recent.limit
+    }
+
+    /// A fold has failed: not again with the next tap.
+    pub(crate) fn fold_later(&self) {
+        let mut recent = self.recent.borrow_mut();
+        recent.limit = recent.taps.len() + FOLD_AGAIN_AFTER;
+    }
+
+    /// Puts everything into its place. Whoever writes to `taps` or to cash wallets otherwise does this first.
+    pub(crate) fn fold(&self) -> Result<(), StoreError> {
+        if self.recent.borrow().taps.is_empty() {
+            return Ok(());
+        }
+        for sql in [
+            "INSERT INTO taps SELECT terminal, epoch, sequence, kind, digest, card, account, reason, amount, stand_in,
+             reversed, clock, position, debits FROM recent ORDER BY terminal, epoch, sequence",
+            "UPDATE wallets SET own = recent.own, unspent = recent.unspent, stand_in_left = recent.stand_in_left,
+             share = recent.share FROM recent_wallets AS recent WHERE wallets.id = recent.id",
+            "DELETE FROM recent",
+        ] {
+            self.connection.prepare_cached(sql)?.execute([])?;
+        }
+        self.recent.replace(Recent { limit: RECENT_TAPS_MAX, touched: true, ..Recent::default() });
+        Ok(())
+    }
+}
