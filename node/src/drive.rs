@@ -31,6 +31,11 @@ use crate::tls::CertificateTime;
 const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// While steps of so many inputs are this short, no step takes more: most of it is work on them then, and while it lasts
+/// those that were answered before can bring their next. Where the disk is slow, all that waits shares its commit.
+const QUICK_STEP_INPUTS: usize = 32;
+const QUICK_STEP: Duration = Duration::from_millis(3);
+
 /// What can be asked of the core.
 #[derive(Debug)]
 pub enum Request {
@@ -184,10 +189,25 @@ pub struct Options {
     pub certificates: CertificateTime,
 }
 
+/// Answers of a step, to those who wait for them.
+type Answers = Vec<(oneshot::Sender<Answer>, Answer)>;
+
+/// Hands out what the core answers, on the runtime of those who asked: to be woken by another thread takes a system call, and
+/// so it is one for all answers of a step.
+async fn hand_out(mut answers: mpsc::UnboundedReceiver<Answers>) {
+    while let Some(step) = answers.recv().await {
+        for (reply, answer) in step {
+            // Who asked may have gone; it will ask again with the same key.
+            let _ = reply.send(answer);
+        }
+    }
+}
+
 /// The core's loop, before it runs.
 pub struct CoreLoop {
     queue: CoreQueue,
     driver: Driver,
+    answers: mpsc::UnboundedReceiver<Answers>,
     report_open: oneshot::Sender<Result<(), StoreError>>,
     opened: Option<oneshot::Receiver<Result<(), StoreError>>>,
 }
@@ -197,17 +217,21 @@ impl CoreLoop {
     pub fn new(options: Options) -> Self {
         let (sender, messages) = mpsc::channel(INPUT_QUEUE_MAX);
         let (report_open, opened) = oneshot::channel();
+        let (answered, answers) = mpsc::unbounded_channel();
         let driver = Driver {
             clock: Clock::new(&options.clock),
             options,
             messages,
             taken: VecDeque::new(),
+            quick: false,
             open: Arc::default(),
             link: None,
             waiting: BTreeMap::new(),
+            answered,
+            answers: Vec::new(),
             tickets: 0,
         };
-        Self { queue: CoreQueue(sender), driver, report_open, opened: Some(opened) }
+        Self { queue: CoreQueue(sender), driver, answers, report_open, opened: Some(opened) }
     }
 
     /// The way to the core.
@@ -230,7 +254,7 @@ impl CoreLoop {
     pub async fn run(self) {
         // The queue ends with its users, of which this is none.
         drop(self.queue);
-        self.driver.run(self.report_open).await;
+        tokio::join!(self.driver.run(self.report_open), hand_out(self.answers));
     }
 }
 
@@ -248,8 +272,12 @@ impl CoreThread {
     ///
     /// # Errors
     /// Where the system gives no thread.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime, which is where answers are handed out.
     pub fn start(options: Options) -> std::io::Result<Self> {
-        let CoreLoop { queue, driver, report_open, opened } = CoreLoop::new(options);
+        let CoreLoop { queue, driver, answers, report_open, opened } = CoreLoop::new(options);
+        tokio::spawn(hand_out(answers));
         let (report_end, ended) = oneshot::channel();
         let open = driver.open.clone();
         // Its timers are its own: on the runtime of another thread each would wake that one.
@@ -356,10 +384,15 @@ struct Driver {
     messages: mpsc::Receiver<Message>,
     /// Taken from the queue and not yet looked at.
     taken: VecDeque<Message>,
+    /// True where the last step of many inputs was short.
+    quick: bool,
     open: Arc<AtomicBool>,
     clock: Clock,
     link: Option<(LinkId, LinkHandle)>,
     waiting: BTreeMap<Ticket, oneshot::Sender<Answer>>,
+    /// Answers of this step, and where they go with its end.
+    answers: Answers,
+    answered: mpsc::UnboundedSender<Answers>,
     tickets: u64,
 }
 
@@ -438,7 +471,8 @@ impl Driver {
             // same.
             stood_back = !stood_back && self.taken.iter().any(Message::is_waited_for);
             let mut bulk = VecDeque::new();
-            while inputs.len() < INPUTS_PER_STEP_MAX
+            let most = if self.quick { QUICK_STEP_INPUTS } else { INPUTS_PER_STEP_MAX };
+            while inputs.len() < most
                 && let Some(message) = self.taken.pop_front()
             {
                 if matches!(message, Message::Clock(..) | Message::Stop) {
@@ -513,7 +547,12 @@ impl Driver {
             return Ok(());
         }
         let mut outputs = Vec::new();
+        let (begun, count) = (Instant::now(), inputs.len());
         core.step(self.now(opened), std::mem::take(inputs), &mut outputs)?;
+        if count >= QUICK_STEP_INPUTS {
+            self.quick =
+                begun.elapsed() < QUICK_STEP * u32::try_from(count / QUICK_STEP_INPUTS).unwrap_or(u32::MAX);
+        }
         self.options.certificates.set_expired(core.certificate_expired());
         // A driven clock is the centre's, too, and no time that certificates live by.
         if !matches!(self.options.clock, WallClock::Driven) {
@@ -521,6 +560,10 @@ impl Driver {
         }
         for output in outputs {
             self.release(output);
+        }
+        if !self.answers.is_empty() {
+            // Nobody takes them where the process is about to stop.
+            let _ = self.answered.send(std::mem::take(&mut self.answers));
         }
         Ok(())
     }
@@ -552,8 +595,7 @@ impl Driver {
 
     fn answer(&mut self, ticket: Ticket, answer: Answer) {
         if let Some(reply) = self.waiting.remove(&ticket) {
-            // Who asked may have gone; it will ask again with the same key.
-            let _ = reply.send(answer);
+            self.answers.push((reply, answer));
         }
     }
 

@@ -41,7 +41,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use self::cards::Cards;
-use self::recent::Recent;
+use self::recent::{Newest, Recent};
 use crate::io::Identity;
 
 /// Why the database, or what it holds, cannot be used. The core that met it is dropped and reopened.
@@ -199,6 +199,7 @@ pub(crate) struct Store {
     connection: Connection,
     cards: RefCell<Cards>,
     recent: RefCell<Recent>,
+    newest: RefCell<Newest>,
 }
 
 impl Store {
@@ -216,7 +217,12 @@ impl Store {
         // Without it the bundled build plans a join anew at every bind.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.set_prepared_statement_cache_capacity(128);
-        let store = Self { connection, cards: RefCell::default(), recent: RefCell::default() };
+        let store = Self {
+            connection,
+            cards: RefCell::default(),
+            recent: RefCell::default(),
+            newest: RefCell::default(),
+        };
         store.begin()?;
         match store.create_or_check(identity) {
             Ok(()) => store.commit()?,
@@ -287,7 +293,7 @@ impl Store {
 
     /// For reading what is there, without a look at whose it is.
     pub(crate) fn reading(connection: Connection) -> Self {
-        Self { connection, cards: RefCell::default(), recent: RefCell::default() }
+        Self { connection, cards: RefCell::default(), recent: RefCell::default(), newest: RefCell::default() }
     }
 
     #[cfg(test)]

@@ -6,13 +6,14 @@
 //! disk all the time: `taps_now` and `wallets_now` show both together, and here is a copy in memory for looking up.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::rights::Share;
 use feiqian_protocol::tap::DeclineReason;
 use feiqian_protocol::time::BusinessDay;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::accounts::{Purse, WalletState, decode_share, encode_share, wallet_id};
 use super::taps::{TapRow, read_tap};
@@ -58,6 +59,11 @@ struct Spent {
     stand_in_left: Fen,
     share: Share,
 }
+
+/// By terminal, a key beyond which none was used: by epoch, then by the length of the sequence, then by its text, which is how
+/// numbers count. Terminals count their taps, so hardly ever must a table be looked into for an earlier use.
+#[derive(Debug, Default)]
+pub(super) struct Newest(BTreeMap<i64, (u32, usize, Key)>);
 
 /// See the top of the module.
 #[derive(Debug, Default)]
@@ -172,6 +178,7 @@ impl Store {
                 spent.map(|(state, _)| state.row.stand_in_left.get()),
                 share,
             ])?;
+        self.used(terminal, epoch, sequence);
         let mut recent = self.recent.borrow_mut();
         recent.touched = true;
         if recent.taps.insert((terminal, epoch, sequence.clone()), tap.clone()).is_some() {
@@ -188,6 +195,50 @@ impl Store {
             recent.wallets.insert(tap.account, spent);
         }
         Ok(())
+    }
+
+    /// True where a key is beyond every key that its terminal ever used.
+    pub(super) fn is_beyond(&self, terminal: i64, epoch: u32, sequence: &Key) -> Result<bool, StoreError> {
+        let mut newest = self.newest.borrow_mut();
+        let newest = match newest.0.entry(terminal) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let kept: Option<(u32, String)> = self
+                    .connection
+                    .prepare_cached(
+                        "SELECT epoch, sequence FROM taps
+                         WHERE terminal = ?1 AND epoch = (SELECT max(epoch) FROM taps WHERE terminal = ?1)
+                         ORDER BY length(sequence) DESC, sequence DESC LIMIT 1",
+                    )?
+                    .query_row([terminal], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .optional()?;
+                let kept = match kept {
+                    Some((epoch, sequence)) => Some((
+                        epoch,
+                        Key::new(sequence).map_err(|_| StoreError::damaged("the key of a tap is none"))?,
+                    )),
+                    None => None,
+                };
+                let recent = self.recent.borrow();
+                let recent =
+                    recent.taps.keys().filter(|key| key.0 == terminal).map(|key| (key.1, key.2.clone()));
+                let all = kept.into_iter().chain(recent).map(|(epoch, key)| (epoch, key.as_str().len(), key));
+                match all.max() {
+                    Some(newest) => unknown.insert(newest),
+                    None => return Ok(true),
+                }
+            }
+        };
+        Ok((epoch, sequence.as_str().len(), sequence) > (newest.0, newest.1, &newest.2))
+    }
+
+    /// A key is used now. Where that is taken back, the table is looked into once more than necessary.
+    pub(super) fn used(&self, terminal: i64, epoch: u32, sequence: &Key) {
+        if let Some(newest) = self.newest.borrow_mut().0.get_mut(&terminal)
+            && (epoch, sequence.as_str().len(), sequence) > (newest.0, newest.1, &newest.2)
+        {
+            *newest = (epoch, sequence.as_str().len(), sequence.clone());
+        }
     }
 
     /// True where it is time to fold.

@@ -159,6 +159,9 @@ impl Store {
         if let Some(tap) = self.recent_tap(terminal, epoch, sequence) {
             return Ok(Some(tap));
         }
+        if self.is_beyond(terminal, epoch, sequence)? {
+            return Ok(None);
+        }
         let mut statement = self
             .connection
             .prepare_cached(taps_from!("FROM taps WHERE terminal = ?1 AND epoch = ?2 AND sequence = ?3"))?;
@@ -175,6 +178,7 @@ impl Store {
         tap: &TapRow,
     ) -> Result<(), StoreError> {
         self.fold()?;
+        self.used(terminal, epoch, sequence);
         let kept = self
             .connection
             .prepare_cached(
