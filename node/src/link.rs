@@ -49,9 +49,11 @@ const REASON_TIMEOUT: Duration = Duration::from_secs(1);
 const ADDRESSES_MAX: usize = 8;
 const NEXT_ADDRESS_PAUSE: Duration = Duration::from_millis(250);
 
-/// Frames of one lane that may wait before the core. Few of the bulk lane, since one step takes all that wait and taps
-/// wait for the step; a lane that is full waits on the wire.
-const BULK_FRAMES_WAITING_MAX: usize = 2;
+/// Frames of one lane that may wait before the core; a lane that is full waits on the wire. Of the bulk lane so many KiB, since
+/// one step takes all that wait and taps wait for the step: two full frames, or a batch of small ones, each of which counts as
+/// a few KiB for its signature.
+const BULK_WAITING_MAX: usize = 64;
+const BULK_FRAME_COUNTS_MIN: usize = 8;
 const URGENT_FRAMES_WAITING_MAX: usize = 8;
 const CONTROL_FRAMES_WAITING_MAX: usize = 64;
 
@@ -445,16 +447,21 @@ async fn read_lane<R: AsyncRead + Unpin>(
         return Err(LinkError::Violation(format!("a second stream with tag {tag}")));
     }
     let waiting = match lane {
-        Lane::Bulk => BULK_FRAMES_WAITING_MAX,
+        Lane::Bulk => BULK_WAITING_MAX,
         Lane::Urgent => URGENT_FRAMES_WAITING_MAX,
         Lane::Control => CONTROL_FRAMES_WAITING_MAX,
     };
     let waiting = Arc::new(Semaphore::new(waiting));
-    while let Some(frame) = read_frame(&mut stream).await? {
+    while let Some((frame, bytes)) = read_frame(&mut stream).await? {
         if frame.lane() != lane {
             return Err(LinkError::Violation(format!("a frame of {:?} in {lane:?}", frame.lane())));
         }
-        let permit = waiting.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let counts = match lane {
+            Lane::Bulk => (bytes / 1024).clamp(BULK_FRAME_COUNTS_MIN, BULK_WAITING_MAX),
+            Lane::Urgent | Lane::Control => 1,
+        };
+        let counts = u32::try_from(counts).expect("it is small");
+        let permit = waiting.clone().acquire_many_owned(counts).await.expect("the semaphore is never closed");
         tracing::trace!(?lane, "frame received");
         if !queue.frame(link, frame, permit).await {
             return Ok(());
@@ -463,8 +470,8 @@ async fn read_lane<R: AsyncRead + Unpin>(
     Err(LinkError::Ended(lane))
 }
 
-/// Reads one frame; `None` where the stream ends before one begins.
-async fn read_frame<R: AsyncRead + Unpin>(stream: &mut R) -> Result<Option<Frame>, LinkError> {
+/// Reads one frame, and says how long it was; `None` where the stream ends before one begins.
+async fn read_frame<R: AsyncRead + Unpin>(stream: &mut R) -> Result<Option<(Frame, usize)>, LinkError> {
     let mut prefix = [0; 4];
     if stream.read(&mut prefix[..1]).await? == 0 {
         return Ok(None);
@@ -476,7 +483,7 @@ async fn read_frame<R: AsyncRead + Unpin>(stream: &mut R) -> Result<Option<Frame
     }
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).await?;
-    Ok(Some(Frame::from_bytes(&bytes)?))
+    Ok(Some((Frame::from_bytes(&bytes)?, length)))
 }
 
 #[cfg(test)]
@@ -501,13 +508,16 @@ mod tests {
             let (first, second) = bytes.split_at(cut);
             theirs.write_all(first).await.unwrap();
             let reader = tokio::spawn(async move {
-                let first = read_frame(&mut ours).await.unwrap();
-                (first, read_frame(&mut ours).await.unwrap(), read_frame(&mut ours).await.unwrap())
+                let mut frames = Vec::new();
+                while let Some((frame, _)) = read_frame(&mut ours).await.unwrap() {
+                    frames.push(frame);
+                }
+                frames
             });
             tokio::task::yield_now().await;
             theirs.write_all(second).await.unwrap();
             drop(theirs);
-            assert_eq!(reader.await.unwrap(), (Some(mark(1)), Some(mark(2)), None));
+            assert_eq!(reader.await.unwrap(), [mark(1), mark(2)]);
         }
     }
 

@@ -418,24 +418,6 @@ fn core_64(scale: &Scale, pair: &Pair, root: &Path) -> Result<(Rate, Cpu)> {
     node.taps(number, 1, pair.accounts)?;
     let copy = root.join("bare.db");
     bare::copy(&path, &copy)?;
-    if std::env::var("ONE").is_ok() {
-        let connection = bare::open(&copy)?;
-        let mut bare = BareTaps::new(&connection, pair.accounts, 1)?;
-        for _ in 0..5 {
-            let (mut a, mut b) = (Vec::new(), Vec::new());
-            for _ in 0..500 {
-                number += 1;
-                node.ms += 1;
-                let t = Instant::now();
-                node.taps(number, 1, pair.accounts)?;
-                a.push(t.elapsed());
-                let t = Instant::now();
-                bare.commit(1)?;
-                b.push(t.elapsed());
-            }
-            eprintln!("one {:?} bare {:?}", super::measure::median(&mut a), super::measure::median(&mut b));
-        }
-    }
     let (mut measured, mut baseline) = (Vec::new(), Vec::new());
     let (mut cpu, mut bare_cpu) = ((Duration::ZERO, 0), (Duration::ZERO, 0));
     for _ in 0..scale.runs {
