@@ -39,7 +39,7 @@ pub const HELLO_LIST_MAX: usize = 64;
 /// Entries that a sender puts into one frame before it starts the next one, and entries between two signed heads of one
 /// commit. A frame is the least that a step takes: so many are a millisecond or two of work at their receiver, for which
 /// everything else there waits, and a signature for so many still costs little.
-pub const ENTRIES_PER_FRAME_TARGET: usize = 64;
+pub const ENTRIES_PER_FRAME_TARGET: usize = 32;
 
 /// Payload of records that a sender puts into one frame before it starts the next one; the same holds of it.
 pub const FRAME_RECORDS_BYTES_TARGET: usize = 32 * 1024;

@@ -26,9 +26,10 @@ const BULK_QUEUE_MAX: usize = 64;
 /// Entries that one step takes at most, give or take a frame.
 const ENTRIES_PER_STEP_MAX: usize = 4_096;
 
-/// How long a step over entries should take with its commit: asks, credits and losses wait for the step that is under way.
-/// It takes as many entries as that allows by how long the last ones took, and a frame of them at least.
-const STEP_TIME: Duration = Duration::from_millis(8);
+/// How long a step over entries should take with its commit. The more of them share a commit, the less it costs; the first
+/// ask, credit or loss that comes while a backlog comes in waits for the step that is under way. It takes as many entries as
+/// that allows by how long the last ones took, and a frame of them at least.
+const STEP_TIME: Duration = Duration::from_millis(32);
 
 /// The same where there was something of the kind not long ago: then there is more to come.
 const BUSY_STEP_TIME: Duration = Duration::from_millis(3);
