@@ -276,7 +276,11 @@ mod tests {
     #[test]
     fn the_json_has_the_figures_that_were_measured_and_the_table_says_what_is_missed() {
         let figures = Figures {
-            tap_one: Some(TapOne::new(Duration::from_micros(900), Duration::from_micros(300))),
+            tap_one: Some(TapOne::new(
+                Duration::from_micros(900),
+                Duration::from_micros(50),
+                Duration::from_micros(300),
+            )),
             core_64: Some(Rate::new(8_000, 10_000)),
             accounts: 50_000,
             ..Figures::default()
