@@ -10,8 +10,6 @@ use serde::Serialize;
 pub struct TapOne {
     /// Over HTTPS.
     pub p50_us: u64,
-    /// An empty handler over HTTPS, with nothing behind it.
-    pub empty_p50_us: u64,
     /// The bare transaction.
     pub baseline_p50_us: u64,
     /// The one by the other.
@@ -69,6 +67,9 @@ pub struct Figures {
     /// One terminal over HTTPS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tap_one: Option<TapOne>,
+    /// The same of an empty handler, microseconds: what HTTPS alone takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tap_one_empty_p50_us: Option<u64>,
     /// 100 taps a second, whether answered or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tap_open_100: Option<Open>,
@@ -157,10 +158,10 @@ pub fn ratio(one: u64, other: u64) -> f64 {
 }
 
 impl TapOne {
-    /// From the medians.
-    pub fn new(measured: Duration, empty: Duration, baseline: Duration) -> Self {
+    /// From both medians.
+    pub fn new(measured: Duration, baseline: Duration) -> Self {
         let (p50_us, baseline_p50_us) = (micros(measured), micros(baseline));
-        Self { p50_us, empty_p50_us: micros(empty), baseline_p50_us, ratio: ratio(p50_us, baseline_p50_us) }
+        Self { p50_us, baseline_p50_us, ratio: ratio(p50_us, baseline_p50_us) }
     }
 }
 
@@ -178,10 +179,12 @@ impl Figures {
             "{:<22} {:>14} {:>14} {:>7}  {:<28}\n",
             "", "measured", "baseline", "ratio", "target"
         ));
-        if let Some(TapOne { p50_us, empty_p50_us, baseline_p50_us, ratio }) = self.tap_one {
+        if let Some(TapOne { p50_us, baseline_p50_us, ratio }) = self.tap_one {
             let baseline = format!("{baseline_p50_us} us");
             table.with("tap_one p50", format!("{p50_us} us"), baseline, ratio, "ratio <= 2", ratio <= 2.0);
-            table.alone("an empty handler", format!("{empty_p50_us} us"), "", true);
+        }
+        if let Some(empty) = self.tap_one_empty_p50_us {
+            table.alone("an empty handler", format!("{empty} us"), "", true);
         }
         if let Some(Open { p50_us, p99_us }) = self.tap_open_100 {
             table.alone("tap_open_100 p50", format!("{p50_us} us"), "", true);
@@ -276,11 +279,7 @@ mod tests {
     #[test]
     fn the_json_has_the_figures_that_were_measured_and_the_table_says_what_is_missed() {
         let figures = Figures {
-            tap_one: Some(TapOne::new(
-                Duration::from_micros(900),
-                Duration::from_micros(50),
-                Duration::from_micros(300),
-            )),
+            tap_one: Some(TapOne::new(Duration::from_micros(900), Duration::from_micros(300))),
             core_64: Some(Rate::new(8_000, 10_000)),
             accounts: 50_000,
             ..Figures::default()

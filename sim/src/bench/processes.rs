@@ -84,7 +84,8 @@ pub async fn measure(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> R
     }
     town.cut().await?;
     if wanted.has("tap_one") {
-        figures.tap_one = Some(town.tap_one().await?);
+        let (one, empty) = town.tap_one().await?;
+        (figures.tap_one, figures.tap_one_empty_p50_us) = (Some(one), Some(micros(empty)));
     }
     if wanted.has("tap_open_100") {
         figures.tap_open_100 = Some(town.tap_open().await?);
@@ -291,7 +292,7 @@ impl Town {
         Ok(percent(used, took))
     }
 
-    async fn tap_one(&mut self) -> Result<TapOne> {
+    async fn tap_one(&mut self) -> Result<(TapOne, Duration)> {
         let connection = bare::open(&self.copy())?;
         let mut bare = BareTaps::new(&connection, self.scale.accounts, 1)?;
         let mut till = self.till(0).await?;
@@ -318,7 +319,7 @@ impl Town {
             baseline.push(median(&mut commits));
         }
         handler.stop();
-        Ok(TapOne::new(median(&mut measured), median(&mut empty), median(&mut baseline)))
+        Ok((TapOne::new(median(&mut measured), median(&mut baseline)), median(&mut empty)))
     }
 
     /// Taps at fixed moments, each timed from the moment when it was due.
