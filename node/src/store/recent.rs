@@ -258,10 +258,11 @@ impl Store {
         if self.recent.borrow().taps.is_empty() {
             return Ok(());
         }
+        // A statement that fails takes the step back, or what is guarded in it: it needs no journal of its own (OR FAIL).
         for sql in [
-            "INSERT INTO taps SELECT terminal, epoch, sequence, kind, digest, card, account, reason, amount, stand_in,
+            "INSERT OR FAIL INTO taps SELECT terminal, epoch, sequence, kind, digest, card, account, reason, amount, stand_in,
              reversed, clock, position, debits FROM recent ORDER BY terminal, epoch, sequence",
-            "UPDATE wallets SET own = recent.own, unspent = recent.unspent, stand_in_left = recent.stand_in_left,
+            "UPDATE OR FAIL wallets SET own = recent.own, unspent = recent.unspent, stand_in_left = recent.stand_in_left,
              share = recent.share FROM recent_wallets AS recent WHERE wallets.id = recent.id",
             "DELETE FROM recent",
         ] {
