@@ -232,6 +232,7 @@ pub fn main() -> ExitCode {
             frontier::work(arguments)
         }
         Some(sweep::WORKER) => {
+            end_with_driver();
             let arguments: Vec<String> =
                 arguments.skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
             match sweep::work(&arguments) {
@@ -406,7 +407,7 @@ async fn run_scenario(arguments: RunArguments) -> Result<bool> {
         sweep::play_plan(
             SimMode::of(full_stack),
             &plan,
-            world::Options { words: false, trace, samples: true },
+            world::Options { trace, samples: true, ..world::Options::default() },
         )
     })
     .await?;

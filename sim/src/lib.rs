@@ -3,9 +3,10 @@
 //! It deliberately has no model of a node or of the centre: what runs is what the two binaries run.
 //!
 //! In reading order: [`cli`], [`campus`] (the driver of separate processes, from a replay or a generated day to the report);
-//! [`seed`], [`vfs`] (a disk that loses what was not synced), [`link`] (both cores on crash disks and a virtual link);
-//! [`full`] (the shells, QUIC and TLS on a simulated network); [`frontier`] (both cores with nothing
-//! between them, to choose a policy by).
+//! [`seed`], [`vfs`] (a disk that loses what was not synced), [`link`] (both cores on crash disks and a virtual link, moved by
+//! hand); [`scenario`] (what a person writes), [`plan`] (what a seed makes of it), [`world`] (plays it), [`promises`] (what must
+//! hold), [`outcome`]; [`full`] (the shells, QUIC and TLS on a simulated network); [`sweep`], [`twice`], [`shrink`] (many runs);
+//! [`frontier`] (both cores with nothing between them, to choose a policy by).
 
 pub mod bench;
 pub mod campus;

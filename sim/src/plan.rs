@@ -474,6 +474,7 @@ impl Plan {
             large: false,
             timing: self.timing,
             policy: self.policy.clone(),
+            modes: Vec::new(),
             buildings: buildings.collect(),
             accounts: accounts.collect(),
             workload: Workload::Fixed(self.actions.clone()),

@@ -119,6 +119,8 @@ named! {
         RefusedIncarnation = "refused_incarnation",
         /// A session was refused: the centre is an old copy.
         RefusedCentreBehind = "refused_centre_behind",
+        /// The centre was restored from an old copy.
+        CentreRestored = "centre_restored",
         /// A restored node got its tail back.
         TailReturned = "tail_returned",
         /// A node's certificate was revoked.
@@ -127,8 +129,8 @@ named! {
         EnrolledAnew = "enrolled_anew",
         /// A step failed and the core was opened again.
         CoreReopened = "core_reopened",
-        /// The disk was full, and taps were declined for it.
-        DiskFullDeclined = "disk_full_declined",
+        /// The disk was full, and taps went without an answer for it.
+        DiskFull = "disk_full",
         /// A power cut in the middle of a commit.
         CutMidCommit = "cut_mid_commit",
         /// A connection replaced an older one that an end still believed in.

@@ -8,7 +8,7 @@ mod write;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use feiqian_protocol::campus::Policy;
+use feiqian_protocol::campus::{Mode, Policy};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName};
 use feiqian_protocol::money::Fen;
@@ -30,6 +30,8 @@ pub struct Scenario {
     pub timing: Timing,
     /// Grants and stand-in.
     pub policy: Policy,
+    /// Modes of the policy that a seed chooses among; the policy's own where there are none.
+    pub modes: Vec<Mode>,
     /// The buildings. Empty where the workload brings its own.
     pub buildings: Vec<BuildingSpec>,
     /// The accounts. Empty where the workload brings its own.
@@ -203,10 +205,13 @@ built_in! {
     "power-cut-storm",
     "clock-chaos",
     "clone-and-restore",
+    "centre-restored",
+    "retired-bus",
     "loss-during-outage",
     "everyone-everywhere",
     "term-start",
     "slow-uplink",
+    "refused-twice",
     "campus-day",
     "eight-buildings",
 }

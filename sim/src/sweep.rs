@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
+use crate::campus::process;
 use crate::full;
 use crate::outcome::{Outcome, SimMode, Violation};
 use crate::plan::Plan;
@@ -283,11 +284,14 @@ pub async fn worker(mode: SimMode, name: String, from: u64, to: u64) -> Result<V
     let mut child = Command::new(std::env::current_exe()?)
         .arg(WORKER)
         .args([mode.name(), &name, &from.to_string(), &to.to_string()])
-        .stdin(Stdio::null())
+        .env(process::END_WITH_STDIN, "1")
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .context("starting a worker")?;
+    // A worker ends when the other end of its standard input does.
+    let alive = child.stdin.take();
     let out = child.stdout.take().context("a worker's output")?;
     let mut lines = BufReader::new(out).lines();
     let mut outcomes = Vec::new();
@@ -295,6 +299,7 @@ pub async fn worker(mode: SimMode, name: String, from: u64, to: u64) -> Result<V
         outcomes.push(serde_json::from_str(&line).context("a worker's outcome")?);
     }
     let status = child.wait().await?;
+    drop(alive);
     let played = outcomes.len() as u64;
     anyhow::ensure!(
         status.success() && played == to - from,
@@ -302,4 +307,36 @@ pub async fn worker(mode: SimMode, name: String, from: u64, to: u64) -> Result<V
         from + played
     );
     Ok(outcomes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn play_all(name: &str, seeds: std::ops::Range<u64>, options: impl Fn() -> Options) -> Vec<Outcome> {
+        let scenario = Scenario::load(name).unwrap();
+        seeds.map(|seed| play(SimMode::Message, &scenario, seed, options()).unwrap()).collect()
+    }
+
+    #[test]
+    fn promises_are_kept_where_nothing_is_wrong_with_the_code() {
+        for name in ["lunch-uplink-cut", "power-cut-storm", "loss-during-outage"] {
+            for outcome in play_all(name, 0..3, Options::default) {
+                assert!(outcome.good(), "{}", describe(&outcome));
+                assert!(outcome.taps.approved > 10, "{outcome:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn commits_that_are_not_synced_break_the_first_promise() {
+        let lowered = || Options { lowered_sync: true, ..Options::default() };
+        let broken = play_all("power-cut-storm", 0..10, lowered);
+        let survives = |violation: &Violation| violation.promise == Promise::Survives;
+        let first = broken.iter().find(|outcome| outcome.violations.iter().any(survives));
+        let first = first.expect("a lost tap is found");
+        let said = describe(first);
+        assert!(said.contains("was told") && said.contains("run power-cut-storm --seed"), "{said}");
+        assert!(first.violations[0].last_events.len() > 10, "{said}");
+    }
 }

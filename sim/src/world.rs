@@ -21,7 +21,7 @@ mod samples;
 mod terminals;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::io::Write;
 use std::time::Instant;
 
@@ -69,16 +69,19 @@ pub struct Options {
     pub trace: Option<Box<dyn Write>>,
     /// Sample for the report.
     pub samples: bool,
+    /// Nodes commit without a sync each: a wrong setting, to show what it costs.
+    pub lowered_sync: bool,
 }
 
 /// Plays a plan. Where a promise is broken it is played again, to put the last events into words.
 pub fn run(plan: &Plan, options: Options) -> Outcome {
     let (words, samples) = (options.words || options.trace.is_some(), options.samples);
+    let lowered_sync = options.lowered_sync;
     let outcome = run_once(plan, options);
     if outcome.violations.is_empty() || words {
         return outcome;
     }
-    run_once(plan, Options { words: true, trace: None, samples })
+    run_once(plan, Options { words: true, trace: None, samples, lowered_sync })
 }
 
 fn run_once(plan: &Plan, options: Options) -> Outcome {
@@ -213,8 +216,8 @@ struct World<'p> {
     /// How the terminals of some taps misbehave.
     manners: BTreeMap<u32, Manner>,
     commands: BTreeMap<u64, Wanted>,
-    /// Actions that the centre has confirmed.
-    confirmed: BTreeSet<usize>,
+    /// Actions that the centre has confirmed, each with its loss report, where it is one.
+    confirmed: BTreeMap<usize, Option<usize>>,
     /// How far logs were ingested when the step of a loss report had ended, by its ticket.
     ingested_at: BTreeMap<u64, BTreeMap<LogId, u64>>,
     faults: Vec<faults::State>,
@@ -223,6 +226,7 @@ struct World<'p> {
     audit: Audit,
     outcome: Outcome,
     samples: bool,
+    lowered_sync: bool,
     wedged: bool,
     /// What the centre's disk was in the middle of, for bounds that a copied disk widens.
     bounds: checks::Bounds,
@@ -261,7 +265,7 @@ impl<'p> World<'p> {
                 })
                 .collect(),
             commands: BTreeMap::new(),
-            confirmed: BTreeSet::new(),
+            confirmed: BTreeMap::new(),
             ingested_at: BTreeMap::new(),
             faults: plan.faults.iter().map(|_| faults::State::default()).collect(),
             healed: false,
@@ -274,6 +278,7 @@ impl<'p> World<'p> {
                 ..Outcome::default()
             },
             samples: options.samples,
+            lowered_sync: options.lowered_sync,
             wedged: false,
             bounds: checks::Bounds::default(),
         }

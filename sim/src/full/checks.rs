@@ -31,8 +31,8 @@ const PROBED_ACCOUNTS: usize = 2;
 impl Run {
     /// What holds at every moment.
     pub(super) fn check_now(&mut self) {
-        // A centre that came back from an old copy is checked once everything is healed.
-        if self.seen.centre_copied || !self.is_up(At::Centre) {
+        // A centre that came back from an old copy is checked once it has taken back what it lacks.
+        if !self.is_up(At::Centre) || self.is_returning() {
             return;
         }
         let plan = self.plan.clone();
@@ -71,6 +71,16 @@ impl Run {
             self.found(Err(error));
             Default::default()
         })
+    }
+
+    /// True while the centre is an older copy of itself that takes back what it lacks.
+    pub(super) fn is_returning(&mut self) -> bool {
+        let plan = self.plan.clone();
+        let seen = self.seen.is_returning(&plan).unwrap_or_else(|error| {
+            self.found(Err(error));
+            false
+        });
+        seen || self.campus.centre.restored
     }
 
     pub(super) fn is_shut_out(&mut self, site: usize) -> bool {
@@ -125,6 +135,9 @@ async fn unsettled(run: &Shared) -> Result<Vec<String>> {
     let reply = core.command(Command::Status).await.map_err(|error| anyhow!("{}: {error}", error.code))?;
     let status: Status = serde_json::from_value(reply)?;
     let mut problems = Vec::new();
+    if let Some(recovery) = status.recovery {
+        problems.push(format!("the centre is still taking back what it lacks: {recovery:?}"));
+    }
     if status.asks > 0 {
         problems.push(format!("{} asks wait at the centre", status.asks));
     }

@@ -21,6 +21,8 @@ const REPAIR_MS: u64 = 1_000;
 struct Begun {
     /// A copy of a disk that was taken when it began, and whose.
     image: Option<(At, Image)>,
+    /// Of a copy of the centre's: what had been confirmed then, and as [`Run::irrevocable`].
+    known: (usize, u64),
     /// Packets that were replayed and altered before, on the link that is tampered with.
     tampered: [u64; 2],
     /// The site whose disk lies.
@@ -118,7 +120,8 @@ fn begin(run: &Shared, index: usize, fault: &Fault) -> Begun {
         }
         FaultKind::BitRot { building, bit } => {
             let site = state.seen.in_service[*building];
-            if !state.seen.sites[site].gone && state.fates[site].armed.is_none() {
+            if !state.seen.sites[site].gone && state.fates[site].armed.is_none() && may_lose_disk(&mut state)
+            {
                 state.note_copy(site);
                 state.lose_unacknowledged(site);
                 state.campus.sites[site].disk.kill();
@@ -144,7 +147,10 @@ fn begin(run: &Shared, index: usize, fault: &Fault) -> Begun {
             }
         }
         FaultKind::StaleBackup { host: Host::Centre } => {
-            begun.image = Some((At::Centre, state.campus.centre.disk.image()));
+            if !state.is_returning() {
+                begun.image = Some((At::Centre, state.campus.centre.disk.image()));
+                begun.known = (state.confirmed.len(), state.irrevocable);
+            }
         }
         FaultKind::Retire { building, force } => {
             spawn_local(operators::retire(run.clone(), *building, *force));
@@ -155,7 +161,7 @@ fn begin(run: &Shared, index: usize, fault: &Fault) -> Begun {
         }
         FaultKind::Destroyed { building } => {
             let site = state.seen.in_service[*building];
-            if !state.seen.sites[site].gone {
+            if !state.seen.sites[site].gone && may_lose_disk(&mut state) {
                 state.note_copy(site);
                 state.lose_unacknowledged(site);
                 state.campus.sites[site].disk.kill();
@@ -271,11 +277,11 @@ fn end(run: &Shared, index: usize, fault: &Fault, begun: Begun) {
                 here.for_each(|site| site.clock.set(None));
             }
         },
-        FaultKind::StaleBackup { .. } => {
-            if let Some((at, image)) = begun.image {
-                restore(run, &mut state, index, at, &image);
-            }
-        }
+        FaultKind::StaleBackup { .. } => match begun.image {
+            Some((At::Centre, image)) => restore_centre(run, &mut state, index, begun.known, &image),
+            Some((At::Site(site), image)) => restore_site(run, &mut state, index, site, &image),
+            None => {}
+        },
         FaultKind::Clone { building } => {
             if let Some((At::Site(site), image)) = begun.image {
                 run_clone(&mut state, index, *building, site, &image);
@@ -310,7 +316,7 @@ fn end(run: &Shared, index: usize, fault: &Fault, begun: Begun) {
 /// The power goes at a disk that has lied; what it holds afterwards may be anything that it ever said it had.
 fn end_lie(run: &Shared, state: &mut Run, index: usize, site: usize) {
     state.campus.sites[site].disk.ignore_syncs(false);
-    if state.seen.sites[site].gone || state.fates[site].armed.is_some() {
+    if state.seen.sites[site].gone || state.fates[site].armed.is_some() || !may_lose_disk(state) {
         return;
     }
     state.note_copy(site);
@@ -323,21 +329,40 @@ fn end_lie(run: &Shared, state: &mut Run, index: usize, site: usize) {
     start_after(run, At::Site(site), REPAIR_MS);
 }
 
-/// The copy is put in place of the disk.
-fn restore(run: &Shared, state: &mut Run, index: usize, at: At, image: &Image) {
-    if state.is_gone(at) || (at != At::Centre && state.fate(at).armed.is_some()) {
+/// Whether a building's disk may be lost now, which is then remembered. A centre that is taking back what it lacks needs all of
+/// them: two disasters at once are more than is promised.
+fn may_lose_disk(state: &mut Run) -> bool {
+    if state.is_returning() {
+        return false;
+    }
+    state.irrevocable += 1;
+    true
+}
+
+/// The copy of a building's disk is put in its place.
+fn restore_site(run: &Shared, state: &mut Run, index: usize, site: usize, image: &Image) {
+    if state.seen.sites[site].gone || state.fates[site].armed.is_some() || !may_lose_disk(state) {
         return;
     }
-    match at {
-        At::Centre => {
-            state.seen.centre_copied = true;
-            state.campus.centre.restored = true;
-        }
-        At::Site(site) => {
-            state.lose_unacknowledged(site);
-            state.seen.sites[site].trust = Trust::Copied;
-        }
+    state.lose_unacknowledged(site);
+    state.seen.sites[site].trust = Trust::Copied;
+    put_back(run, state, index, At::Site(site), image);
+}
+
+/// The copy of the centre's disk is put in its place, by an operator who says so. Nobody restores one from before something
+/// that no building could give back.
+fn restore_centre(run: &Shared, state: &mut Run, index: usize, known: (usize, u64), image: &Image) {
+    let (confirmed, irrevocable) = known;
+    if irrevocable != state.irrevocable || state.centre_fate.armed.is_some() || state.is_healed() {
+        return;
     }
+    state.campus.centre.restored = true;
+    state.reached(Coverage::CentreRestored);
+    put_back(run, state, index, At::Centre, image);
+    operators::say_again_since(run, state, confirmed);
+}
+
+fn put_back(run: &Shared, state: &mut Run, index: usize, at: At, image: &Image) {
     state.disk(at).restore(image);
     state.end(at);
     state.struck(index);
@@ -347,6 +372,9 @@ fn restore(run: &Shared, state: &mut Run, index: usize, at: At, image: &Image) {
 /// A second process runs on the copy, with half of the building's terminals.
 fn run_clone(state: &mut Run, index: usize, building: usize, site: usize, image: &Image) {
     if state.is_healed() || state.seen.sites[site].gone || state.seen.in_service[building] != site {
+        return;
+    }
+    if !may_lose_disk(state) {
         return;
     }
     let files = state.campus.sites[site].files.clone();

@@ -141,7 +141,6 @@ impl Run {
     /// How far a host's disk can be trusted.
     pub(super) fn trust(&self, host: At) -> Trust {
         match host {
-            At::Centre if self.seen.centre_copied => Trust::Copied,
             At::Centre => Trust::Sound,
             At::Site(site) => self.seen.sites[site].trust,
         }

@@ -10,18 +10,48 @@ use tokio::task::spawn_local;
 use tokio::time::sleep;
 
 use super::hosts::At;
-use super::run::Shared;
+use super::run::{Run, Shared};
 use crate::plan::What;
 use crate::promises::Coverage;
 use crate::promises::ledger::{Credit, Loss};
 use crate::vfs::Disk;
+use crate::world::Trust;
 
 /// How long a channel or an operator waits for a confirmation before it says it again.
 const AGAIN: Duration = Duration::from_millis(3_000);
 
 /// What the plan has an operator or channel do.
 pub(super) fn operate(run: &Shared, what: What) {
-    let mut loss = None;
+    let loss = match &what {
+        What::Loss { account } => {
+            let mut state = run.borrow_mut();
+            let card = state.plan.accounts[*account].card.clone();
+            state.seen.ledger.losses.push(Loss { card, asked: BTreeMap::new(), confirmed: None });
+            Some(state.seen.ledger.losses.len() - 1)
+        }
+        _ => None,
+    };
+    say(run, what, loss, Duration::ZERO);
+}
+
+/// What a restored centre has confirmed since its copy was made it may know no more: it is said again, in the same order.
+pub(super) fn say_again_since(run: &Shared, state: &mut Run, known: usize) {
+    for (place, (what, loss)) in state.confirmed.split_off(known).into_iter().enumerate() {
+        if let What::TopUp { channel, key, .. } = &what
+            && let Some(credit) = state.seen.ledger.credits.get_mut(&(channel.clone(), key.clone()))
+        {
+            credit.confirmed = false;
+        }
+        if let Some(loss) = loss.and_then(|loss| state.seen.ledger.losses.get_mut(loss)) {
+            loss.confirmed = None;
+        }
+        let (run, after) = (run.clone(), AGAIN + Duration::from_millis(place as u64));
+        spawn_local(async move { say(&run, what, loss, after) });
+    }
+}
+
+/// Says it after so long, and again until it is confirmed.
+fn say(run: &Shared, what: What, loss: Option<usize>, after: Duration) {
     let command = {
         let mut state = run.borrow_mut();
         let operator = Key::new("operator").expect("letters are a key");
@@ -38,14 +68,7 @@ pub(super) fn operate(run: &Shared, what: What) {
                 }
             }
             What::Loss { account } => {
-                loss = Some(state.seen.ledger.losses.len());
-                let card = state.plan.accounts[*account].card.clone();
-                state.seen.ledger.losses.push(Loss {
-                    card: card.clone(),
-                    asked: BTreeMap::new(),
-                    confirmed: None,
-                });
-                Command::ReportLoss { card, operator }
+                Command::ReportLoss { card: state.plan.accounts[*account].card.clone(), operator }
             }
             What::Lift { account } => {
                 Command::LiftLoss { card: state.plan.accounts[*account].card.clone(), operator }
@@ -55,6 +78,7 @@ pub(super) fn operate(run: &Shared, what: What) {
     };
     let run = run.clone();
     spawn_local(async move {
+        sleep(after).await;
         loop {
             if let Some(reply) = ask(&run, command.clone(), loss).await {
                 let mut state = run.borrow_mut();
@@ -77,6 +101,7 @@ pub(super) fn operate(run: &Shared, what: What) {
                     // A card that is reported already, or was not.
                     _ => {}
                 }
+                state.confirmed.push((what, loss));
                 return;
             }
             sleep(AGAIN).await;
@@ -104,7 +129,7 @@ async fn ask(
     // An operator gives up on a centre that says nothing.
     let reply = tokio::time::timeout(AGAIN, core.command(command)).await.ok()?;
     match reply {
-        Err(error) if error.code == "interrupted" || error.code == "stopping" => None,
+        Err(error) if ["interrupted", "stopping", "recovering"].contains(&error.code) => None,
         reply => Some(reply),
     }
 }
@@ -113,6 +138,12 @@ async fn ask(
 pub(super) async fn retire(run: Shared, building: usize, force: bool) {
     let node = run.borrow().plan.buildings[building].name.clone();
     loop {
+        // Meanwhile it would give up a building that is yet to come.
+        if run.borrow_mut().is_returning() {
+            sleep(AGAIN).await;
+            continue;
+        }
+        run.borrow_mut().irrevocable += 1;
         match ask(&run, Command::Retire { node: node.clone(), force }, None).await {
             Some(Ok(_)) => {
                 let path = if force { Coverage::ClosedByForce } else { Coverage::ClosedInOrder };
@@ -131,6 +162,7 @@ pub(super) async fn revoke(run: Shared, fault: usize, building: usize) {
         let state = run.borrow();
         (state.seen.in_service[building], state.plan.buildings[building].name.clone())
     };
+    run.borrow_mut().irrevocable += 1;
     // A centre that is down is not told; whoever wanted it comes again another day.
     if let Some(Ok(_)) = ask(&run, Command::Revoke { node, enrolment: None }, None).await {
         let mut state = run.borrow_mut();
@@ -147,6 +179,17 @@ pub(super) async fn enrol_anew(run: Shared, building: usize) {
         (state.plan.buildings[building].name.clone(), state.plan.buildings[building].role)
     };
     let files = loop {
+        // A centre that waits for a box which will never come is told so.
+        let awaited = {
+            let mut state = run.borrow_mut();
+            let seen = &state.seen.sites[state.seen.in_service[building]];
+            let lost = seen.gone || seen.trust == Trust::Broken;
+            lost && state.is_returning()
+        };
+        if awaited {
+            ask(&run, Command::Retire { node: name.clone(), force: true }, None).await;
+        }
+        run.borrow_mut().irrevocable += 1;
         let enrolment = run.borrow_mut().campus.enrolment(&name, role);
         // The centre may be down, or die over it, or its clock may jump between making the code and using it.
         if let Ok(enrolment) = enrolment {

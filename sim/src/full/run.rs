@@ -63,6 +63,11 @@ pub(super) struct Run {
     pub(super) manners: BTreeMap<u32, Manner>,
     pub(super) chance: Seed,
     pub(super) healed: watch::Sender<bool>,
+    /// What the centre has confirmed to channels and operators, in order; each with its loss report, where it is one.
+    pub(super) confirmed: Vec<(What, Option<usize>)>,
+    /// What was done so far that no building could give back to an older copy of the centre: enrolments, closings, revocations,
+    /// and disks of buildings that were lost.
+    pub(super) irrevocable: u64,
     /// Disks that may be full, and by which fault.
     pub(super) full: Vec<(usize, At)>,
     pub(super) outcome: Outcome,
@@ -223,6 +228,8 @@ async fn play(plan: &Plan, words: bool, trace: Option<Box<dyn Write>>, began: In
         chance,
         healed: watch::Sender::new(false),
         full: Vec::new(),
+        confirmed: Vec::new(),
+        irrevocable: 0,
         outcome: Outcome {
             scenario: plan.scenario.clone(),
             seed: plan.seed,

@@ -10,7 +10,6 @@ use feiqian_protocol::tap::{Decision, DeclineReason, Pin, ReversalRequest, TapKe
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 
-use super::hosts::At;
 use super::run::{Run, Shared};
 use crate::plan::{Ask, Manner, Tap};
 use crate::promises::ledger::{Sent, Told};
@@ -264,9 +263,6 @@ impl Run {
                 }
                 if reason == DeclineReason::Reversed {
                     self.reached(Coverage::TombstoneHit);
-                }
-                if reason == DeclineReason::OutOfService && self.is_disk_full(At::Site(site)) {
-                    self.reached(Coverage::DiskFullDeclined);
                 }
             }
         }

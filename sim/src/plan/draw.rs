@@ -27,7 +27,7 @@ const PROFILE: [u64; 32] = [
 
 pub(super) fn draw(scenario: &Scenario, seed: u64) -> Result<Plan, ScenarioError> {
     let mut root = Seed::new(seed ^ 0x5ce0_a710);
-    let [mut people, mut workload, mut faults] = std::array::from_fn(|_| root.fork());
+    let [mut people, mut workload, mut faults, mut settings] = std::array::from_fn(|_| root.fork());
     let mut plan = Plan {
         scenario: scenario.name.clone(),
         seed,
@@ -39,6 +39,9 @@ pub(super) fn draw(scenario: &Scenario, seed: u64) -> Result<Plan, ScenarioError
         actions: Vec::new(),
         faults: scenario.faults.clone(),
     };
+    if let Some(mode) = settings.pick(&scenario.modes) {
+        plan.policy.mode = *mode;
+    }
     let favourites;
     (plan.accounts, favourites) = accounts(scenario, &mut people);
     match &scenario.workload {
@@ -335,7 +338,7 @@ fn fault(plan: &Plan, name: &str, hostile: bool, seed: &mut Seed) -> Option<Faul
         "lying_disk" => FaultKind::LyingDisk { building },
         "bit_rot" => FaultKind::BitRot { building, bit: seed.draw() >> 8 },
         "clock" => FaultKind::Clock { host, wrong: wrong_clock(host, seed) },
-        "stale_backup" => FaultKind::StaleBackup { host: Host::Node(building) },
+        "stale_backup" => FaultKind::StaleBackup { host },
         "clone" => FaultKind::Clone { building },
         "retire" => FaultKind::Retire { building, force },
         "destroyed" => FaultKind::Destroyed { building },

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use feiqian_protocol::campus::Policy;
+use feiqian_protocol::campus::{Mode, Policy};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName};
 use feiqian_protocol::limits::{ASK_DEADLINE_MS, QUANTITY_MAX};
@@ -41,6 +41,8 @@ struct File {
     warm_up: Option<At<String>>,
     idle_timeout: Option<At<String>>,
     ask_deadline: Option<At<String>>,
+    #[serde(default)]
+    modes: Vec<Mode>,
     #[serde(default)]
     policy: Policy,
     #[serde(default)]
@@ -210,6 +212,7 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
         large: parsed.large,
         timing,
         policy: parsed.policy,
+        modes: parsed.modes,
         buildings,
         accounts,
         workload,

@@ -35,6 +35,10 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
     ] {
         writeln!(out, "{key} = {}", quoted(&length_text(ms)))?;
     }
+    let modes: Vec<_> = scenario.modes.iter().map(|mode| quoted(mode.name())).collect();
+    if !modes.is_empty() {
+        writeln!(out, "modes = [{}]", modes.join(", "))?;
+    }
     if let Ok(policy) = toml::to_string(&scenario.policy) {
         write!(out, "\n[policy]\n{policy}")?;
     }

@@ -169,8 +169,8 @@ impl World<'_> {
 
     /// What holds at every moment.
     pub(super) fn check_now(&mut self) -> Result<()> {
-        // A centre that came back from an old copy is checked once everything is healed.
-        if self.centre.copied || self.centre.core.is_none() {
+        // A centre that came back from an old copy is checked once it has taken back what it lacks.
+        if self.centre.core.is_none() || self.is_returning()? {
             return Ok(());
         }
         self.check_books_now()
@@ -196,7 +196,7 @@ impl World<'_> {
     /// What holds once everything is repaired and quiet.
     pub(super) fn check_at_end(&mut self) -> Result<()> {
         self.settle()?;
-        self.check_now()?;
+        self.check_books_now()?;
         self.check_liveness()?;
         self.check_books_at_rest()?;
         self.probe()
@@ -268,6 +268,9 @@ impl World<'_> {
         let status: centre_io::Status =
             serde_json::from_value(reply.map_err(|error| anyhow::anyhow!(error))?)?;
         let mut problems = Vec::new();
+        if let Some(recovery) = status.recovery {
+            problems.push(format!("the centre is still taking back what it lacks: {recovery:?}"));
+        }
         if status.asks > 0 {
             problems.push(format!("{} asks wait at the centre", status.asks));
         }

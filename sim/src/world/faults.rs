@@ -1,5 +1,7 @@
 //! Faults: begun, struck, ended. A fault counts once it has really struck.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use feiqian_reconcile::io as centre_io;
 
@@ -16,10 +18,22 @@ pub(super) struct State {
     begun: bool,
     struck: bool,
     ended: bool,
-    /// A copy of a disk that was taken when it began, and the site.
-    image: Option<(usize, Image)>,
+    /// A copy of a disk that was taken when it began, and whose.
+    image: Option<(Copied, Image)>,
     /// The process that it brought up.
     brought: Option<usize>,
+}
+
+/// Whose disk was copied.
+#[derive(Debug)]
+enum Copied {
+    Centre {
+        /// As [`super::hosts::Centre::irrevocable`].
+        irrevocable: u64,
+        /// As [`World::confirmed`].
+        confirmed: BTreeMap<usize, Option<usize>>,
+    },
+    Site(usize),
 }
 
 impl World<'_> {
@@ -150,19 +164,23 @@ impl World<'_> {
                 let site = self.site_of(*building);
                 if !self.sites[site].gone {
                     self.note_copy(site)?;
-                    self.faults[index].image = Some((site, self.sites[site].disk.image()));
+                    self.faults[index].image = Some((Copied::Site(site), self.sites[site].disk.image()));
                 }
             }
             FaultKind::StaleBackup { host: Host::Centre } => {
-                self.faults[index].image = Some((usize::MAX, self.centre.disk.image()));
+                if !self.is_returning()? {
+                    let (irrevocable, confirmed) = (self.centre.irrevocable, self.confirmed.clone());
+                    let copied = Copied::Centre { irrevocable, confirmed };
+                    self.faults[index].image = Some((copied, self.centre.disk.image()));
+                }
             }
             FaultKind::Retire { building, force } => {
-                self.retire(*building, *force);
+                self.retire(*building, *force)?;
                 self.struck(index);
             }
             FaultKind::Destroyed { building } => {
                 let site = self.site_of(*building);
-                if !self.sites[site].gone {
+                if !self.sites[site].gone && self.may_lose_disk()? {
                     self.note_copy(site)?;
                     self.lose_unacknowledged(site)?;
                     self.sites[site].disk.kill();
@@ -269,7 +287,7 @@ impl World<'_> {
     /// A bit turns while the process is down; it is started again on what is left.
     fn rot(&mut self, index: usize, building: usize, bit: u64, down_ms: u64) -> Result<()> {
         let site = self.site_of(building);
-        if self.sites[site].gone || self.sites[site].armed.is_some() {
+        if self.sites[site].gone || self.sites[site].armed.is_some() || !self.may_lose_disk()? {
             return Ok(());
         }
         self.note_copy(site)?;
@@ -364,7 +382,7 @@ impl World<'_> {
     fn end_lie(&mut self, index: usize) -> Result<()> {
         let Some(site) = self.faults[index].brought else { return Ok(()) };
         self.sites[site].disk.ignore_syncs(false);
-        if self.sites[site].gone || self.sites[site].armed.is_some() {
+        if self.sites[site].gone || self.sites[site].armed.is_some() || !self.may_lose_disk()? {
             return Ok(());
         }
         self.note_copy(site)?;
@@ -379,22 +397,24 @@ impl World<'_> {
         Ok(())
     }
 
+    /// A copy of a disk is put back in its place.
     fn restore(&mut self, index: usize) -> Result<()> {
-        let Some((site, image)) = self.faults[index].image.take() else { return Ok(()) };
-        if site == usize::MAX {
-            self.centre.disk.restore(&image);
-            self.centre.copied = true;
-            self.centre_gone();
-            self.struck(index);
-            let life = self.centre.life;
-            self.after_ms(1_000, Event::StartCentre(life));
-            return Ok(());
+        match self.faults[index].image.take() {
+            Some((Copied::Centre { irrevocable, confirmed }, image)) => {
+                self.restore_centre(index, irrevocable, &confirmed, &image);
+                Ok(())
+            }
+            Some((Copied::Site(site), image)) => self.restore_site(index, site, &image),
+            None => Ok(()),
         }
-        if self.sites[site].gone || self.sites[site].armed.is_some() {
+    }
+
+    fn restore_site(&mut self, index: usize, site: usize, image: &Image) -> Result<()> {
+        if self.sites[site].gone || self.sites[site].armed.is_some() || !self.may_lose_disk()? {
             return Ok(());
         }
         self.lose_unacknowledged(site)?;
-        self.sites[site].disk.restore(&image);
+        self.sites[site].disk.restore(image);
         self.sites[site].trust = Trust::Copied;
         self.node_gone(site);
         self.struck(index);
@@ -403,9 +423,44 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Yesterday's copy of the centre's disk is put back, by an operator who says so. Nobody restores one from before
+    /// something that no building could give back.
+    fn restore_centre(
+        &mut self,
+        index: usize,
+        irrevocable: u64,
+        known: &BTreeMap<usize, Option<usize>>,
+        image: &Image,
+    ) {
+        if irrevocable != self.centre.irrevocable || self.centre.armed.is_some() || self.healed {
+            return;
+        }
+        self.centre.disk.restore(image);
+        self.centre.restored = true;
+        self.centre_gone();
+        self.struck(index);
+        self.reached(Coverage::CentreRestored);
+        let life = self.centre.life;
+        self.after_ms(1_000, Event::StartCentre(life));
+        self.say_again_since(known);
+    }
+
+    /// Whether a building's disk may be lost now, which is then remembered. A centre that is taking back what it lacks needs
+    /// all of them: two disasters at once are more than is promised.
+    fn may_lose_disk(&mut self) -> Result<bool> {
+        if self.is_returning()? {
+            return Ok(false);
+        }
+        self.centre.irrevocable += 1;
+        Ok(true)
+    }
+
     fn run_clone(&mut self, index: usize, building: usize) -> Result<()> {
-        let Some((site, image)) = self.faults[index].image.take() else { return Ok(()) };
+        let Some((Copied::Site(site), image)) = self.faults[index].image.take() else { return Ok(()) };
         if self.healed || self.sites[site].gone || self.buildings[building].site != site {
+            return Ok(());
+        }
+        if !self.may_lose_disk()? {
             return Ok(());
         }
         let clone = self.sites.len();
@@ -427,6 +482,7 @@ impl World<'_> {
         let site = self.site_of(building);
         let node = self.plan.buildings[building].name.clone();
         let told = self.command(centre_io::Command::Revoke { node, enrolment: None });
+        self.centre.irrevocable += 1;
         // A centre that is down is not told; whoever wanted it comes again another day.
         if matches!(told, Some(Ok(_))) {
             self.struck(index);

@@ -12,6 +12,7 @@ use feiqian_reconcile::core::ReconcileCore;
 use feiqian_reconcile::io as centre_io;
 
 use super::clock::Clock;
+use super::network::Way;
 use super::{End, Event, MS, World};
 use crate::link::tables::{CentreTables, NodeTables};
 use crate::plan::{Host, INSTITUTION};
@@ -114,7 +115,11 @@ pub(super) struct Centre {
     pub links: BTreeMap<u64, bool>,
     pub reopen_pause_ms: u64,
     pub armed: Option<(usize, u64)>,
-    pub copied: bool,
+    /// What was done so far that no building could give back to an older copy: enrolments, closings, revocations, and
+    /// disks of buildings that were lost.
+    pub irrevocable: u64,
+    /// True where it starts next on a copy that its operator says was restored.
+    pub restored: bool,
 }
 
 impl Centre {
@@ -135,7 +140,8 @@ impl Centre {
             links: BTreeMap::new(),
             reopen_pause_ms: REOPEN_PAUSE_MS.0,
             armed: None,
-            copied: false,
+            irrevocable: 0,
+            restored: false,
         }
     }
 }
@@ -502,6 +508,7 @@ impl World<'_> {
                 node_io::Output::CloseLink(link, reason) => {
                     if self.sites[site].link == Some(link.0) {
                         self.audit.say(self.now, || format!("{} closes: {reason}", self.site_name(site)));
+                        self.closes_forged(link.0, Way::Down);
                         self.node_closes(link.0, &reason);
                     }
                 }
@@ -523,6 +530,7 @@ impl World<'_> {
                 }
                 centre_io::Output::CloseLink(link, reason) => {
                     self.audit.say(self.now, || format!("centre closes link {}: {reason}", link.0));
+                    self.closes_forged(link.0, Way::Up);
                     if let Some(takes) = self.centre.links.get_mut(&link.0) {
                         *takes = false;
                         self.centre_closes(link.0, &reason);
@@ -542,9 +550,9 @@ impl World<'_> {
         }
         host.reader = None;
         let endings = host.disk.counters().endings;
-        let opened = host
-            .disk
-            .open("node.db")
+        let opened =
+            if self.lowered_sync { host.disk.open_lowered("node.db") } else { host.disk.open("node.db") };
+        let opened = opened
             .map_err(anyhow::Error::from)
             .and_then(|connection| Ok(NodeCore::open(connection, host.identity.clone(), settings)?));
         host.life += 1;
@@ -586,7 +594,11 @@ impl World<'_> {
         self.audit.say(self.now, || format!("{}: a step failed: {error:#}", self.site_name(site)));
         self.reached(Coverage::CoreReopened);
         let broken = self.sites[site].trust != Trust::Sound;
-        if !broken && !self.is_disk_full(Host::Node(site)) {
+        let full = self.is_disk_full(Host::Node(site));
+        if full && !self.sites[site].waiting.is_empty() {
+            self.reached(Coverage::DiskFull);
+        }
+        if !broken && !full {
             let name = self.site_name(site);
             self.violated(Promise::Sound, format!("a step of {name} failed: {error:#}"));
         }
@@ -649,7 +661,13 @@ impl World<'_> {
         let endings = host.disk.counters().endings;
         let identity = host.identity.clone();
         let opened = host.disk.open("centre.db").map_err(anyhow::Error::from);
-        let opened = opened.and_then(|connection| Ok(ReconcileCore::open(connection, identity)?));
+        let opened = opened.and_then(|connection| {
+            let mut core = ReconcileCore::open(connection, identity)?;
+            if host.restored {
+                core.restored()?;
+            }
+            Ok(core)
+        });
         host.life += 1;
         if host.disk.counters().endings != endings {
             return self.centre_ended_as_planned();
@@ -657,6 +675,7 @@ impl World<'_> {
         match opened {
             Ok(core) => {
                 host.core = Some(core);
+                host.restored = false;
                 host.opened = now;
                 host.busy_until = now;
                 self.audit.event(now, 5, 0);

@@ -174,12 +174,12 @@ impl World<'_> {
             Way::Down => self.buildings[building].forging > 0,
             Way::Up => self.buildings[building].forging_up > 0,
         };
-        if may_forge && lane == Lane::Bulk && self.chance.chance(1, 4) {
-            let mut altered = bytes.to_vec();
-            let bit = self.chance.below(altered.len() as u64 * 8);
-            altered[(bit / 8) as usize] ^= 1 << (bit % 8);
-            bytes = altered.into();
+        if may_forge && let Some(altered) = self.forge(&flight) {
+            bytes = altered;
             forged = true;
+            if let Some(connection) = self.connections.get_mut(&link) {
+                connection.forged[way as usize] = true;
+            }
             if way == Way::Up {
                 self.distrust(site)?;
             }
@@ -191,9 +191,7 @@ impl World<'_> {
             _ => {
                 // What is no frame ends its connection.
                 self.audit.say(self.now, || format!("link {link}: what came {way:?} is no frame"));
-                if forged {
-                    self.reached(Coverage::ForgedRefused);
-                }
+                self.closes_forged(link, way);
                 let end = if way == Way::Up { End::Centre } else { End::Node };
                 self.reader_ended(link, end);
                 return Ok(());
@@ -207,6 +205,37 @@ impl World<'_> {
             Way::Down => self.tell_node(site, NodeMessage::Frame(link, frame)),
         }
         Ok(())
+    }
+
+    /// The receiver of what came this way ends the connection.
+    pub(super) fn closes_forged(&mut self, link: u64, way: Way) {
+        if self.connections.get(&link).is_some_and(|connection| connection.forged[way as usize]) {
+            self.reached(Coverage::ForgedRefused);
+        }
+    }
+
+    /// What somebody who holds the transport's keys makes of a frame: a bit of entries turns, or a Hello claims to know more.
+    fn forge(&mut self, flight: &Flight) -> Option<Rc<[u8]>> {
+        if flight.lane == Lane::Bulk {
+            if !self.chance.chance(1, 4) {
+                return None;
+            }
+            let mut altered = flight.bytes.to_vec();
+            let bit = self.chance.below(altered.len() as u64 * 8);
+            altered[(bit / 8) as usize] ^= 1 << (bit % 8);
+            return Some(altered.into());
+        }
+        let Ok(Frame::NodeHello(mut hello)) = Frame::from_bytes(&flight.bytes) else { return None };
+        let more = 1 + self.chance.below(20);
+        match self.chance.below(3) {
+            0 => hello.to_node.position += more,
+            1 => hello.log.position += more,
+            _ => {
+                let shard = self.chance.index(hello.shards.len().max(1));
+                hello.shards.get_mut(shard)?.cursor.position += more;
+            }
+        }
+        Some(Frame::NodeHello(hello).to_bytes().into())
     }
 
     /// While frames are replayed, some come again, and some of an earlier connection come as well.

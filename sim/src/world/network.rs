@@ -60,6 +60,8 @@ pub(super) struct Connection {
     pub silent_since: Option<u64>,
     /// Counts breaks, so that a timer of an earlier one is nothing.
     pub breaks: u32,
+    /// True where something that came this way was altered.
+    pub forged: [bool; 2],
     /// Entries under way to either side, to see whether something urgent overtakes them.
     pub bulk_flying: [u32; 2],
 }
@@ -84,6 +86,7 @@ impl Connection {
             held: VecDeque::new(),
             silent_since: None,
             breaks: 0,
+            forged: [false; 2],
             bulk_flying: [0; 2],
         }
     }

@@ -33,8 +33,6 @@ pub(crate) struct Observed {
     pub(crate) centre: centre_io::Identity,
     /// The centre's disk.
     pub(crate) centre_disk: Disk,
-    /// True where it was put back from an older copy.
-    pub(crate) centre_copied: bool,
     /// A disk holds what nobody wrote.
     pub(crate) rotten: bool,
     bounds: Bounds,
@@ -80,7 +78,6 @@ impl Observed {
             in_service: Vec::new(),
             centre,
             centre_disk,
-            centre_copied: false,
             rotten: false,
             bounds: Bounds::default(),
             now_ms: 0,
@@ -110,7 +107,6 @@ impl Observed {
         world.now = world.origin + self.now_ms * MS;
         world.centre.identity = self.centre.clone();
         world.centre.disk = self.centre_disk.clone();
-        world.centre.copied = self.centre_copied;
         for (building, site) in self.in_service.iter().enumerate() {
             world.buildings[building].site = *site;
         }
@@ -158,6 +154,11 @@ impl Observed {
     /// True where the centre grants nothing to the node of a site.
     pub(crate) fn is_shut_out(&mut self, plan: &Plan, site: usize) -> Result<bool> {
         self.look(plan, |world| world.is_shut_out(site))
+    }
+
+    /// True while the centre takes back what an older copy of it lacks.
+    pub(crate) fn is_returning(&mut self, plan: &Plan) -> Result<bool> {
+        self.look(plan, |world| world.is_returning())
     }
 
     /// What holds at every moment.

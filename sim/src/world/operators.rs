@@ -34,6 +34,11 @@ pub(super) enum Wanted {
     Retire(usize, bool),
 }
 
+/// True where the centre does nothing but take back what it lacks.
+fn is_recovering(reply: &centre_io::Reply) -> bool {
+    reply.as_ref().is_err_and(|error| error.code == "recovering")
+}
+
 impl World<'_> {
     /// Publishes the campus, opens the accounts, enrols a node for every building.
     pub(super) fn open_campus(&mut self) -> Result<()> {
@@ -81,7 +86,12 @@ impl World<'_> {
         let place = &self.plan.buildings[building];
         let (name, role) = (place.name.clone(), place.role);
         let create = Command::CreateEnrolment { name: name.clone(), role, lookup: lookup.clone(), secret };
+        self.centre.irrevocable += 1;
         let Some(reply) = self.command(create) else { return Ok(None) };
+        if is_recovering(&reply) {
+            self.give_up_node(building);
+            return Ok(None);
+        }
         reply.map_err(|error| anyhow!("{}: {error}", error.code))?;
         let log_key_hex = hex(log_key.verifying_key().as_bytes());
         let Some(reply) = self.command(Command::Enrol { lookup, log_key: log_key_hex }) else {
@@ -106,6 +116,15 @@ impl World<'_> {
             log_key,
             centre_key: self.centre.identity.log_key.verifying_key(),
         }))
+    }
+
+    /// A centre that waits for a box which will never come is told so.
+    fn give_up_node(&mut self, building: usize) {
+        let host = &self.sites[self.buildings[building].site];
+        if host.gone || host.trust == Trust::Broken {
+            let node = self.plan.buildings[building].name.clone();
+            self.command(Command::Retire { node, force: true });
+        }
     }
 
     /// What the plan has an operator or channel do.
@@ -155,19 +174,41 @@ impl World<'_> {
     /// Says it again where it was not confirmed.
     pub(super) fn want(&mut self, wanted: Wanted) -> Result<()> {
         match wanted {
-            Wanted::Action(index, _) if !self.confirmed.contains(&index) => self.say_to_centre(wanted),
+            Wanted::Action(index, _) if !self.confirmed.contains_key(&index) => self.say_to_centre(wanted),
             Wanted::Action(..) => {}
             Wanted::Enrol(building) => self.enrol_anew(building)?,
-            Wanted::Retire(building, force) => self.retire(building, force),
+            Wanted::Retire(building, force) => self.retire(building, force)?,
         }
         Ok(())
+    }
+
+    /// What a restored centre has confirmed since its copy was made it may know no more: it is said again, in the same order.
+    pub(super) fn say_again_since(&mut self, known: &BTreeMap<usize, Option<usize>>) {
+        let since: Vec<_> = self.confirmed.iter().filter(|(index, _)| !known.contains_key(index)).collect();
+        let since: Vec<_> = since.into_iter().map(|(index, loss)| (*index, *loss)).collect();
+        let plan = self.plan;
+        for (place, (index, loss)) in since.into_iter().enumerate() {
+            self.confirmed.remove(&index);
+            if let What::TopUp { channel, key, .. } = &plan.actions[index].what
+                && let Some(credit) = self.ledger.credits.get_mut(&(channel.clone(), key.clone()))
+            {
+                credit.confirmed = false;
+            }
+            if let Some(loss) = loss.and_then(|loss| self.ledger.losses.get_mut(loss)) {
+                loss.confirmed = None;
+            }
+            self.after_ms(AGAIN_MS + place as u64, Event::Want(Wanted::Action(index, loss)));
+        }
     }
 
     /// The centre answers a command.
     pub(super) fn replied(&mut self, ticket: centre_io::Ticket, reply: centre_io::Reply) {
         let Some(Wanted::Action(index, loss)) = self.commands.remove(&ticket.0) else { return };
         self.audit.say(self.now, || format!("the centre answers {reply:?}"));
-        self.confirmed.insert(index);
+        if is_recovering(&reply) {
+            return;
+        }
+        self.confirmed.insert(index, loss);
         let plan = self.plan;
         match (&plan.actions[index].what, reply) {
             (What::TopUp { channel, key, .. }, Ok(_)) => {
@@ -221,7 +262,13 @@ impl World<'_> {
     }
 
     /// Closes the rights of a building's node.
-    pub(super) fn retire(&mut self, building: usize, force: bool) {
+    pub(super) fn retire(&mut self, building: usize, force: bool) -> Result<()> {
+        // Meanwhile it would give up a building that is yet to come.
+        if self.is_returning()? {
+            self.after_ms(AGAIN_MS, Event::Want(Wanted::Retire(building, force)));
+            return Ok(());
+        }
+        self.centre.irrevocable += 1;
         let node = self.plan.buildings[building].name.clone();
         match self.command(Command::Retire { node, force }) {
             Some(Ok(_)) => {
@@ -231,6 +278,18 @@ impl World<'_> {
             Some(Err(_)) => {}
             None => self.after_ms(AGAIN_MS, Event::Want(Wanted::Retire(building, force))),
         }
+        Ok(())
+    }
+
+    /// True while the centre is an older copy of itself that takes back what it lacks.
+    pub(super) fn is_returning(&mut self) -> Result<bool> {
+        let restored = self.centre.restored;
+        let connection = self.centre_tables()?.connection();
+        let recovering =
+            connection.query_row("SELECT count(*) FROM meta WHERE key = 'recovery'", [], |row| {
+                row.get::<_, i64>(0)
+            })?;
+        Ok(restored || recovering > 0)
     }
 
     /// Puts another box into a building: enrolled anew, on an empty disk. The old one may still upload, where it runs.

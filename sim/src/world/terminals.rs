@@ -230,9 +230,6 @@ impl World<'_> {
                 if reason == DeclineReason::Reversed {
                     self.reached(Coverage::TombstoneHit);
                 }
-                if reason == DeclineReason::OutOfService && self.is_disk_full(crate::plan::Host::Node(site)) {
-                    self.reached(Coverage::DiskFullDeclined);
-                }
             }
         }
         // A tap that waited for the centre, and got what it asked for.
