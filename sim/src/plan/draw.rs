@@ -25,6 +25,9 @@ const PROFILE: [u64; 32] = [
     4, 9, 7, 6,
 ];
 
+/// Kinds of faults that a seed has at least, so that they meet; not each of them strikes.
+const KINDS_MIN: usize = 4;
+
 pub(super) fn draw(scenario: &Scenario, seed: u64) -> Result<Plan, ScenarioError> {
     let mut root = Seed::new(seed ^ 0x5ce0_a710);
     let [mut people, mut workload, mut faults, mut settings] = std::array::from_fn(|_| root.fork());
@@ -295,7 +298,7 @@ fn draw_faults(plan: &Plan, drawn: &Drawn, seed: &mut Seed) -> Vec<Fault> {
     let mut rest = possible;
     seed.shuffle(&mut rest);
     for kind in rest {
-        if on.len() < 3 && !on.iter().any(|(known, _)| *known == kind) {
+        if on.len() < KINDS_MIN && !on.iter().any(|(known, _)| *known == kind) {
             on.push((kind, 1 + seed.below(8)));
         }
     }

@@ -234,6 +234,7 @@ impl World<'_> {
     /// Waits for what the last mark or acknowledgement has set off.
     fn settle(&mut self) -> Result<()> {
         self.attend_ms = ATTEND_AT_END_MS;
+        self.attend_all();
         for _ in 0..SETTLE_MAX {
             self.run_until(self.now + SETTLE_MS * MS)?;
             if self.unsettled()?.is_empty() {

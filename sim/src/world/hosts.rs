@@ -355,6 +355,19 @@ impl World<'_> {
         }
     }
 
+    /// Has everybody look at what waits for him, by how quickly that is attended to from now on.
+    pub(super) fn attend_all(&mut self) {
+        for site in 0..self.sites.len() {
+            if self.sites[site].core.is_some() {
+                self.plan_node_step(site);
+            }
+        }
+        if self.centre.core.is_some() && !self.centre.inbox.is_empty() {
+            let at = (self.now + self.attend_ms * MS).max(self.centre.busy_until + 1);
+            self.schedule_centre(at);
+        }
+    }
+
     /// One step of the centre, over what waits.
     pub(super) fn step_centre(&mut self) {
         self.centre.scheduled = None;

@@ -337,6 +337,7 @@ impl World<'_> {
                     self.start_node(site);
                 }
             }
+            self.attend_all();
             return Ok(());
         }
         for building in 0..self.buildings.len() {
