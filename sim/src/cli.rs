@@ -98,13 +98,14 @@ struct CampusArguments {
 struct RunArguments {
     /// The name of a built-in scenario, or a TOML file.
     scenario: String,
-    /// Everything that chance decides.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Everything that chance decides; the scenario's own where it has one, otherwise 1.
+    #[arg(long)]
+    seed: Option<u64>,
     /// Plays the shells too, with their QUIC and TLS, packet by packet: slower, and nearer to the world.
     #[arg(long)]
     full_stack: bool,
-    /// Plays taps.csv, accounts.csv and topups.csv (or .csv.gz) of this folder instead of the scenario's workload and campus.
+    /// Plays taps.csv, accounts.csv and topups.csv (or .csv.gz) of this folder instead of the scenario's workload and campus; with
+    /// the scenario `doors`, its doors.csv.
     #[arg(long, value_name = "DIR")]
     replay: Option<PathBuf>,
     /// The first N days of a replay.
@@ -144,7 +145,7 @@ struct SweepArguments {
 
 #[derive(Debug, Args)]
 struct TwiceArguments {
-    /// The name of a built-in scenario, or a TOML file.
+    /// The name of a built-in scenario, a TOML file, or `all` (without the large ones).
     scenario: String,
     /// Plays the shells too, with their QUIC and TLS, packet by packet: slower, and nearer to the world.
     #[arg(long)]
@@ -331,7 +332,8 @@ async fn execute(command: Command) -> Result<bool> {
             let pairs = twice::twice(SimMode::of(full_stack), &scenario, seeds).await?;
             for pair in &pairs {
                 let verdict = if pair.differ { "DIFFER 不同" } else { "equal 相同" };
-                println!("{scenario} seed {}: {verdict} {} {}", pair.seed, pair.audits[0], pair.audits[1]);
+                let (scenario, seed, [first, second]) = (&pair.scenario, pair.seed, &pair.audits);
+                println!("{scenario} seed {seed}: {verdict} {first} {second}");
             }
             Ok(pairs.iter().all(|pair| !pair.differ))
         }
@@ -388,10 +390,15 @@ async fn run_scenario(arguments: RunArguments) -> Result<bool> {
     let RunArguments { scenario, seed, full_stack, replay, days, json, trace, plan: plan_file } = arguments;
     let mut scenario = Scenario::load(&scenario)?;
     if let Some(dir) = replay {
-        scenario.workload = Workload::Replay { dir, days };
-        scenario.faults.clear();
+        scenario.workload = match scenario.workload {
+            Workload::Doors { .. } => Workload::Doors { dir },
+            _ => {
+                scenario.faults.clear();
+                Workload::Replay { dir, days }
+            }
+        };
     }
-    let plan = Plan::draw(&scenario, seed)?;
+    let plan = Plan::draw(&scenario, seed.or(scenario.seed).unwrap_or(1))?;
     if let Some(file) = plan_file {
         std::fs::write(&file, plan.to_scenario().to_toml()).with_context(|| file.display().to_string())?;
     }

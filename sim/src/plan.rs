@@ -5,6 +5,7 @@
 //! A plan is what is *meant* to happen. Whether a fault really struck (a process that is down cannot be killed) is for the run
 //! to say.
 
+mod doors;
 mod draw;
 mod imported;
 
@@ -42,6 +43,8 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// What goes wrong, by time.
     pub faults: Vec<Fault>,
+    /// The taps of a building are so far apart that its log must have exactly these, in this order.
+    pub in_order: bool,
 }
 
 /// How long a run takes, in its own time.
@@ -75,8 +78,17 @@ pub struct BuildingPlan {
     pub terminals: Vec<TerminalId>,
     /// Whose members its terminals let pass; empty: everybody's.
     pub groups: Vec<Key>,
+    /// The same by terminal, where they differ; otherwise empty.
+    pub terminal_groups: Vec<Vec<Key>>,
     /// Its uplink, where nothing is wrong with it.
     pub link: LinkQuality,
+}
+
+impl BuildingPlan {
+    /// Whose members a terminal lets pass; empty: everybody's.
+    pub fn groups_of(&self, terminal: usize) -> &[Key] {
+        self.terminal_groups.get(terminal).unwrap_or(&self.groups)
+    }
 }
 
 /// What a link does to what travels on it. Loss shows as delay: the transport repeats what was lost.
@@ -426,11 +438,12 @@ impl Plan {
                 let name = building.name.to_string();
                 merchants.push(Merchant { id, name, tariff: self.tariff.clone() });
             }
-            let terminal =
-                |id: &TerminalId| Terminal { id: id.clone(), merchant, groups: building.groups.clone() };
+            let terminal = |(index, id): (usize, &TerminalId)| {
+                Terminal { id: id.clone(), merchant, groups: building.groups_of(index).to_vec() }
+            };
             buildings.push(Building {
                 node: building.name.clone(),
-                terminals: building.terminals.iter().map(terminal).collect(),
+                terminals: building.terminals.iter().enumerate().map(terminal).collect(),
             });
         }
         CampusConfig {
@@ -454,6 +467,7 @@ impl Plan {
             terminals: building.terminals.len(),
             weight: 1,
             groups: building.groups.clone(),
+            terminal_groups: building.terminal_groups.clone(),
             link: building.link,
         });
         let accounts = self.accounts.iter().map(|account| AccountSpec {
@@ -472,6 +486,7 @@ impl Plan {
             title: format!("{} of seed {}", self.scenario, self.seed),
             title_zh: format!("{}，种子{}", self.scenario, self.seed),
             large: false,
+            seed: Some(self.seed),
             timing: self.timing,
             policy: self.policy.clone(),
             modes: Vec::new(),

@@ -49,6 +49,8 @@ named! {
         AfterLoss = "after_loss",
         /// Copies, forks, forged and replayed frames change nothing unseen.
         History = "history",
+        /// A door opens to whom its groups say.
+        Access = "access",
         /// A building alone decides every tap, at once.
         Alone = "alone",
         /// After a quiet heal nothing waits any more; whoever has money can spend it.

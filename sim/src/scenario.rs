@@ -26,6 +26,8 @@ pub struct Scenario {
     pub title_zh: String,
     /// True where one run takes long: a sweep of all scenarios leaves it out.
     pub large: bool,
+    /// The seed that `run` plays where it is given none.
+    pub seed: Option<u64>,
     /// How long, how fast.
     pub timing: Timing,
     /// Grants and stand-in.
@@ -59,6 +61,8 @@ pub struct BuildingSpec {
     pub weight: u32,
     /// Whose members its terminals let pass; empty: everybody's.
     pub groups: Vec<Key>,
+    /// The same by terminal, where they differ; otherwise empty.
+    pub terminal_groups: Vec<Vec<Key>>,
     /// Its uplink.
     pub link: LinkQuality,
 }
@@ -99,6 +103,11 @@ pub enum Workload {
         people: u32,
         /// Days.
         days: u32,
+    },
+    /// Recorded door events: `doors.csv`.
+    Doors {
+        /// The directory; empty where it is yet to be named.
+        dir: PathBuf,
     },
     /// Files as `feiqian-sim campus --replay` reads them.
     Replay {
@@ -213,6 +222,7 @@ built_in! {
     "slow-uplink",
     "refused-twice",
     "campus-day",
+    "doors",
     "eight-buildings",
 }
 

@@ -60,24 +60,37 @@ pub fn shrink(mode: SimMode, scenario: &Scenario, seed: u64, at_most: Duration) 
     if fails(&shorter) {
         plan = shorter;
     }
-    let unused = |index: usize| {
-        !plan.actions.iter().any(|action| match &action.what {
-            What::Tap(tap) => tap.card == plan.accounts[index].card,
-            What::TopUp { account, .. } | What::Loss { account } | What::Lift { account } => {
-                *account == index
-            }
-            What::Reversal { .. } => false,
-        })
-    };
-    // Indices of accounts are part of the actions, so only the last ones can go.
-    let mut fewer = plan.clone();
-    while fewer.accounts.len() > 1 && unused(fewer.accounts.len() - 1) {
-        fewer.accounts.pop();
-    }
+    let fewer = without_unused_accounts(&plan);
     if fails(&fewer) {
         plan = fewer;
     }
     Ok(Shrunk { plan, promise, tries })
+}
+
+/// The plan without the accounts that nobody uses; one stays in any case.
+fn without_unused_accounts(plan: &Plan) -> Plan {
+    let is_used = |index: &usize| {
+        plan.actions.iter().any(|action| match &action.what {
+            What::Tap(tap) => tap.card == plan.accounts[*index].card,
+            What::TopUp { account, .. } | What::Loss { account } | What::Lift { account } => account == index,
+            What::Reversal { .. } => false,
+        })
+    };
+    let mut used: Vec<usize> = (0..plan.accounts.len()).filter(is_used).collect();
+    if used.is_empty() {
+        used.push(0);
+    }
+    let mut fewer = plan.clone();
+    fewer.accounts = used.iter().map(|index| plan.accounts[*index].clone()).collect();
+    for action in &mut fewer.actions {
+        match &mut action.what {
+            What::TopUp { account, .. } | What::Loss { account } | What::Lift { account } => {
+                *account = used.iter().position(|index| index == account).unwrap_or(0);
+            }
+            What::Tap(_) | What::Reversal { .. } => {}
+        }
+    }
+    fewer
 }
 
 fn quiet() -> Options {

@@ -100,3 +100,39 @@ fn a_seed_that_keeps_its_promises_is_not_shrunk() -> Result<()> {
     ensure!(!shrunk.status.success() && text(&shrunk.stderr).contains("breaks no promise"), "{shrunk:?}");
     Ok(())
 }
+
+/// Recorded door events, collected in the recorded rounds and in others: every decision is the permission, and the log at the
+/// centre is the file.
+#[test]
+fn recorded_doors_are_decided_and_collected_as_recorded() -> Result<()> {
+    let asked = simulator(&["run", "doors"])?;
+    ensure!(asked.status.code() == Some(2) && text(&asked.stderr).contains("--replay"), "{asked:?}");
+    let Some(dir) = std::env::var_os("FEIQIAN_REPLAY_DIR") else {
+        eprintln!("skipped: FEIQIAN_REPLAY_DIR names no folder with recorded door events");
+        return Ok(());
+    };
+    let temp = tempfile::tempdir()?;
+    let file = temp.path().join("doors.json");
+    let (dir, name) = (dir.to_str().context("a path")?, file.to_str().context("a path")?);
+    let rows = feiqian_sim::campus::replay::Table::open(Path::new(dir), "doors").and_then(|mut table| {
+        let (mut granted, mut rows) = (0_u64, 0_u64);
+        while table.advance()? {
+            rows += 1;
+            granted += table.parse::<u64>("granted")?;
+        }
+        Ok((rows, granted))
+    });
+    let (rows, granted) = rows?;
+    for seed in ["1", "2"] {
+        let run = simulator(&["run", "doors", "--replay", dir, "--seed", seed, "--json", name])?;
+        ensure!(run.status.success(), "{}", text(&run.stdout));
+        let found = json(&file)?;
+        ensure!(found["taps"]["begun"] == rows && found["taps"]["unanswered"] == 0, "{}", found["taps"]);
+        // A handful of rows contradict any fixed permission.
+        let approved = found["taps"]["approved"].as_u64().context("approved")?;
+        ensure!(approved.abs_diff(granted) < rows / 500, "{approved} of {rows} pass, {granted} did");
+        let behind = found["timeline"]["nodes"][0]["backlog"].as_array().context("a backlog")?;
+        ensure!(behind.iter().any(|entries| entries.as_u64() > Some(50)), "nothing was collected late");
+    }
+    Ok(())
+}

@@ -11,6 +11,7 @@ use feiqian_protocol::ids::{CardNumber, Key, NodeName, TerminalId};
 use feiqian_protocol::money::{Fen, UnitPrice};
 use feiqian_protocol::tap::Pin;
 
+use super::doors;
 use super::imported::{self, Imported};
 use super::{
     Account, Action, Ask, BuildingPlan, Fault, FaultKind, Host, LinkQuality, Manner, Plan, Tap, What,
@@ -41,6 +42,7 @@ pub(super) fn draw(scenario: &Scenario, seed: u64) -> Result<Plan, ScenarioError
         accounts: Vec::new(),
         actions: Vec::new(),
         faults: scenario.faults.clone(),
+        in_order: false,
     };
     if let Some(mode) = settings.pick(&scenario.modes) {
         plan.policy.mode = *mode;
@@ -54,6 +56,11 @@ pub(super) fn draw(scenario: &Scenario, seed: u64) -> Result<Plan, ScenarioError
         }
         Workload::College { people, days } => {
             take(&mut plan, imported::college(&scenario.name, seed, *people, *days)?)
+        }
+        Workload::Doors { dir } => {
+            // Odd seeds have the recorded rounds, even ones others.
+            let others = (seed % 2 == 0).then_some(&mut workload);
+            take(&mut plan, doors::doors(&scenario.name, dir, others)?);
         }
         Workload::Replay { dir, days } => take(&mut plan, imported::replay(&scenario.name, dir, *days)?),
     }
@@ -70,6 +77,8 @@ fn take(plan: &mut Plan, imported: Imported) {
     plan.buildings = imported.buildings;
     plan.accounts = imported.accounts;
     plan.actions = imported.actions;
+    plan.faults.extend(imported.faults);
+    plan.in_order = imported.in_order;
     plan.tariff = imported.tariff;
     plan.timing.start = imported.start;
     plan.timing.length_ms = imported.length_ms;
@@ -99,6 +108,7 @@ fn buildings(scenario: &Scenario) -> Result<Vec<BuildingPlan>, ScenarioError> {
                 role: spec.role,
                 terminals: terminals.collect::<Result<_, _>>().map_err(|error| wrong(&error))?,
                 groups: spec.groups.clone(),
+                terminal_groups: spec.terminal_groups.clone(),
                 link: spec.link,
             });
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use feiqian_protocol::tap::Pin;
 use feiqian_protocol::time::Timestamp;
 
-use super::{Account, Action, Ask, BuildingPlan, LinkQuality, Manner, Tap, What};
+use super::{Account, Action, Ask, BuildingPlan, Fault, LinkQuality, Manner, Tap, What};
 use crate::campus::workload::{self, Workload};
 use crate::campus::{generate, replay};
 use crate::scenario::ScenarioError;
@@ -17,8 +17,10 @@ pub(super) struct Imported {
     pub tariff: BTreeMap<String, feiqian_protocol::money::UnitPrice>,
     pub accounts: Vec<Account>,
     pub actions: Vec<Action>,
+    pub faults: Vec<Fault>,
     pub start: Timestamp,
     pub length_ms: u64,
+    pub in_order: bool,
 }
 
 pub(super) fn college(name: &str, seed: u64, people: u32, days: u32) -> Result<Imported, ScenarioError> {
@@ -62,6 +64,7 @@ fn imported(name: &str, workload: Workload) -> Result<Imported, ScenarioError> {
         role: site.role,
         terminals: site.terminals.clone(),
         groups: Vec::new(),
+        terminal_groups: Vec::new(),
         link: LinkQuality::LAN,
     });
     let accounts = workload.accounts.iter().map(|account| Account {
@@ -77,8 +80,10 @@ fn imported(name: &str, workload: Workload) -> Result<Imported, ScenarioError> {
         buildings: buildings.collect(),
         accounts: accounts.collect(),
         actions,
+        faults: Vec::new(),
         start,
         length_ms: at(last) + 60_000,
+        in_order: false,
         tariff: workload.tariff,
     })
 }

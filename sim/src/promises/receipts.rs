@@ -6,12 +6,15 @@ use std::sync::Arc;
 use feiqian_protocol::entry::{Body, Entry, TapRef};
 use feiqian_protocol::ids::{AccountId, TerminalId};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::tap::{TapKey, TapKind};
+use feiqian_protocol::tap::{Decision, DeclineReason, TapKey, TapKind};
 
 use super::Promise;
 use super::books::{Books, Checked, Finding};
-use super::ledger::{Ledger, Request, Sent};
-use crate::plan::Plan;
+use super::ledger::{Ledger, Request, Sent, Told};
+use crate::plan::{Plan, What};
+
+/// How soon after it came a tap is in the log.
+const IN_ORDER_WITHIN_MS: i64 = 1_000;
 
 /// The key of the tap or reversal that an entry answers.
 pub fn key_of(entry: &Entry) -> Option<TapKey> {
@@ -94,6 +97,76 @@ pub fn check(ledger: &Ledger, sites: &[usize], logs: &[Arc<Vec<Entry>>], at_cent
 fn broken(promise: Promise, request: &Request, at_centre: bool, what: &str) -> Finding {
     let place = if at_centre { "at the centre" } else { "at its node" };
     Finding::new(promise, format!("{place}: {:?} {what} (told {:?})", request.sent.key(), request.told))
+}
+
+/// A door opens to whom its groups say, and to nobody else.
+///
+/// # Errors
+/// The first tap of which this is not so.
+pub fn access(plan: &Plan, ledger: &Ledger) -> Checked {
+    let members: BTreeMap<_, _> =
+        plan.accounts.iter().map(|account| (&account.card, &account.groups)).collect();
+    let groups: BTreeMap<_, _> = plan
+        .buildings
+        .iter()
+        .flat_map(|building| building.terminals.iter().enumerate().map(move |of| (building, of)))
+        .map(|(building, (index, terminal))| (terminal, building.groups_of(index)))
+        .collect();
+    for request in &ledger.requests {
+        let (Sent::Tap(tap), Some(Told::Decided(decision))) = (&request.sent, &request.told) else { continue };
+        let (Some(held), Some(wanted)) = (members.get(&tap.card), groups.get(&tap.key.terminal)) else {
+            continue;
+        };
+        let may_pass = wanted.is_empty() || wanted.iter().any(|group| held.contains(group));
+        let right = match decision {
+            Decision::Approved { .. } => may_pass,
+            Decision::Declined(DeclineReason::NotPermitted) => !may_pass,
+            // Whatever else is wrong with a card or a building comes first.
+            Decision::Declined(_) => true,
+        };
+        if !right && tap.kind == TapKind::Access {
+            let text = format!("{} at {:?}: {decision:?}, though may_pass is {may_pass}", tap.card, tap.key);
+            return Err(Finding::new(Promise::Access, text));
+        }
+    }
+    Ok(())
+}
+
+/// Where the plan's taps are far enough apart, a building's log at the centre is exactly these, in their order, at their time,
+/// and ended as their terminals were told.
+///
+/// # Errors
+/// The first place where it differs.
+pub fn in_order(plan: &Plan, ledger: &Ledger, building: usize, log: &[Entry]) -> Checked {
+    let taps = plan.actions.iter().filter_map(|action| match &action.what {
+        What::Tap(tap) if tap.building == building => Some((action.at_ms, tap)),
+        _ => None,
+    });
+    let passed: BTreeMap<u32, bool> =
+        ledger.requests.iter().map(|request| (request.number, request.approved().is_some())).collect();
+    let mut entries = log.iter().filter_map(|entry| key_of(entry).map(|key| (key, entry)));
+    for (at_ms, tap) in taps {
+        let at = plan.timing.start.plus_ms(at_ms as i64);
+        let terminal = &plan.buildings[building].terminals[tap.terminal];
+        let found = entries.next();
+        let passed = passed.get(&tap.number).copied().unwrap_or_default();
+        let right = found.as_ref().is_some_and(|(key, entry)| {
+            let late_ms = entry.clock.time().ms_since(at);
+            key.terminal == *terminal
+                && key.sequence.as_str() == tap.number.to_string()
+                && (0..IN_ORDER_WITHIN_MS).contains(&late_ms)
+                && passed == matches!(entry.body, Body::Access(_))
+        });
+        if !right {
+            let found = found.map(|(_, entry)| entry);
+            let text = format!("tap {} of {} at {terminal}, passed: {passed}; the log has {found:?}", tap.number, tap.card);
+            return Err(Finding::new(Promise::History, text));
+        }
+    }
+    match entries.next() {
+        Some((_, entry)) => Err(Finding::new(Promise::History, format!("beyond what was tapped: {entry:?}"))),
+        None => Ok(()),
+    }
 }
 
 /// Every account holds what it opened with and was paid in, less what its terminals were told, plus refunds. Where a terminal

@@ -34,6 +34,7 @@ struct File {
     title_zh: String,
     #[serde(default)]
     large: bool,
+    seed: Option<u64>,
     start: Option<At<String>>,
     length: Option<At<String>>,
     heal: Option<At<String>>,
@@ -67,6 +68,7 @@ struct BuildingTable {
     weight: Option<At<i64>>,
     #[serde(default)]
     groups: Vec<At<String>>,
+    terminal_groups: Option<At<Vec<Vec<At<String>>>>>,
     link: Option<LinkTable>,
 }
 
@@ -109,6 +111,7 @@ enum OneOrTwo {
 #[serde(deny_unknown_fields)]
 struct WorkloadTable {
     replay: Option<PathBuf>,
+    doors: Option<PathBuf>,
     college: Option<At<i64>>,
     days: Option<At<i64>>,
     taps: Option<At<i64>>,
@@ -210,6 +213,7 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
         title: parsed.title,
         title_zh: parsed.title_zh,
         large: parsed.large,
+        seed: parsed.seed,
         timing,
         policy: parsed.policy,
         modes: parsed.modes,
@@ -369,6 +373,15 @@ impl Source<'_> {
     }
 
     fn building(&self, table: &BuildingTable) -> Result<BuildingSpec, ScenarioError> {
+        let terminals = self.number(table.terminals.as_ref(), "terminals", 2, 1..=TERMINALS_MAX)? as usize;
+        let terminal_groups = match &table.terminal_groups {
+            None => Vec::new(),
+            Some(groups) if groups.get_ref().len() != terminals => {
+                let message = format!("there are {terminals} terminals");
+                return Err(self.error(Some(groups.span()), Some("terminal_groups"), message));
+            }
+            Some(groups) => groups.get_ref().iter().map(|names| self.groups(names)).collect::<Result<_, _>>()?,
+        };
         Ok(BuildingSpec {
             count: self.number(table.count.as_ref(), "count", 1, 1..=BUILDINGS_MAX)?,
             name: self.check(&table.name, "name", |name| {
@@ -380,9 +393,10 @@ impl Source<'_> {
                     self.check(role, "role", |text| text.parse::<Role>().map_err(|error| error.to_string()))?
                 }
             },
-            terminals: self.number(table.terminals.as_ref(), "terminals", 2, 1..=TERMINALS_MAX)? as usize,
+            terminals,
             weight: self.number(table.weight.as_ref(), "weight", 1, 0..=1_000_000)?,
             groups: self.groups(&table.groups)?,
+            terminal_groups,
             link: self.link(table.link.as_ref())?,
         })
     }
@@ -440,6 +454,9 @@ impl Source<'_> {
         if let Some(dir) = &table.replay {
             let days = days.map(|_| self.number(days, "days", 1, 1..=400)).transpose()?;
             return Ok(Workload::Replay { dir: dir.clone(), days });
+        }
+        if let Some(dir) = &table.doors {
+            return Ok(Workload::Doors { dir: dir.clone() });
         }
         if table.college.is_some() {
             return Ok(Workload::College {

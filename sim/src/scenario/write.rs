@@ -35,6 +35,9 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
     ] {
         writeln!(out, "{key} = {}", quoted(&length_text(ms)))?;
     }
+    if let Some(seed) = scenario.seed {
+        writeln!(out, "seed = {seed}")?;
+    }
     let modes: Vec<_> = scenario.modes.iter().map(|mode| quoted(mode.name())).collect();
     if !modes.is_empty() {
         writeln!(out, "modes = [{}]", modes.join(", "))?;
@@ -48,6 +51,10 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
         writeln!(out, "role = {}\nterminals = {}", quoted(building.role.name()), building.terminals)?;
         writeln!(out, "weight = {}\nlink = {}", building.weight, link(&building.link))?;
         write_groups(&building.groups, out)?;
+        if !building.terminal_groups.is_empty() {
+            let groups: Vec<_> = building.terminal_groups.iter().map(|groups| group_list(groups)).collect();
+            writeln!(out, "terminal_groups = [{}]", groups.join(", "))?;
+        }
     }
     for account in &scenario.accounts {
         write_account(account, out)?;
@@ -60,6 +67,9 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
         }
         Workload::College { people, days } => {
             writeln!(out, "\n[workload]\ncollege = {people}\ndays = {days}")?;
+        }
+        Workload::Doors { dir } => {
+            writeln!(out, "\n[workload]\ndoors = {}", quoted(&dir.to_string_lossy()))?;
         }
         Workload::Replay { dir, days } => {
             writeln!(out, "\n[workload]\nreplay = {}", quoted(&dir.to_string_lossy()))?;
@@ -116,8 +126,12 @@ fn write_account(account: &AccountSpec, out: &mut String) -> std::fmt::Result {
 }
 
 fn write_groups(groups: &[Key], out: &mut String) -> std::fmt::Result {
+    if groups.is_empty() { Ok(()) } else { writeln!(out, "groups = {}", group_list(groups)) }
+}
+
+fn group_list(groups: &[Key]) -> String {
     let groups: Vec<_> = groups.iter().map(|group| quoted(group.as_str())).collect();
-    if groups.is_empty() { Ok(()) } else { writeln!(out, "groups = [{}]", groups.join(", ")) }
+    format!("[{}]", groups.join(", "))
 }
 
 fn write_action(scenario: &Scenario, action: &Action, out: &mut String) -> std::fmt::Result {

@@ -220,6 +220,16 @@ impl World<'_> {
         }
         let found = receipts::balances(self.plan, &self.ledger, &books);
         self.found(found);
+        let found = receipts::access(self.plan, &self.ledger);
+        self.found(found);
+        if self.plan.in_order {
+            for building in 0..self.buildings.len() {
+                let node = self.sites[self.buildings[building].site].identity.node;
+                let log = self.centre_tables()?.entries(node_log(node))?;
+                let found = receipts::in_order(self.plan, &self.ledger, building, &log);
+                self.found(found);
+            }
+        }
         self.centre_tables()?;
         if let Some(centre) = self.centre.reader.as_mut() {
             let found = losses::check(&self.ledger, centre, &books, self.plan.policy.refund_cap_fen)?;
