@@ -16,7 +16,7 @@ use crate::campus::{self, Options, Usage, check, process};
 use crate::outcome::SimMode;
 use crate::plan::Plan;
 use crate::scenario::{BUILT_IN, Scenario, ScenarioError, Workload};
-use crate::{frontier, shrink, sweep, twice, world};
+use crate::{frontier, report, shrink, sweep, twice, world};
 
 /// Shows that Feiqian keeps its promises: a whole campus on this machine.
 #[derive(Debug, Parser)]
@@ -114,6 +114,9 @@ struct RunArguments {
     /// Writes the outcome here.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Writes the outcome here as a page for people, which needs no network.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Writes every event here, in words.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -387,7 +390,8 @@ async fn execute(command: Command) -> Result<bool> {
 }
 
 async fn run_scenario(arguments: RunArguments) -> Result<bool> {
-    let RunArguments { scenario, seed, full_stack, replay, days, json, trace, plan: plan_file } = arguments;
+    let RunArguments { scenario, seed, full_stack, replay, days, json, html, trace, plan: plan_file } =
+        arguments;
     let mut scenario = Scenario::load(&scenario)?;
     if let Some(dir) = replay {
         scenario.workload = match scenario.workload {
@@ -436,6 +440,10 @@ async fn run_scenario(arguments: RunArguments) -> Result<bool> {
     );
     println!("audit 审计摘要: {}, ledger 账目摘要: {}", outcome.audit, outcome.ledger);
     write_json(json.as_deref(), &outcome)?;
+    if let Some(file) = html {
+        let page = report::of_run(&outcome, &scenario.title, &scenario.title_zh)?;
+        std::fs::write(&file, page).with_context(|| file.display().to_string())?;
+    }
     Ok(outcome.good())
 }
 

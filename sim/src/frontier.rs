@@ -63,6 +63,9 @@ pub struct Arguments {
     /// Writes the cells here.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Writes them here as a page for people, which needs no network.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// No progress, only the tables.
     #[arg(long)]
     quiet: bool,
@@ -173,6 +176,26 @@ impl Arguments {
         for seed in seeds {
             arguments.extend(["--seed".to_owned(), seed.to_string()]);
         }
+        arguments.extend(self.what());
+        if self.quiet {
+            arguments.push("--quiet".to_owned());
+        }
+        arguments
+    }
+
+    /// What to run to see it again.
+    fn command(&self) -> String {
+        let mut words = vec!["feiqian-sim frontier".to_owned()];
+        if self.replay.is_none() {
+            words.push(format!("--seeds {}..{}", self.seeds.start, self.seeds.end));
+        }
+        words.extend(self.what());
+        words.join(" ")
+    }
+
+    /// The arguments that decide what is found, but for the seeds.
+    fn what(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
         if let Some(dir) = &self.replay {
             arguments.extend(["--replay".to_owned(), dir.display().to_string()]);
         }
@@ -182,10 +205,7 @@ impl Arguments {
             arguments
                 .extend(["--outage".to_owned(), format!("{}{}", kind.name(), length.unwrap_or_default())]);
         }
-        if self.quick {
-            arguments.push("--quick".to_owned());
-        }
-        for (flag, is_set) in [("--few", self.few), ("--quiet", self.quiet)] {
+        for (flag, is_set) in [("--few", self.few), ("--quick", self.quick)] {
             if is_set {
                 arguments.push(flag.to_owned());
             }
@@ -206,6 +226,11 @@ pub async fn run(options: &Arguments) -> Result<Frontier> {
         // Before any process starts.
         crate::campus::replay::read(dir, None).map_err(|error| Usage(format!("{error:#}")))?;
     }
+    for path in [&options.json, &options.html].into_iter().flatten() {
+        // What took hours to compute is not to be lost for a wrong path.
+        let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        opened.map_err(|error| Usage(format!("{}: {error}", path.display())))?;
+    }
     let mut workers = JoinSet::new();
     for job in 0..jobs {
         let mine: Vec<u64> = seeds.iter().copied().skip(job).step_by(jobs).collect();
@@ -219,6 +244,10 @@ pub async fn run(options: &Arguments) -> Result<Frontier> {
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&frontier)?;
         std::fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
+    if let Some(path) = &options.html {
+        let page = crate::report::of_frontier(&frontier, &options.command())?;
+        std::fs::write(path, page).with_context(|| path.display().to_string())?;
     }
     Ok(frontier)
 }

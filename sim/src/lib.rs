@@ -17,6 +17,7 @@ pub mod link;
 pub mod outcome;
 pub mod plan;
 pub mod promises;
+pub mod report;
 pub mod scenario;
 pub mod seed;
 pub mod shrink;
