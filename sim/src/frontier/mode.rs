@@ -134,11 +134,21 @@ impl Sketch {
 
 /// What the centre would tell the nodes about everybody.
 fn hints(rig: &Rig, workload: &Workload, cut: Timestamp) -> Vec<Vec<Hint>> {
-    let today = CALENDAR.day(cut);
+    let (habits, means) = habits(rig, workload, cut);
+    let nodes: Vec<_> = (0..workload.buildings.len()).map(|building| rig.node(building)).collect();
+    let of = |habits: &AccountHabits| {
+        nodes.iter().map(|node| habits.hint(AccountId(0), *node, &means, true)).collect()
+    };
+    habits.iter().map(of).collect()
+}
+
+/// Everybody's habits in the 28 days before a time, and what the campus does.
+pub(super) fn habits(rig: &Rig, workload: &Workload, until: Timestamp) -> (Vec<AccountHabits>, CampusMeans) {
+    let today = CALENDAR.day(until);
     let from = BusinessDay(today.0 - 28);
     let mut habits = vec![BTreeMap::<_, HabitDay>::new(); workload.opening.len()];
     let mut turnover = BTreeMap::<_, (i64, i64)>::new();
-    for event in workload.between(CALENDAR.start(from), cut) {
+    for event in workload.between(CALENDAR.start(from), until) {
         let What::Buy { building, fen } = event.what else { continue };
         let day = CALENDAR.day(event.at);
         let key = (rig.node(usize::from(building)), day);
@@ -157,14 +167,11 @@ fn hints(rig: &Rig, workload: &Workload, cut: Timestamp) -> Vec<Vec<Hint>> {
         .map(|((node, day), (purchases, fen))| (node, day, purchases, fen))
         .collect();
     let means = CampusMeans::new(&days, &nodes);
-    habits
-        .into_iter()
-        .map(|days| {
-            let days: Vec<_> = days.into_iter().map(|((node, day), what)| (node, day, what)).collect();
-            let habits = AccountHabits::new(&days, &means, today);
-            nodes.iter().map(|node| habits.hint(AccountId(0), *node, &means, true)).collect()
-        })
-        .collect()
+    let of = |days: BTreeMap<_, HabitDay>| {
+        let days: Vec<_> = days.into_iter().map(|((node, day), what)| (node, day, what)).collect();
+        AccountHabits::new(&days, &means, today)
+    };
+    (habits.into_iter().map(of).collect(), means)
 }
 
 impl Gate for Sketch {

@@ -116,7 +116,7 @@ pub fn base(workload: &Workload, at: Timestamp) -> Result<Snapshot> {
     Ok(rig.snapshot())
 }
 
-/// Takes the history of a workload over, credits what everybody has at `from` (or what `stakes` says), and connects all:
+/// Takes the history of a workload over, connects all, and credits what everybody has at `from` (or what `stakes` says):
 /// rights are handed out.
 ///
 /// # Errors
@@ -136,6 +136,12 @@ pub fn stage(
     for (person, balance) in balances.iter_mut().enumerate() {
         *balance = stakes(person).unwrap_or(*balance);
     }
+    // Every building is there before there is money: what is free is split among all of them at once, not given to whoever
+    // is first.
+    for building in 0..workload.buildings.len() {
+        rig.connect(building)?;
+    }
+    rig.settle()?;
     let mut credits = Vec::new();
     for (person, balance) in (0_u32..).zip(&balances) {
         if *balance > 0 {
@@ -143,9 +149,6 @@ pub fn stage(
         }
     }
     rig.commands(credits)?;
-    for building in 0..workload.buildings.len() {
-        rig.connect(building)?;
-    }
     rig.settle()?;
     Ok((rig, Purses::new(balances)))
 }
@@ -188,4 +191,48 @@ fn import_history(rig: &mut Rig, workload: &Workload, policy: &Policy, until: Ti
         })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::frontier::college::{self, BUILDINGS, FIRST_DAY, HISTORY_DAYS, Outage};
+    use crate::frontier::mode::{Contender, habits};
+
+    #[test]
+    fn a_reference_is_split_by_habit_to_the_fen_whoever_connects_first() {
+        let at = CALENDAR.start(FIRST_DAY).plus_ms(i64::from(HISTORY_DAYS) * 86_400_000);
+        let outage = Outage { from: at, until: at, cut: vec![true; BUILDINGS.len()], topups: true };
+        let college = college::generate(5, 300, HISTORY_DAYS, &outage);
+        let workload = Workload {
+            buildings: BUILDINGS.iter().map(|name| NodeName::new(*name).unwrap()).collect(),
+            limits: vec![(Fen::new(2_000), Fen::new(5_000)); 300],
+            opening: college.opening,
+            events: college.events,
+        };
+        let base = base(&workload, CALENDAR.start(FIRST_DAY)).unwrap();
+        let policy = Contender::StrictReference.policy();
+        let (rig, purses) = stage(&base, &workload, &policy, at, |_| None).unwrap();
+        let nodes: Vec<_> = (0..BUILDINGS.len()).map(|building| rig.node(building)).collect();
+        let (habits, means) = habits(&rig, &workload, at);
+        let mut rights = BTreeMap::<i64, Vec<i64>>::new();
+        let mut statement = rig
+            .tables()
+            .prepare("SELECT account, SUM(out) FROM rights GROUP BY account, node ORDER BY 1, node")
+            .unwrap();
+        let mut rows = statement.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            let out = rights.entry(row.get(0).unwrap()).or_default();
+            out.push(row.get(1).unwrap());
+        }
+        for ((account, fen), habits) in (1..).zip(purses.fen()).zip(&habits) {
+            let split = habits.split(Fen::new(*fen), &nodes, &means);
+            let mut have = rights.remove(&account).unwrap_or_default();
+            have.retain(|out| *out > 0);
+            let want: Vec<i64> = split.iter().map(|part| part.get()).filter(|fen| *fen > 0).collect();
+            assert_eq!(have, want, "account {account} with {fen} fen");
+        }
+    }
 }
