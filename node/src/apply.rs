@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use feiqian_protocol::account::AccountSettings;
+use feiqian_protocol::account::{AccountSettings, Intent};
 use feiqian_protocol::balance::balance_deltas;
 use feiqian_protocol::campus::CampusConfig;
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::{Cursor, VerifiedCommit, verify};
 use feiqian_protocol::entry::{
-    AccountOpened, Actor, Body, CampusPublished, EpochEnd, Grant, PostedHead, Setting, ShareGrant,
+    AccountOpened, Actor, Body, CampusPublished, Entry, EpochEnd, Grant, PostedHead, Setting, ShareGrant,
     StandInGrant,
 };
 use feiqian_protocol::frame::Entries;
@@ -66,6 +67,11 @@ impl NodeCore {
             self.centre_cursor(log).ok_or_else(|| Fault::peer(format!("{log} is not for this node")))?;
         let Some((first, records)) = unknown_part(&from, &entries) else {
             self.acks.insert(log);
+            for record in entries.records.iter().filter(|_| planted(Canary::GrantAddedOnEveryDelivery)) {
+                if let Ok(Entry { body: Body::Grant(grant), .. }) = Entry::from_record(record) {
+                    self.apply_grant(&grant, false, &mut Touched::default())?;
+                }
+            }
             return Ok(());
         };
         let heads: Vec<_> = entries
@@ -272,7 +278,8 @@ impl NodeCore {
     }
 
     fn apply_shard(&mut self, shard: u8, body: Body, touched: &mut Touched) -> Result<(), Fault> {
-        for (account, wallet, amount) in balance_deltas(&body) {
+        let forgotten = planted(Canary::RefundForgotten) && matches!(body, Body::Refund(_));
+        for (account, wallet, amount) in balance_deltas(&body).into_iter().filter(|_| !forgotten) {
             check_fen(amount)?;
             self.store.add_posted(account, wallet, amount)?;
         }
@@ -280,6 +287,10 @@ impl NodeCore {
             Body::AccountOpened(opened) => self.open_account(&opened)?,
             Body::Setting(setting) => {
                 self.apply_setting(&setting)?;
+                if planted(Canary::LiftUnseen) && matches!(setting.intent, Intent::LiftLoss { .. }) {
+                    self.store.run("DELETE FROM hotlist").map_err(StoreError::from)?;
+                    self.losses.clear();
+                }
                 touched.accounts.insert(setting.account);
             }
             Body::Posted(posted) => self.settle(shard, &posted.heads)?,

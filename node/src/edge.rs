@@ -11,6 +11,7 @@ mod reversal;
 use std::collections::{BTreeMap, VecDeque};
 
 use feiqian_protocol::campus::{Merchant, Mode, Terminal};
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{Access, Actor, ActorKind, Body, Debit, Decline, Measured, Proof, TapRef};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, TerminalId, Wallet};
@@ -175,7 +176,8 @@ impl NodeCore {
             asks: Asks::default(),
             request,
         };
-        if let Some(row) = self.tap_row(&waiting.request.key)? {
+        let known = self.tap_row(&waiting.request.key)?.filter(|_| !planted(Canary::DedupeSkipped));
+        if let Some(row) = known {
             if row.used == TapUse::Tombstone {
                 let decision = self.write_decline(now, &waiting, None, Fen::ZERO, DeclineReason::Reversed)?;
                 answer(&waiting, decision, outputs);
@@ -336,7 +338,8 @@ impl NodeCore {
                 return self.write_decline(now, waiting, Some(account), purchase.amount, reason).map(Some);
             }
         };
-        let next = if self.link.is_up() && now.mono_ms < waiting.deadline_ms {
+        let asks = self.link.is_up() || planted(Canary::WaitsThoughCut);
+        let next = if asks && now.mono_ms < waiting.deadline_ms {
             waiting.asks.next(&short, &purse, &share)
         } else {
             Next::Decide
@@ -583,10 +586,11 @@ impl NodeCore {
                 first.get_or_insert((position, clock));
                 debits += 1;
             }
-            if counts {
+            if counts && !planted(Canary::AllowanceNotCounted) {
                 use_allowance(day, purchase.amount, &mut share, purchase.mode)?;
             }
-            if split.subsidy.is_positive() {
+            let debited = !planted(Canary::RightNotDebitedOnRetry) || waiting.tickets.len() == 1;
+            if split.subsidy.is_positive() && debited {
                 core.store.put_wallet(account, Wallet::Subsidy, &purse.subsidy)?;
             }
             if split.stand_in.is_positive() && purchase.mode == Mode::Hybrid {
@@ -609,7 +613,8 @@ impl NodeCore {
                 debits,
             };
             let from_cash = (split.cash + split.stand_in).is_positive();
-            core.put_recent(&request.key, &row, (from_cash || counts).then_some((&purse.cash, &share)))?;
+            let spent = (from_cash || counts) && debited;
+            core.put_recent(&request.key, &row, spent.then_some((&purse.cash, &share)))?;
             Ok(row.decision())
         })
     }

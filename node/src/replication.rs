@@ -3,6 +3,7 @@
 //! Everything sent here is released after the step's commit. Money moves only by entries: asks, noes, recalls and marks may
 //! be lost with the link and are then simply said again.
 
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::{Countersignature, Cursor, LogWriter, verify};
 use feiqian_protocol::entry::{Actor, PostedHead, Release, ShareRelease};
 use feiqian_protocol::frame::{
@@ -314,6 +315,11 @@ impl NodeCore {
             None if self.damage.is_some() => Link::Damaged(link, hello.session),
             None => Link::Up(link, hello.session),
         };
+        if planted(Canary::StandInRefreshedByFlap) {
+            self.store
+                .run("UPDATE wallets SET stand_in_left = stand_in_granted")
+                .map_err(StoreError::from)?;
+        }
         self.sender = Sender::default();
         self.sender.open(own, hello.log.position, end);
         if hello.log.position < self.state.saved.acked {
@@ -558,7 +564,8 @@ impl NodeCore {
             Unit::Wallet(wallet) => {
                 let mut purse = self.store.purse(account)?;
                 let state = purse.wallet_mut(wallet);
-                let amount = state.row.unspent.min(recall.amount);
+                let there = state.row.unspent.min(recall.amount);
+                let amount = if planted(Canary::RecallBeyondUnspent) { recall.amount } else { there };
                 if !amount.is_positive() {
                     return Ok(());
                 }

@@ -33,6 +33,7 @@ pub(crate) mod taps;
 use std::cell::RefCell;
 use std::time::Duration;
 
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::Countersignature;
 use feiqian_protocol::frame::RefusalReason;
 use feiqian_protocol::ids::{Epoch, LogId};
@@ -208,7 +209,8 @@ impl Store {
         connection.busy_timeout(Duration::from_secs(10))?;
         // A memory database answers "memory" here; that is for tests, and the rest holds all the same.
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
+        let synchronous = if planted(Canary::SynchronousNormal) { "NORMAL" } else { "FULL" };
+        connection.pragma_update(None, "synchronous", synchronous)?;
         // What taps touch again and again is some megabytes; a node is to stay small.
         connection.pragma_update(None, "cache_size", -24_576)?;
         // A tap touches pages all over the file, and the same ones again soon: the later they go from the log to their place,
@@ -303,6 +305,9 @@ impl Store {
 
     /// Starts the transaction of a step; its one writer is this connection.
     pub(crate) fn begin(&self) -> Result<(), StoreError> {
+        if planted(Canary::AnswerBeforeCommit) && !self.connection.is_autocommit() {
+            self.run("COMMIT")?;
+        }
         self.run("BEGIN IMMEDIATE")?;
         let mut cards = self.cards.borrow_mut();
         if cards.touched() {
@@ -318,7 +323,9 @@ impl Store {
 
     /// Ends it.
     pub(crate) fn commit(&self) -> Result<(), StoreError> {
-        self.run("COMMIT")?;
+        if !planted(Canary::AnswerBeforeCommit) {
+            self.run("COMMIT")?;
+        }
         self.cards.borrow_mut().committed();
         self.recent.borrow_mut().committed();
         Ok(())
@@ -363,7 +370,7 @@ impl Store {
         error.concerns_one_input() && !self.connection.is_autocommit()
     }
 
-    fn run(&self, sql: &str) -> Result<(), rusqlite::Error> {
+    pub(crate) fn run(&self, sql: &str) -> Result<(), rusqlite::Error> {
         self.connection.prepare_cached(sql)?.execute([]).map(|_| ())
     }
 

@@ -12,6 +12,8 @@ use rust_decimal::prelude::ToPrimitive;
 use rust_decimal::{Decimal, RoundingStrategy};
 use serde::{Deserialize, Serialize};
 
+use crate::canary::{Canary, planted};
+
 /// An amount in fen (1/100 yuan, ISO 4217 CNY minor units). Signed: balances and deltas may be negative.
 #[derive(
     Clone, Copy, Debug, Decode, Default, Deserialize, Encode, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
@@ -172,11 +174,16 @@ impl UnitPrice {
         self.0
             .checked_mul(Decimal::from(quantity))
             .and_then(|yuan| yuan.checked_mul(Decimal::ONE_HUNDRED))
-            .map(|fen| fen.round_dp_with_strategy(0, RoundingStrategy::MidpointAwayFromZero))
+            .map(|fen| if planted(Canary::RoundedTwice) { half_up(fen, 1) } else { fen })
+            .map(|fen| half_up(fen, 0))
             .and_then(|fen| fen.to_i64())
             .map(Fen)
             .ok_or(MoneyError::Overflow)
     }
+}
+
+fn half_up(fen: Decimal, decimals: u32) -> Decimal {
+    fen.round_dp_with_strategy(decimals, RoundingStrategy::MidpointAwayFromZero)
 }
 
 impl fmt::Display for UnitPrice {

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::canary::{Canary, planted};
 use crate::entry::{Debit, Grant, Release, Reversal, ShareGrant, ShareRelease, TakenIn};
 use crate::ids::{AccountId, Epoch, Wallet};
 use crate::money::Fen;
@@ -82,7 +83,7 @@ impl Row {
             return Err(RightsError::Total { held: self.granted, got: grant.total });
         }
         self.granted = grant.total;
-        self.unspent += more;
+        self.unspent += if planted(Canary::GrantAddedOnEveryDelivery) { grant.amount } else { more };
         Ok(())
     }
 
@@ -127,6 +128,9 @@ impl Row {
             }
         }
         self.unspent += reversal.right_back;
+        if planted(Canary::ReversalRestoresStandIn) {
+            self.stand_in_left += reversal.stand_in_home;
+        }
         Ok(())
     }
 
@@ -138,7 +142,12 @@ impl Row {
         if self.released + release.amount != release.released_total {
             return Err(RightsError::Total { held: self.released, got: release.released_total });
         }
-        take(&mut self.unspent, release.amount)?;
+        let amount = if planted(Canary::RecallBeyondUnspent) {
+            release.amount.min(self.unspent)
+        } else {
+            release.amount
+        };
+        take(&mut self.unspent, amount)?;
         self.released = release.released_total;
         Ok(())
     }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::canary::{Canary, planted};
 use crate::chain::{Cursor, SignedHead};
 use crate::frame::{Entries, NodeHello, PROTOCOL_VERSION, RefusalReason};
 use crate::ids::{InstitutionId, LogId, NodeId};
@@ -259,13 +260,13 @@ pub fn judge_hello(hello: &NodeHello, known: &KnownNode) -> Result<(), RefusalRe
         std::cmp::Ordering::Equal => known.ingested.hash != hello.log.hash,
         std::cmp::Ordering::Greater => false,
     };
-    if log_differs {
+    if log_differs && !planted(Canary::ForkAccepted) {
         return Err(RefusalReason::ForkedLog);
     }
     if hello.log.position < known.ingested.position {
         return Err(RefusalReason::ShortLog);
     }
-    if hello.to_node.position < known.to_node_acked {
+    if hello.to_node.position < known.to_node_acked && !planted(Canary::StaleGrantsAccepted) {
         return Err(RefusalReason::StaleGrants);
     }
     Ok(())

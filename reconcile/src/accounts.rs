@@ -9,6 +9,7 @@ use feiqian_protocol::account::{
     AccountError, AccountSettings, CardStatus, Document, Intent, NewAccount, actor_id,
 };
 use feiqian_protocol::campus::{CampusConfig, Mode};
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::unhex;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{
@@ -318,7 +319,7 @@ impl Round<'_> {
                 accounts::insert_loss(self.db, &card, &loss, account, time)?;
                 self.state.cards_lost.insert(card.clone());
                 let notice = LossNotice { account, card, log, position };
-                for link in self.sessions() {
+                for link in self.sessions().into_iter().filter(|_| !planted(Canary::LossBehindBulk)) {
                     self.outputs.push(Output::Send(link, Frame::LossNotice(notice.clone())));
                 }
             }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::entry::{Actor, Bearer, CaseMoved, CaseReason, EntryRef};
 use feiqian_protocol::ids::{AccountId, Wallet};
 use feiqian_protocol::money::Fen;
@@ -64,7 +65,12 @@ impl Round<'_> {
         }
         let horizon = self.horizon();
         for case in &mut cases {
-            case.opened = targets.get(&case.debit).copied().unwrap_or_default();
+            let target = targets.get(&case.debit).copied().unwrap_or_default();
+            case.opened = match case.opened {
+                opened if planted(Canary::CaseOpenedAgain) => opened + target,
+                opened if planted(Canary::LateEntryUnsettlesCase) => opened.max(target),
+                _ => target,
+            };
             // A holder who has paid for what turned out not to be overspent has it back in the funds.
             case.recovered = case.recovered.min(case.opened);
             if case.order_key < horizon {

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use feiqian_protocol::campus::{CampusConfig, Mode, Policy};
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::LogWriter;
 use feiqian_protocol::entry::{Actor, Body, Delta, EntryRef, Posted, PostedHead, Refund};
 use feiqian_protocol::frame::Frame;
@@ -18,7 +19,7 @@ use feiqian_protocol::limits::{DELTAS_PER_POSTED_MAX, SHARDS};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::snapshot::SignedSnapshot;
 use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Timestamp};
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, DropBehavior, TransactionBehavior};
 
 use crate::asks::{AskQueue, Debts};
 use crate::escrow::{HandOut, PendingGrants, Sweep};
@@ -233,12 +234,19 @@ impl ReconcileCore {
     }
 
     fn run(&mut self, now: Now, inputs: Vec<Input>) -> Result<Vec<Output>, StoreError> {
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if planted(Canary::AckBeforeCommit) && !self.connection.is_autocommit() {
+            self.connection.execute_batch("COMMIT")?;
+        }
+        let mut transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut round = Round::begin(&transaction, &mut self.state, now)?;
         for input in inputs {
             round.handle(input)?;
         }
         let released = round.finish()?;
+        if planted(Canary::AckBeforeCommit) {
+            transaction.set_drop_behavior(DropBehavior::Ignore);
+            return Ok(released);
+        }
         transaction.commit()?;
         Ok(released)
     }

@@ -10,6 +10,7 @@
 //! row that the centre counts is posted in full, and the excess is unbacked.
 
 use feiqian_protocol::campus::Mode;
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::{
     ChainError, Cursor, Piece, SignedHead, VerifiedCommit, VerifiedEntry, salvage, verify_prefix,
 };
@@ -98,6 +99,7 @@ impl Round<'_> {
         let proven = verify_prefix(own, &from, frame.first, records, &frame.heads, &key);
         let taken = self.take_pieces(log, node, proven.commits.into_iter().map(Piece::Commit))?;
         match (taken, proven.fault) {
+            (taken, Some(ChainError::Fork { .. })) if planted(Canary::ForkAccepted) => Ok(taken),
             (Ingest::Taken(_), Some(ChainError::Fork { .. })) => Ok(Ingest::Forked),
             (Ingest::Taken(_), Some(error)) => Ok(Ingest::Refused(error.to_string())),
             (taken, _) => Ok(taken),
@@ -138,6 +140,11 @@ impl Round<'_> {
                     && self.known_hash(log, own, last.position)? != Some(last.hash)
                 {
                     return Ok(Ingest::Forked);
+                }
+                for known in commit.entries.iter().filter(|_| planted(Canary::ReleaseCountedTwice)) {
+                    if matches!(known.entry.body, Body::Release(_)) {
+                        self.act_on(log, known.position, self.state.time, &known.entry)?;
+                    }
                 }
                 continue;
             };
@@ -376,7 +383,7 @@ impl Round<'_> {
                 open: false,
             };
         }
-        RowOf { node: place.node, epoch, open: epoch == open }
+        RowOf { node: place.node, epoch, open: epoch == open || planted(Canary::LateEntryAsUsual) }
     }
 
     fn own_day(&self, order_key: Timestamp) -> BusinessDay {
@@ -476,7 +483,8 @@ impl Round<'_> {
         }
         let refundable = entry.actor.proof != Proof::CardAndPin
             && self.is_after_report(&debit.card, place.order_key, account, place.at)?;
-        if refundable {
+        let late = planted(Canary::LossOnlyWhereHeard) && self.state.time.ms_since(place.order_key) > 1_000;
+        if refundable && !late {
             self.refund_after_loss(place.at, account, wallet, movement)
         } else {
             money::put_movement(self.db, account, wallet, place.at, &movement)

@@ -9,6 +9,7 @@
 //! An enrolment anew is a new node number under the old name: its log and the centre's stream for it begin empty, one key
 //! signs one log, and whatever the old disk still uploads is posted as what it is, entries of a closed epoch.
 
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::{Countersignature, Cursor};
 use feiqian_protocol::entry::{Actor, Anchor};
 use feiqian_protocol::frame::{
@@ -252,7 +253,9 @@ impl Round<'_> {
             link.hello = Some(hello.clone());
         }
         let reason = match (verdict, node.state) {
-            (_, NodeState::Retired) => Err(RefusalReason::Incarnation),
+            (_, NodeState::Retired) if !planted(Canary::StaleIncarnationAccepted) => {
+                Err(RefusalReason::Incarnation)
+            }
             (Ok(()), NodeState::Refused) => Err(reason_of(node.reason.as_deref())),
             (verdict, _) => verdict,
         };
@@ -393,6 +396,10 @@ impl Round<'_> {
         let anchor = self.append(to_node, Actor::centre(), Anchor { session, time })?;
         self.fresh = false;
         self.state.gathered.due_now();
+        #[cfg(feature = "canaries")]
+        if planted(Canary::GrantResentAfterRestart) {
+            self.count_under_way_again(node_id)?;
+        }
         let institution = self.state.identity.institution;
         let mut shards = Vec::new();
         for log in (0..SHARDS).map(|shard| LogId::shard(institution, shard)) {

@@ -13,6 +13,8 @@ use crate::bench;
 use crate::campus::layout::Layout;
 use crate::campus::plan::{Kill, Loss, Outage};
 use crate::campus::{self, Options, Usage, check, process};
+#[cfg(feature = "canaries")]
+use crate::canaries;
 use crate::outcome::SimMode;
 use crate::plan::Plan;
 use crate::scenario::{BUILT_IN, Scenario, ScenarioError, Workload};
@@ -40,6 +42,9 @@ enum Command {
     Twice(TwiceArguments),
     /// Makes a failing seed small, and writes what is left as a scenario of fixed events.
     Shrink(ShrinkArguments),
+    /// Plants bugs in the code that ships, one at a time, and fails where no promise catches one. Only in a simulator that was
+    /// built with `--features canaries`.
+    Canaries(CanariesArguments),
     /// Lists the scenarios that come with the simulator.
     Scenarios(ScenariosArguments),
     /// Draws false declines against overspend: the same taps under the same outages with every mode and with settings of the
@@ -180,6 +185,26 @@ struct ShrinkArguments {
 }
 
 #[derive(Debug, Args)]
+#[cfg_attr(not(feature = "canaries"), expect(dead_code, reason = "there is nothing to run"))]
+struct CanariesArguments {
+    /// The seeds in which each must show, half-open.
+    #[arg(long, value_name = "A..B", default_value = "0..200", value_parser = seeds)]
+    seeds: std::ops::Range<u64>,
+    /// Only these.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// In this scenario, instead of the one that shows each soonest.
+    #[arg(long, value_name = "SCENARIO")]
+    scenario: Option<String>,
+    /// Processes at the same time; one per core where absent.
+    #[arg(long, value_name = "J")]
+    jobs: Option<usize>,
+    /// Writes what was found here.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 struct ScenariosArguments {
     /// Prints the file of this one.
     name: Option<String>,
@@ -235,19 +260,23 @@ pub fn main() -> ExitCode {
             end_with_driver();
             frontier::work(arguments)
         }
-        Some(sweep::WORKER) => {
-            end_with_driver();
-            let arguments: Vec<String> =
-                arguments.skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
-            match sweep::work(&arguments) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("feiqian-sim: {error:#}");
-                    ExitCode::FAILURE
-                }
-            }
-        }
+        Some(sweep::WORKER) => work(arguments, sweep::work),
+        #[cfg(feature = "canaries")]
+        Some(canaries::WORKER) => work(arguments, canaries::work),
         _ => run(Arguments::parse_from(program.into_iter().chain(arguments))),
+    }
+}
+
+/// A worker process of a command that has many.
+fn work(arguments: impl Iterator<Item = OsString>, work: fn(&[String]) -> Result<()>) -> ExitCode {
+    let arguments: Vec<String> =
+        arguments.skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    match work(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("feiqian-sim: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -360,6 +389,7 @@ async fn execute(command: Command) -> Result<bool> {
             }
             Ok(true)
         }
+        Command::Canaries(arguments) => find_canaries(arguments).await,
         Command::Scenarios(ScenariosArguments { name, json }) => list_scenarios(name.as_deref(), json),
         Command::Frontier(arguments) => {
             let frontier = frontier::run(&arguments).await?;
@@ -445,6 +475,27 @@ async fn run_scenario(arguments: RunArguments) -> Result<bool> {
         std::fs::write(&file, page).with_context(|| file.display().to_string())?;
     }
     Ok(outcome.good())
+}
+
+#[cfg(feature = "canaries")]
+async fn find_canaries(arguments: CanariesArguments) -> Result<bool> {
+    let CanariesArguments { seeds, only, scenario, jobs, json } = arguments;
+    let known = canaries::names();
+    if let Some(unknown) = only.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(Usage(format!("there is no canary {unknown:?} ({})", known.join(", "))).into());
+    }
+    let jobs =
+        jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get));
+    let report = canaries::run(&canaries::Wanted { seeds, only, scenario, jobs }).await?;
+    print!("{}", report.table());
+    write_json(json.as_deref(), &report)?;
+    Ok(report.good())
+}
+
+#[cfg(not(feature = "canaries"))]
+async fn find_canaries(_: CanariesArguments) -> Result<bool> {
+    let message = "this simulator has no planted bugs: cargo run --release -p feiqian-sim --features canaries -- canaries";
+    Err(Usage(message.to_owned()).into())
 }
 
 fn list_scenarios(name: Option<&str>, json: bool) -> Result<bool> {

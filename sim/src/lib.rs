@@ -10,6 +10,8 @@
 
 pub mod bench;
 pub mod campus;
+#[cfg(feature = "canaries")]
+pub mod canaries;
 pub mod cli;
 pub mod frontier;
 pub mod full;

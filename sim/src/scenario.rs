@@ -217,6 +217,7 @@ built_in! {
     "centre-restored",
     "retired-bus",
     "loss-during-outage",
+    "loss-behind-backlog",
     "everyone-everywhere",
     "term-start",
     "slow-uplink",

@@ -12,6 +12,7 @@ mod audit;
 mod checks;
 mod clock;
 mod faults;
+mod heard;
 mod hosts;
 mod links;
 mod network;
@@ -29,7 +30,7 @@ use anyhow::Result;
 use audit::Audit;
 use ed25519_dalek::SigningKey;
 use feiqian_node::io as node_io;
-use feiqian_protocol::ids::LogId;
+use feiqian_protocol::ids::{LogId, NodeId};
 use feiqian_protocol::time::Timestamp;
 use feiqian_reconcile::io as centre_io;
 pub(crate) use hosts::Trust;
@@ -121,6 +122,8 @@ enum Event {
     /// An end has heard nothing for its idle timeout; the number is that of the break.
     GiveUp(u64, End, u32),
     Heal(u32),
+    /// A building must have heard of a loss.
+    LossHeard(heard::ToHear),
     ReleaseCentre(u32, Vec<centre_io::Output>),
     ReleaseNode(usize, u32, Vec<node_io::Output>),
     /// A terminal looks whether it has an answer.
@@ -218,6 +221,10 @@ struct World<'p> {
     commands: BTreeMap<u64, Wanted>,
     /// Actions that the centre has confirmed, each with its loss report, where it is one.
     confirmed: BTreeMap<usize, Option<usize>>,
+    /// When a lift of an account's loss was last asked for, by the account's index.
+    lifts: BTreeMap<usize, u64>,
+    /// Nodes whose disk was put back from a copy that shows at the next Hello.
+    shown_copies: BTreeSet<NodeId>,
     /// How far logs were ingested when the step of a loss report had ended, by its ticket.
     ingested_at: BTreeMap<u64, BTreeMap<LogId, u64>>,
     faults: Vec<faults::State>,
@@ -266,6 +273,8 @@ impl<'p> World<'p> {
                 .collect(),
             commands: BTreeMap::new(),
             confirmed: BTreeMap::new(),
+            lifts: BTreeMap::new(),
+            shown_copies: BTreeSet::new(),
             ingested_at: BTreeMap::new(),
             faults: plan.faults.iter().map(|_| faults::State::default()).collect(),
             healed: false,
@@ -361,6 +370,7 @@ impl<'p> World<'p> {
             Event::FaultEnd(index) => self.end_fault(index)?,
             Event::GiveUp(link, end, breaks) => self.give_up(link, end, breaks),
             Event::Heal(stage) => self.heal(stage)?,
+            Event::LossHeard(to_hear) => self.check_loss_heard(&to_hear)?,
             Event::ReleaseCentre(life, outputs) => self.release_centre(life, outputs),
             Event::ReleaseNode(site, life, outputs) => self.release_node(site, life, outputs),
             Event::Resend(index) => self.resend(index),

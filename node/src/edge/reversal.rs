@@ -5,6 +5,7 @@
 //! tombstone, which declines the tap when it comes; it is answered as approved with nothing given back, and since no card
 //! is known then, with account 0.
 
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::entry::{Body, Delta, Proof, Reversal, Tombstone};
 use feiqian_protocol::ids::{AccountId, CardNumber};
 use feiqian_protocol::limits::AMOUNT_FEN_MAX;
@@ -129,7 +130,7 @@ impl NodeCore {
             };
             core.put_tap_row(&request.key, &row)?;
             let decision = row.decision();
-            if let Some(original) = unseen {
+            if let Some(original) = unseen.filter(|_| !planted(Canary::TombstoneIgnored)) {
                 row.used = TapUse::Tombstone;
                 row.digest = None;
                 core.put_tap_row(original, &row)?;
@@ -210,7 +211,8 @@ impl NodeCore {
         debit: &DebitRow,
         part: Fen,
     ) -> Result<Reversal, StoreError> {
-        let epoch = self.state.saved.epoch;
+        let named = planted(Canary::ReversalNamesDebitsEpoch);
+        let epoch = if named { debit.epoch } else { self.state.saved.epoch };
         let same_epoch = debit.epoch == epoch;
         let (right_back, right_home, stand_in_home) =
             split_reversal(part, debit.right_rest, debit.stand_in_rest, same_epoch)

@@ -8,7 +8,7 @@ use feiqian_protocol::entry::{Body, Entry};
 use feiqian_protocol::ids::{AccountId, CardNumber, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 
 use super::INSTITUTION;
 use crate::vfs::Disk;
@@ -207,6 +207,68 @@ impl CentreTables {
             Ok((wallet_of(row, 7)?, case))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// What every wallet's movements, in the order in which they are replayed, have brought below zero beyond what was owed
+    /// already: the sum of what its cases must be opened with.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn overspent(&self) -> Result<BTreeMap<(AccountId, Wallet), Fen>> {
+        // Streams of the centre have no writer, and come first.
+        let mut statement = self.connection().prepare_cached(
+            "SELECT account, wallet, amount + reversed + refunded, recovered FROM movements
+             ORDER BY account, wallet, order_key, log >> 32 <> 0, log, position",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut overspent: BTreeMap<(AccountId, Wallet), Fen> = BTreeMap::new();
+        let (mut of, mut balance, mut owed) = (None, Fen::ZERO, Fen::ZERO);
+        while let Some(row) = rows.next()? {
+            let key = (AccountId(row.get::<_, i64>(0)? as u64), wallet_of(row, 1)?);
+            if of.replace(key) != Some(key) {
+                (balance, owed) = (Fen::ZERO, Fen::ZERO);
+            }
+            balance += fen(row, 2)?;
+            owed = (owed - fen(row, 3)?).or_zero();
+            let more = -balance - owed;
+            if more.is_positive() {
+                owed += more;
+                *overspent.entry(key).or_default() += more;
+            }
+        }
+        Ok(overspent)
+    }
+
+    /// How far a node's log is ingested, and how much of the centre's stream for it the node has acknowledged.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn acknowledged(&self, node: NodeId) -> Result<(u64, u64)> {
+        let acked = "SELECT to_node_acked FROM nodes WHERE node = ?1";
+        let acked: i64 = self.connection().query_row(acked, [node.0], |row| row.get(0))?;
+        let ingested = "SELECT coalesce(max(position), 0) FROM logs WHERE log = ?1";
+        let ingested: i64 =
+            self.connection().query_row(ingested, [node_log(node).key()], |row| row.get(0))?;
+        Ok((ingested as u64, acked as u64))
+    }
+
+    /// What was declared to be out when an epoch of a node was closed; `None` where it was not.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn declared(&self, node: NodeId, epoch: u32) -> Result<Option<Fen>> {
+        let sql = "SELECT out FROM closings WHERE node = ?1 AND epoch = ?2";
+        Ok(self.connection().query_row(sql, (node.0, epoch), |row| fen(row, 0)).optional()?)
+    }
+
+    /// A node's open epoch, as the centre has it.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn open_epoch(&self, node: NodeId) -> Result<u32> {
+        Ok(self
+            .connection()
+            .query_row("SELECT epoch FROM nodes WHERE node = ?1", [node.0], |row| row.get(0))?)
     }
 
     /// Declared heads of closed epochs: node, epoch, position.
@@ -418,6 +480,17 @@ impl NodeTables {
     /// Where it cannot be read.
     pub fn epoch(&self) -> Result<u32> {
         Ok(self.connection().query_row("SELECT epoch FROM state", [], |row| row.get(0))?)
+    }
+
+    /// True where taps of the card are declined for a loss, or for good.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn is_lost(&self, card: &CardNumber) -> Result<bool> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT 1 FROM hotlist WHERE card = ?1 UNION SELECT 1 FROM cards WHERE card = ?1 AND status <> 0",
+        )?;
+        Ok(statement.exists([card.as_str()])?)
     }
 
     /// Sorted heads of every account's document.

@@ -79,6 +79,8 @@ pub struct Books {
     pub to_nodes: Vec<Arc<Vec<Entry>>>,
     /// Cases.
     pub cases: Vec<(Wallet, Case)>,
+    /// What replaying each wallet's movements says that its cases must be opened with.
+    pub overspent: BTreeMap<(AccountId, Wallet), Fen>,
     /// What was out at the declared heads of epochs that the centre closed by itself.
     pub closed_by_force: Fen,
     /// Heads that were declared: node, epoch, position.
@@ -120,6 +122,7 @@ impl Books {
             wallets: centre.wallets()?,
             rights: centre.rights()?,
             cases: centre.cases_by_wallet()?,
+            overspent: centre.overspent()?,
             closed_by_force: centre.closed_by_force()?,
             closings: centre.closings()?,
             faults: centre.faults()?,
@@ -341,7 +344,8 @@ fn views(books: &Books) -> Checked {
     Ok(())
 }
 
-fn row_views(books: &Books, node: &NodeBooks) -> Checked {
+/// The rows of a node's open epoch, and what is under way: right and stand-in that the centre must assume is there.
+pub fn rows_there(node: &NodeBooks) -> BTreeMap<(AccountId, Wallet), (Fen, Fen)> {
     let mut rows: BTreeMap<(AccountId, Wallet), (Fen, Fen)> = BTreeMap::new();
     for (key, held) in &node.rows {
         rows.insert(*key, (held.unspent, held.stand_in_left));
@@ -376,6 +380,11 @@ fn row_views(books: &Books, node: &NodeBooks) -> Checked {
             _ => {}
         }
     }
+    rows
+}
+
+fn row_views(books: &Books, node: &NodeBooks) -> Checked {
+    let mut rows = rows_there(node);
     for key in books.rights.keys().filter(|key| key.2 == node.node.0 && key.3 == node.epoch) {
         rows.entry((key.0, key.1)).or_default();
     }
@@ -470,11 +479,13 @@ fn allowance(books: &Books) -> Checked {
     Ok(())
 }
 
-/// What funds are below zero, open cases amount to exactly, at every moment.
+/// What funds are below zero, open cases amount to exactly, at every moment; and no fen was ever opened twice.
 fn cases(books: &Books) -> Checked {
     let mut owed: BTreeMap<(AccountId, Wallet), Fen> = BTreeMap::new();
+    let mut opened: BTreeMap<(AccountId, Wallet), Fen> = BTreeMap::new();
     for (wallet, case) in books.cases.iter().filter(|(_, case)| case.reason != CaseReason::Loss as u8) {
         *owed.entry((case.account, *wallet)).or_default() += case.opened - case.recovered;
+        *opened.entry((case.account, *wallet)).or_default() += case.opened;
         promise!(
             !case.opened.is_negative() && !case.recovered.is_negative() && case.recovered <= case.opened,
             Cases,
@@ -485,6 +496,13 @@ fn cases(books: &Books) -> Checked {
         let owed = owed.get(key).copied().unwrap_or_default();
         let short = (-held.funds).or_zero();
         promise!(owed == short, Cases, "{key:?} is short of {short}, its open cases amount to {owed}");
+        let opened = opened.get(key).copied().unwrap_or_default();
+        let overspent = books.overspent.get(key).copied().unwrap_or_default();
+        promise!(
+            opened == overspent,
+            Cases,
+            "{key:?} was overspent by {overspent}, its cases were opened with {opened}"
+        );
     }
     Ok(())
 }

@@ -57,6 +57,7 @@ fn moved(logs: &[Arc<Vec<Entry>>]) -> BTreeMap<TapKey, Moved> {
 /// What is lost, doubled or made up.
 pub fn check(ledger: &Ledger, sites: &[usize], logs: &[Arc<Vec<Entry>>], at_centre: bool) -> Checked {
     let mut by_key = moved(logs);
+    reversals(ledger, sites, &by_key, at_centre)?;
     for request in ledger.requests.iter().filter(|request| sites.contains(&request.site)) {
         let found = by_key.remove(request.sent.key()).unwrap_or_default();
         let total = found.taken + found.back;
@@ -92,6 +93,64 @@ pub fn check(ledger: &Ledger, sites: &[usize], logs: &[Arc<Vec<Entry>>], at_cent
         return Err(Finding::new(Promise::History, format!("nobody asked for {key:?}: {moved:?}")));
     }
     Ok(())
+}
+
+/// What a terminal was told is taken back is taken back whole, also where the reversal was there before its tap.
+fn reversals(ledger: &Ledger, sites: &[usize], by_key: &BTreeMap<TapKey, Moved>, at_centre: bool) -> Checked {
+    let mut back: BTreeMap<&TapKey, Fen> = BTreeMap::new();
+    let here = || ledger.requests.iter().filter(|request| sites.contains(&request.site));
+    for request in here() {
+        if let Sent::Reversal(reversal) = &request.sent
+            && let Some(moved) = by_key.get(&reversal.key)
+        {
+            *back.entry(&reversal.original).or_default() += moved.back;
+        }
+    }
+    for request in here().filter(|request| !request.may_be_lost && request.approved().is_some()) {
+        let Sent::Reversal(reversal) = &request.sent else { continue };
+        let original = ledger.find(request.site, &reversal.original);
+        if reversal.amount.is_some() || original.is_none_or(|original| original.may_be_lost) {
+            continue;
+        }
+        let taken = by_key.get(&reversal.original).copied().unwrap_or_default().taken;
+        let back = back.get(&reversal.original).copied().unwrap_or_default();
+        if taken != back {
+            let text = format!("of {:?}, which took {taken}, {back} came back", reversal.original);
+            return Err(broken(Promise::ExactlyOnce, request, at_centre, &text));
+        }
+    }
+    Ok(())
+}
+
+/// What was measured is paid by the price list: the price of the holder's class times the quantity, half a fen up.
+///
+/// # Errors
+/// The first tap that took something else.
+pub fn prices(plan: &Plan, ledger: &Ledger, books: &Books) -> Checked {
+    let logs: Vec<_> = books.nodes.iter().flat_map(|node| node.logs.iter().cloned()).collect();
+    let by_key = moved(&logs);
+    for request in &ledger.requests {
+        let Sent::Tap(tap) = &request.sent else { continue };
+        let (TapKind::Quantity(quantity), Some(told)) = (tap.kind, request.approved()) else { continue };
+        let account = plan.accounts.iter().find(|account| account.card == tap.card);
+        let price = account.and_then(|account| plan.tariff.get(&account.patron_class));
+        let due = price.and_then(|price| price_of(&price.to_string(), quantity));
+        let taken = by_key.get(&tap.key).map_or(told, |moved| moved.taken);
+        if due != Some(taken) || taken != told {
+            let text = format!("took {taken} for {quantity} at {price:?}, which is {due:?}");
+            return Err(broken(Promise::ExactlyOnce, request, false, &text));
+        }
+    }
+    Ok(())
+}
+
+/// A quantity at a price in yuan, as digits say it.
+fn price_of(yuan: &str, quantity: u32) -> Option<Fen> {
+    let (whole, decimals) = yuan.split_once('.').unwrap_or((yuan, ""));
+    let digits: i64 = format!("{whole}{decimals}").parse().ok()?;
+    let scale = 10_i64.checked_pow(u32::try_from(decimals.len()).ok()?)?;
+    let hundredths = digits.checked_mul(i64::from(quantity))?.checked_mul(100)?;
+    Some(Fen::new((2 * hundredths + scale).div_euclid(2 * scale)))
 }
 
 fn broken(promise: Promise, request: &Request, at_centre: bool, what: &str) -> Finding {
@@ -265,4 +324,19 @@ fn credits(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prices_are_multiplied_before_they_are_rounded() {
+        assert_eq!(price_of("0.024", 552), Some(Fen::new(1_325)), "13.248 yuan");
+        assert_eq!(price_of("0.0145", 100), Some(Fen::new(145)));
+        assert_eq!(price_of("0.00445", 1_000), Some(Fen::new(445)));
+        assert_eq!(price_of("0.005", 1), Some(Fen::new(1)), "half a fen goes up");
+        assert_eq!(price_of("0.0049", 1), Some(Fen::ZERO));
+        assert_eq!(price_of("2", 3), Some(Fen::new(600)));
+    }
 }

@@ -68,6 +68,61 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Notes a disk that was put back from a copy, where the next Hello shows that.
+    pub(super) fn note_shown_copy(&mut self, site: usize) {
+        // What cannot be read will not say Hello.
+        if self.is_behind(site).unwrap_or(false) {
+            self.shown_copies.insert(self.sites[site].identity.node);
+        }
+    }
+
+    /// True where a disk holds less than the centre has ingested of its log, or than was acknowledged of the centre's stream.
+    fn is_behind(&mut self, site: usize) -> Result<bool> {
+        let node = self.sites[site].identity.node;
+        let tables = self.node_tables(site)?;
+        let (log, stream) = (tables.entries(node_log(node))?.len(), tables.entries(to_node_log(node))?.len());
+        let (ingested, acked) = self.centre_tables()?.acknowledged(node)?;
+        Ok((log as u64) < ingested || (stream as u64) < acked)
+    }
+
+    /// A copy that shows is refused.
+    fn check_copies(&mut self) -> Result<()> {
+        for node in self.shown_copies.clone() {
+            if !self.centre.copied && self.state_of(node)? == "open" {
+                self.violated(
+                    Promise::History,
+                    format!("node {node} runs on a restored copy, and was not refused"),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The right that is with a building's node, or under way to or from it, where its epoch is the one that the centre has.
+    pub(super) fn right_there(&mut self, building: usize) -> Option<(NodeId, u32, Fen)> {
+        let node = self.sites[self.buildings[building].site].identity.node;
+        if self.centre.copied || self.centre.core.is_none() {
+            return None;
+        }
+        let books = self.books().ok()?;
+        let held = books.nodes.iter().find(|books| books.node == node && books.sound)?;
+        let right = books::rows_there(held).values().map(|row| row.0).sum();
+        let open = self.centre_tables().ok()?.open_epoch(node).ok()?;
+        (open == held.epoch).then_some((node, open, right))
+    }
+
+    /// What is declared to be out when an epoch is closed by force is what was there.
+    pub(super) fn check_declared(&mut self, there: Option<(NodeId, u32, Fen)>) {
+        let Some((node, epoch, right)) = there else { return };
+        let declared = self.centre_tables().and_then(|centre| centre.declared(node, epoch));
+        if let Ok(Some(declared)) = declared
+            && declared != right
+        {
+            let text = format!("node {node} was closed with {right} there, and {declared} were declared");
+            self.violated(Promise::NoOverspend, text);
+        }
+    }
+
     /// The keys that the centre has of a site's log.
     pub(super) fn known_to_centre(&mut self, site: usize) -> Result<BTreeSet<TapKey>> {
         let node = self.sites[site].identity.node;
@@ -198,6 +253,7 @@ impl World<'_> {
         self.settle()?;
         self.check_books_now()?;
         self.check_liveness()?;
+        self.check_copies()?;
         self.check_books_at_rest()?;
         self.probe()
     }
@@ -218,6 +274,8 @@ impl World<'_> {
             let found = receipts::check(&self.ledger, &sites, &logs, true);
             self.found(found);
         }
+        let found = receipts::prices(self.plan, &self.ledger, &books);
+        self.found(found);
         let found = receipts::balances(self.plan, &self.ledger, &books);
         self.found(found);
         let found = receipts::access(self.plan, &self.ledger);

@@ -417,6 +417,7 @@ impl World<'_> {
         self.sites[site].disk.restore(image);
         self.sites[site].trust = Trust::Copied;
         self.node_gone(site);
+        self.note_shown_copy(site);
         self.struck(index);
         let life = self.sites[site].life;
         self.after_ms(1_000, Event::StartNode(site, life));

@@ -90,6 +90,8 @@ pub(super) struct Site {
     pub trust: Trust,
     /// True where it will not be started again.
     pub gone: bool,
+    /// When its building was enrolled anew, on another box.
+    pub replaced_at: Option<u64>,
     /// True where no connection of it is accepted.
     pub revoked: bool,
     /// True where of what it is yet to send anything may be lost.
@@ -169,6 +171,7 @@ impl Site {
             reopen_pause_ms: REOPEN_PAUSE_MS.0,
             trust: Trust::Sound,
             gone: false,
+            replaced_at: None,
             revoked: false,
             may_lose: false,
             armed: None,

@@ -10,7 +10,7 @@ use super::hosts::{CentreMessage, NodeMessage};
 use super::network::{Connection, Flight, Way};
 use super::{End, Event, MS, World};
 use crate::plan::INSTITUTION;
-use crate::promises::Coverage;
+use crate::promises::{Coverage, Promise};
 
 /// The pause between attempts to connect, the first time and at most (`node/src/link.rs`).
 const PAUSE_MIN_MS: u64 = 100;
@@ -97,11 +97,11 @@ impl World<'_> {
 
     pub(super) fn send_down(&mut self, link: u64, frame: &Frame) {
         match frame {
-            Frame::CentreHello(hello) => {
-                if let Some(reason) = hello.refused {
-                    self.reached_refusal(reason);
-                }
-            }
+            Frame::CentreHello(hello) => match hello.refused {
+                Some(reason) => self.reached_refusal(reason),
+                None if hello.returning.is_none() => self.check_accepted(link),
+                None => {}
+            },
             Frame::No(no) => {
                 self.reached(if no.r#final { Coverage::NoFinal } else { Coverage::NoForNow });
             }
@@ -117,6 +117,20 @@ impl World<'_> {
             _ => {}
         }
         self.send(link, Way::Down, frame);
+    }
+
+    /// A session was accepted: it must not be that of a box that another has replaced. What the step before the enrolment
+    /// said may be on its way still.
+    fn check_accepted(&mut self, link: u64) {
+        let Some(site) = self.connections.get(&link).map(|connection| connection.site) else { return };
+        let replaced = self.sites[site].replaced_at.is_some_and(|at| self.now > at + 1_000 * MS);
+        if replaced && !self.centre.copied {
+            let name = self.site_name(site);
+            self.violated(
+                Promise::History,
+                format!("{name} is in session, though its building has another box"),
+            );
+        }
     }
 
     fn reached_refusal(&mut self, reason: RefusalReason) {

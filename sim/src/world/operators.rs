@@ -13,8 +13,8 @@ use feiqian_reconcile::io::{self as centre_io, Command};
 use super::hosts::{CentreMessage, Site, Trust};
 use super::{ATTEND_AT_HEAL_MS, Event, MS, World};
 use crate::plan::{INSTITUTION, What};
-use crate::promises::Coverage;
 use crate::promises::ledger::{Credit, Loss};
+use crate::promises::{Coverage, Promise};
 use crate::vfs::Disk;
 
 /// How long a channel or an operator waits for a confirmation before it says it again.
@@ -147,6 +147,9 @@ impl World<'_> {
 
     fn say_to_centre(&mut self, wanted: Wanted) {
         let Wanted::Action(index, _) = wanted else { return };
+        if let What::Lift { account } = &self.plan.actions[index].what {
+            self.lifts.insert(*account, self.now);
+        }
         let operator = Key::new("operator").expect("letters are a key");
         let card = |account: usize| self.plan.accounts[account].card.clone();
         let command = match &self.plan.actions[index].what {
@@ -216,7 +219,8 @@ impl World<'_> {
                     credit.confirmed = true;
                 }
             }
-            (What::Loss { .. }, Ok(_)) => {
+            (What::Loss { account }, Ok(_)) => {
+                self.loss_told(*account);
                 if let Some(loss) = loss.and_then(|loss| self.ledger.losses.get_mut(loss)) {
                     loss.confirmed = self.ingested_at.remove(&ticket.0);
                 }
@@ -270,8 +274,10 @@ impl World<'_> {
         }
         self.centre.irrevocable += 1;
         let node = self.plan.buildings[building].name.clone();
+        let there = if force { self.right_there(building) } else { None };
         match self.command(Command::Retire { node, force }) {
             Some(Ok(_)) => {
+                self.check_declared(there);
                 self.reached(if force { Coverage::ClosedByForce } else { Coverage::ClosedInOrder });
             }
             // It is closed already.
@@ -306,6 +312,9 @@ impl World<'_> {
         self.sites.push(Site::new(building, identity, Disk::new()));
         self.buildings[building].site = site;
         self.buildings[building].clone = None;
+        for older in self.sites.iter_mut().take(site).filter(|older| older.building == building) {
+            older.replaced_at.get_or_insert(self.now);
+        }
         self.give_up_requests(old);
         self.start_node(site);
         Ok(())
@@ -343,7 +352,12 @@ impl World<'_> {
         for building in 0..self.buildings.len() {
             let site = self.buildings[building].site;
             let host = &self.sites[site];
-            if host.gone || host.trust == Trust::Broken || self.is_shut_out(site)? {
+            let (gone, sound, node) = (host.gone, host.trust == Trust::Sound, host.identity.node);
+            if sound && !self.centre.copied && self.state_of(node)? == "refused" {
+                let name = self.site_name(site);
+                self.violated(Promise::History, format!("{name} was refused, and its disk is as it left it"));
+            }
+            if gone || self.sites[site].trust == Trust::Broken || self.is_shut_out(site)? {
                 self.enrol_anew(building)?;
             }
         }
@@ -353,10 +367,12 @@ impl World<'_> {
 
     /// True where the centre grants nothing to the node of a site.
     pub(super) fn is_shut_out(&mut self, site: usize) -> Result<bool> {
-        let node = self.sites[site].identity.node;
+        Ok(self.state_of(self.sites[site].identity.node)? != "open")
+    }
+
+    /// How a node stands at the centre.
+    pub(super) fn state_of(&mut self, node: NodeId) -> Result<String> {
         let connection = self.centre_tables()?.connection();
-        let state: String =
-            connection.query_row("SELECT state FROM nodes WHERE node = ?1", [node.0], |row| row.get(0))?;
-        Ok(state != "open")
+        Ok(connection.query_row("SELECT state FROM nodes WHERE node = ?1", [node.0], |row| row.get(0))?)
     }
 }
