@@ -225,6 +225,7 @@ built_in! {
     "campus-day",
     "doors",
     "eight-buildings",
+    "long-away",
 }
 
 impl Scenario {

@@ -22,7 +22,7 @@ mod samples;
 mod terminals;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::io::Write;
 use std::time::Instant;
 

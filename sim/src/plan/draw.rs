@@ -84,9 +84,9 @@ fn take(plan: &mut Plan, imported: Imported) {
     plan.timing.length_ms = imported.length_ms;
 }
 
-/// Yuan per gram by patron class: a canteen that weighs.
+/// Yuan per gram by patron class: a canteen that weighs. The prices have digits to be rounded.
 fn tariff() -> BTreeMap<String, UnitPrice> {
-    [("student", "0.0240"), ("staff", "0.0300")]
+    [("student", "0.02385"), ("staff", "0.0300")]
         .into_iter()
         .filter_map(|(class, price)| Some((class.to_owned(), price.parse().ok()?)))
         .collect()

@@ -88,7 +88,7 @@ impl World<'_> {
     /// A copy that shows is refused.
     fn check_copies(&mut self) -> Result<()> {
         for node in self.shown_copies.clone() {
-            if !self.centre.copied && self.state_of(node)? == "open" {
+            if !self.centre_was_restored() && self.state_of(node)? == "open" {
                 self.violated(
                     Promise::History,
                     format!("node {node} runs on a restored copy, and was not refused"),
@@ -101,7 +101,7 @@ impl World<'_> {
     /// The right that is with a building's node, or under way to or from it, where its epoch is the one that the centre has.
     pub(super) fn right_there(&mut self, building: usize) -> Option<(NodeId, u32, Fen)> {
         let node = self.sites[self.buildings[building].site].identity.node;
-        if self.centre.copied || self.centre.core.is_none() {
+        if self.centre_was_restored() || self.centre.core.is_none() {
             return None;
         }
         let books = self.books().ok()?;

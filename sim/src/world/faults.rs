@@ -69,6 +69,13 @@ impl World<'_> {
         }
     }
 
+    /// True once the centre was put back from an older copy.
+    pub(super) fn centre_was_restored(&self) -> bool {
+        let restores =
+            |fault: &crate::plan::Fault| matches!(fault.kind, FaultKind::StaleBackup { host: Host::Centre });
+        self.plan.faults.iter().zip(&self.faults).any(|(fault, state)| restores(fault) && state.struck)
+    }
+
     fn place(&self, kind: &FaultKind) -> String {
         let name = |index: &usize| self.plan.buildings[*index].name.to_string();
         match kind {

@@ -124,7 +124,7 @@ impl World<'_> {
     fn check_accepted(&mut self, link: u64) {
         let Some(site) = self.connections.get(&link).map(|connection| connection.site) else { return };
         let replaced = self.sites[site].replaced_at.is_some_and(|at| self.now > at + 1_000 * MS);
-        if replaced && !self.centre.copied {
+        if replaced && !self.centre_was_restored() {
             let name = self.site_name(site);
             self.violated(
                 Promise::History,

@@ -353,7 +353,7 @@ impl World<'_> {
             let site = self.buildings[building].site;
             let host = &self.sites[site];
             let (gone, sound, node) = (host.gone, host.trust == Trust::Sound, host.identity.node);
-            if sound && !self.centre.copied && self.state_of(node)? == "refused" {
+            if sound && !self.centre_was_restored() && self.state_of(node)? == "refused" {
                 let name = self.site_name(site);
                 self.violated(Promise::History, format!("{name} was refused, and its disk is as it left it"));
             }
