@@ -75,8 +75,8 @@ canaries! {
     RightNotDebitedOnRetry = "right-not-debited-on-retry",
     /// An amount is rounded to tenths of a fen, and then to fen.
     RoundedTwice = "rounded-twice",
-    /// A snapshot is installed, and what it includes of the node's own spending stays beside it.
-    SnapshotBesideOwn = "snapshot-beside-own",
+    /// A snapshot is installed without its balances.
+    SnapshotWithoutBalances = "snapshot-without-balances",
     /// A Hello that shows fewer grants than were acknowledged is accepted.
     StaleGrantsAccepted = "stale-grants-accepted",
     /// A session of an older enrolment is accepted.

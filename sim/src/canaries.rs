@@ -59,7 +59,7 @@ const PLACES: &[Place] = &[
     message(Canary::ReversalRestoresStandIn, "everyone-everywhere"),
     message(Canary::RightNotDebitedOnRetry, "flapping-link"),
     message(Canary::RoundedTwice, "lunch-uplink-cut"),
-    message(Canary::SnapshotBesideOwn, "long-away"),
+    message(Canary::SnapshotWithoutBalances, "long-away"),
     message(Canary::StaleGrantsAccepted, "clone-and-restore"),
     message(Canary::StaleIncarnationAccepted, "clone-and-restore"),
     message(Canary::StandInAboveCap, "everyone-everywhere"),
