@@ -91,6 +91,8 @@ struct Examination<'a> {
     by_posted: Balances,
     /// Effects that are on the ledger and will be in the next posted batches.
     gathered: Balances,
+    /// All logs that are here.
+    logs: Vec<LogId>,
     faults: BTreeSet<(i64, u64)>,
     /// How often an entry is on the ledger, and what of it was credited.
     posted: BTreeMap<(i64, u64), Fen>,
@@ -110,6 +112,7 @@ impl<'a> Examination<'a> {
             by_nodes: Balances::new(),
             by_posted: Balances::new(),
             gathered: Balances::new(),
+            logs: Vec::new(),
             faults: BTreeSet::new(),
             posted: BTreeMap::new(),
             kept_after: BTreeMap::new(),
@@ -124,7 +127,9 @@ impl<'a> Examination<'a> {
         self.read_unheard()?;
         let keys: BTreeMap<NodeId, VerifyingKey> =
             nodes::all(self.db)?.into_iter().map(|(id, node)| (id, node.log_key)).collect();
-        for (log, state) in logs::all(self.db, self.institution)? {
+        let all = logs::all(self.db, self.institution)?;
+        self.logs = all.iter().map(|(log, _)| *log).collect();
+        for (log, state) in all {
             let key = if log.writer == NodeId::CENTRE { Some(centre_key) } else { keys.get(&log.writer) };
             match key {
                 Some(key) => self.examine_log(log, &state, key)?,
@@ -298,8 +303,11 @@ impl<'a> Examination<'a> {
         let own = LogId::node(log.institution, log.writer);
         let is_branch = log.writer != NodeId::CENTRE && log.stream != 0;
         let chain = if is_branch { own } else { log };
-        let (mut cursor, folded) =
-            if is_branch { (self.fork_point(log, own)?, 0) } else { self.beginning(log, state.cursor, key)? };
+        let (mut cursor, folded) = if is_branch {
+            (self.fork_point(log, own, key)?, 0)
+        } else {
+            self.beginning(log, state.cursor, key)?
+        };
         let mut heads: BTreeMap<u64, SignedHead> = BTreeMap::new();
         let mut last_order = i64::MIN;
         let mut signed_up_to = cursor.position;
@@ -338,6 +346,8 @@ impl<'a> Examination<'a> {
                 }
                 self.report.entries += 1;
                 match Entry::from_record(&record) {
+                    // What has come by another name as well counts there.
+                    Ok(_) if self.is_posted_elsewhere(log, cursor)? => {}
                     Ok(entry) => self.examine_entry(log, position, (folded, state.posted), &entry),
                     Err(error) => self.report.problem(format!("{log}: entry {position}: {error}")),
                 }
@@ -359,18 +369,17 @@ impl<'a> Examination<'a> {
         Ok(())
     }
 
-    /// Where a branch leaves the log: before its first entry.
-    fn fork_point(&self, log: LogId, own: LogId) -> Result<Cursor, StoreError> {
+    /// Where a branch leaves the log: before its first entry. Where it begins with something lost, its writer has signed what that
+    /// was, and the log may have something else there.
+    fn fork_point(&self, log: LogId, own: LogId, key: &VerifyingKey) -> Result<Cursor, StoreError> {
         let mut statement =
             self.db.prepare_cached("SELECT COALESCE(MIN(position), 1) FROM entries WHERE log = ?1")?;
         let first = statement.query_row([log.key()], |row| row.get::<_, i64>(0))? as u64;
         let position = first - 1;
-        let hash = match logs::hash_at(self.db, own, position)? {
-            Some(hash) => hash,
-            // It begins with something lost.
-            None => {
-                logs::head_at(self.db, log, position)?.map(|head| head.head.cursor.hash).unwrap_or_default()
-            }
+        let lost = logs::head_at(self.db, log, position)?.filter(|head| head.is_signed_by(key));
+        let hash = match lost {
+            Some(head) => head.head.cursor.hash,
+            None => logs::hash_at(self.db, own, position)?.unwrap_or_default(),
         };
         Ok(Cursor { position, hash })
     }
@@ -401,6 +410,21 @@ impl<'a> Examination<'a> {
             Ok((row.get::<_, i64>(0)? as u64, row.get(1)?, row.get(2)?, row.get(3)?))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// True where an entry of a node is posted as one of another branch of its log, or of the log itself, and not as one of this.
+    fn is_posted_elsewhere(&self, log: LogId, cursor: Cursor) -> Result<bool, StoreError> {
+        if log.writer == NodeId::CENTRE || self.posted.contains_key(&(log.key(), cursor.position)) {
+            return Ok(false);
+        }
+        for other in self.logs.iter().filter(|other| other.writer == log.writer && **other != log) {
+            if self.posted.contains_key(&(other.key(), cursor.position))
+                && logs::hash_at(self.db, *other, cursor.position)? == Some(cursor.hash)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn examine_entry(

@@ -438,8 +438,10 @@ impl Plan {
                 let name = building.name.to_string();
                 merchants.push(Merchant { id, name, tariff: self.tariff.clone() });
             }
-            let terminal = |(index, id): (usize, &TerminalId)| {
-                Terminal { id: id.clone(), merchant, groups: building.groups_of(index).to_vec() }
+            let terminal = |(index, id): (usize, &TerminalId)| Terminal {
+                id: id.clone(),
+                merchant,
+                groups: building.groups_of(index).to_vec(),
             };
             buildings.push(Building {
                 node: building.name.clone(),

@@ -96,9 +96,7 @@ fn imported(names: &[NodeName], rows: &[Row], others: Option<&mut Seed>) -> Resu
     let start = first.plus_ms(-60_000);
     let at_ms = |at: Timestamp| u64::try_from(at.ms_since(start)).unwrap_or(0);
     let terminals: Vec<BTreeSet<&TerminalId>> = (0..names.len())
-        .map(|building| {
-            rows.iter().filter(|row| row.building == building).map(|row| &row.terminal).collect()
-        })
+        .map(|building| rows.iter().filter(|row| row.building == building).map(|row| &row.terminal).collect())
         .collect();
     let buildings = names.iter().zip(&terminals).map(|(name, terminals)| {
         let group = |terminal: &&TerminalId| Ok(vec![Key::new(terminal.as_str())?]);

@@ -172,7 +172,9 @@ pub fn access(plan: &Plan, ledger: &Ledger) -> Checked {
         .map(|(building, (index, terminal))| (terminal, building.groups_of(index)))
         .collect();
     for request in &ledger.requests {
-        let (Sent::Tap(tap), Some(Told::Decided(decision))) = (&request.sent, &request.told) else { continue };
+        let (Sent::Tap(tap), Some(Told::Decided(decision))) = (&request.sent, &request.told) else {
+            continue;
+        };
         let (Some(held), Some(wanted)) = (members.get(&tap.card), groups.get(&tap.key.terminal)) else {
             continue;
         };
@@ -218,7 +220,10 @@ pub fn in_order(plan: &Plan, ledger: &Ledger, building: usize, log: &[Entry]) ->
         });
         if !right {
             let found = found.map(|(_, entry)| entry);
-            let text = format!("tap {} of {} at {terminal}, passed: {passed}; the log has {found:?}", tap.number, tap.card);
+            let text = format!(
+                "tap {} of {} at {terminal}, passed: {passed}; the log has {found:?}",
+                tap.number, tap.card
+            );
             return Err(Finding::new(Promise::History, text));
         }
     }

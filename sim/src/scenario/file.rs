@@ -380,7 +380,9 @@ impl Source<'_> {
                 let message = format!("there are {terminals} terminals");
                 return Err(self.error(Some(groups.span()), Some("terminal_groups"), message));
             }
-            Some(groups) => groups.get_ref().iter().map(|names| self.groups(names)).collect::<Result<_, _>>()?,
+            Some(groups) => {
+                groups.get_ref().iter().map(|names| self.groups(names)).collect::<Result<_, _>>()?
+            }
         };
         Ok(BuildingSpec {
             count: self.number(table.count.as_ref(), "count", 1, 1..=BUILDINGS_MAX)?,

@@ -17,7 +17,7 @@ use feiqian_reconcile::io as centre_io;
 use super::hosts::Trust;
 use super::{MS, World};
 use crate::link::tables::{node_log, to_node_log};
-use crate::plan::{Ask, LinkQuality, Manner, Tap};
+use crate::plan::{Ask, INSTITUTION, LinkQuality, Manner, Tap};
 use crate::promises::books::{Books, Finding, NodeBooks};
 use crate::promises::ledger::Told;
 use crate::promises::{Coverage, Promise, books, losses, receipts};
@@ -382,7 +382,7 @@ impl World<'_> {
         Ok(problems)
     }
 
-    /// Everybody in service has equal balances and documents; one of them is folded again from its entries.
+    /// Everybody in service has equal balances and documents; one of them, and the centre, are folded again from their entries.
     fn check_convergence(&mut self, books: &Books) -> Result<()> {
         let expected = self.centre_tables()?.documents()?;
         let posted = books.posted();
@@ -408,6 +408,12 @@ impl World<'_> {
         if !report.ok || report.digest_tables != report.digest_folded {
             let name = self.site_name(site);
             self.violated(Promise::History, format!("the books of {name}: {:?}", report.problems));
+        }
+        let centre_key = self.centre.identity.log_key.verifying_key();
+        let report =
+            feiqian_reconcile::verify::verify(self.centre_tables()?.connection(), INSTITUTION, &centre_key)?;
+        if !report.ok {
+            self.violated(Promise::History, format!("the books of the centre: {:?}", report.problems));
         }
         Ok(())
     }
