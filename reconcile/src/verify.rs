@@ -384,7 +384,8 @@ impl<'a> Examination<'a> {
         Ok(Cursor { position, hash })
     }
 
-    /// What a branch lost before `position`, where a fault says so: where it goes on by what its writer signed.
+    /// What a branch lost before `position`: where it goes on by what its writer signed, where a fault says so, or by the log, where
+    /// that has it.
     fn lost_before(
         &self,
         log: LogId,
@@ -393,11 +394,15 @@ impl<'a> Examination<'a> {
         key: &VerifyingKey,
     ) -> Result<Option<Cursor>, StoreError> {
         let last = position - 1;
-        if last <= cursor.position || !self.faults.contains(&(log.key(), last)) {
+        if last <= cursor.position {
             return Ok(None);
         }
-        let head = logs::head_at(self.db, log, last)?.filter(|head| head.is_signed_by(key));
-        Ok(head.map(|head| head.head.cursor))
+        if self.faults.contains(&(log.key(), last)) {
+            let head = logs::head_at(self.db, log, last)?.filter(|head| head.is_signed_by(key));
+            return Ok(head.map(|head| head.head.cursor));
+        }
+        let own = LogId::node(log.institution, log.writer);
+        Ok(logs::hash_at(self.db, own, last)?.map(|hash| Cursor { position: last, hash }))
     }
 
     #[allow(clippy::type_complexity)]
