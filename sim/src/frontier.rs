@@ -4,13 +4,14 @@
 //!
 //! In reading order: [`college`] (what happens), [`rig`] (the cores), [`stage`] (how they stand when the outage begins),
 //! [`play`] (the outage, and what an all-seeing authorizer would have said), [`mode`] (what is compared), [`run`] (one seed),
-//! [`cell`] (sums, and what is printed).
+//! [`cell`] (sums, and what is printed); [`rules`] (the same without cores, to look for settings).
 
 pub mod cell;
 pub mod college;
 pub mod mode;
 pub mod play;
 pub mod rig;
+pub mod rules;
 pub mod run;
 pub mod stage;
 
@@ -57,6 +58,9 @@ pub struct Arguments {
     /// One small college, few outages, the references and the default: to see that everything works.
     #[arg(long)]
     quick: bool,
+    /// The rules by themselves, without cores: a second where the cores take a minute. Isolation only; to look for settings.
+    #[arg(long, conflicts_with = "quick")]
+    rules: bool,
     /// Worker processes; one per core where absent.
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
@@ -124,6 +128,7 @@ pub struct Scope {
     outages: Vec<(Kind, u32)>,
     contenders: Vec<Contender>,
     says_bounds: bool,
+    rules: bool,
 }
 
 /// The usual lengths: lunch, a day, three days.
@@ -134,7 +139,11 @@ const QUICK_PEOPLE: usize = 1_000;
 
 impl Arguments {
     fn scope(&self) -> Scope {
-        let kinds: &[Kind] = if self.quick { &[Kind::Isolation, Kind::LargestCanteen] } else { &Kind::ALL };
+        let kinds: &[Kind] = match (self.quick, self.rules) {
+            (true, _) => &[Kind::Isolation, Kind::LargestCanteen],
+            (false, true) => &[Kind::Isolation],
+            (false, false) => &Kind::ALL,
+        };
         let all = kinds.iter().map(|kind| Wanted { kind: *kind, half_hours: None });
         let wanted: Vec<Wanted> = if self.outages.is_empty() { all.collect() } else { self.outages.clone() };
         let mut outages: Vec<(Kind, u32)> = Vec::new();
@@ -157,7 +166,8 @@ impl Arguments {
             people: if self.quick { QUICK_PEOPLE } else { college::PEOPLE },
             outages,
             contenders: contenders.to_vec(),
-            says_bounds: !self.quiet,
+            says_bounds: !self.quiet && !self.rules,
+            rules: self.rules,
         }
     }
 
@@ -205,7 +215,7 @@ impl Arguments {
             arguments
                 .extend(["--outage".to_owned(), format!("{}{}", kind.name(), length.unwrap_or_default())]);
         }
-        for (flag, is_set) in [("--few", self.few), ("--quick", self.quick)] {
+        for (flag, is_set) in [("--few", self.few), ("--quick", self.quick), ("--rules", self.rules)] {
             if is_set {
                 arguments.push(flag.to_owned());
             }
@@ -230,6 +240,9 @@ pub async fn run(options: &Arguments) -> Result<Frontier> {
         // What took hours to compute is not to be lost for a wrong path.
         let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
         opened.map_err(|error| Usage(format!("{}: {error}", path.display())))?;
+    }
+    if options.rules && options.outages.iter().any(|wanted| wanted.kind != Kind::Isolation) {
+        bail!(Usage("--rules knows isolation only: the other outages need the cores".to_owned()));
     }
     let mut workers = JoinSet::new();
     for job in 0..jobs {

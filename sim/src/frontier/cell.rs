@@ -106,6 +106,26 @@ pub struct Found {
 }
 
 impl Found {
+    /// Nothing yet.
+    pub const fn none(seed: u64, contender: usize, kind: Kind) -> Self {
+        Self {
+            seed,
+            contender,
+            kind,
+            half_hours: 0,
+            taps: 0,
+            false_declines: 0,
+            unreachable: 0,
+            pins_asked: 0,
+            approved_fen: 0,
+            stand_in_fen: 0,
+            overspend_fen: 0,
+            bound_fen: 0,
+            cut_taps: 0,
+            cut_false_declines: 0,
+        }
+    }
+
     /// Which run it was.
     pub fn name(&self) -> String {
         Self::name_of(self.seed, self.kind, self.half_hours, Contender::ALL[self.contender])

@@ -2,7 +2,7 @@
 
 use feiqian_protocol::campus::{Mode, Policy};
 use feiqian_protocol::entry::Hint;
-use feiqian_protocol::ids::AccountId;
+use feiqian_protocol::ids::{AccountId, NodeId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 use feiqian_reconcile::habit::{AccountHabits, CampusMeans, HabitDay, meal_period};
@@ -134,16 +134,20 @@ impl Sketch {
 
 /// What the centre would tell the nodes about everybody.
 fn hints(rig: &Rig, workload: &Workload, cut: Timestamp) -> Vec<Vec<Hint>> {
-    let (habits, means) = habits(rig, workload, cut);
     let nodes: Vec<_> = (0..workload.buildings.len()).map(|building| rig.node(building)).collect();
+    let (habits, means) = habits(&nodes, workload, cut);
     let of = |habits: &AccountHabits| {
         nodes.iter().map(|node| habits.hint(AccountId(0), *node, &means, true)).collect()
     };
     habits.iter().map(of).collect()
 }
 
-/// Everybody's habits in the 28 days before a time, and what the campus does.
-pub(super) fn habits(rig: &Rig, workload: &Workload, until: Timestamp) -> (Vec<AccountHabits>, CampusMeans) {
+/// Everybody's habits in the 28 days before a time, and what the campus does; with the buildings' nodes in order.
+pub(super) fn habits(
+    nodes: &[NodeId],
+    workload: &Workload,
+    until: Timestamp,
+) -> (Vec<AccountHabits>, CampusMeans) {
     let today = CALENDAR.day(until);
     let from = BusinessDay(today.0 - 28);
     let mut habits = vec![BTreeMap::<_, HabitDay>::new(); workload.opening.len()];
@@ -151,7 +155,7 @@ pub(super) fn habits(rig: &Rig, workload: &Workload, until: Timestamp) -> (Vec<A
     for event in workload.between(CALENDAR.start(from), until) {
         let What::Buy { building, fen } = event.what else { continue };
         let day = CALENDAR.day(event.at);
-        let key = (rig.node(usize::from(building)), day);
+        let key = (nodes[usize::from(building)], day);
         let habit = habits[event.person as usize].entry(key).or_default();
         let minute = event.at.ms_since(CALENDAR.start(day)) / 60_000;
         habit.purchases += 1;
@@ -160,18 +164,24 @@ pub(super) fn habits(rig: &Rig, workload: &Workload, until: Timestamp) -> (Vec<A
         let sum = turnover.entry(key).or_default();
         *sum = (sum.0 + 1, sum.1 + fen);
     }
-    let nodes: Vec<_> = (0..workload.buildings.len()).map(|building| rig.node(building)).collect();
     let days: Vec<_> = turnover
         .into_iter()
         .filter(|((_, day), _)| *day < today)
         .map(|((node, day), (purchases, fen))| (node, day, purchases, fen))
         .collect();
-    let means = CampusMeans::new(&days, &nodes);
+    let means = CampusMeans::new(&days, nodes);
     let of = |days: BTreeMap<_, HabitDay>| {
         let days: Vec<_> = days.into_iter().map(|((node, day), what)| (node, day, what)).collect();
         AccountHabits::new(&days, &means, today)
     };
     (habits.into_iter().map(of).collect(), means)
+}
+
+/// The rule of the sketch, `ms` after the cut: whether `left` of the last known balance, a purchase taken off, is enough.
+pub(super) fn is_within_sketch(hint: &Hint, ms: i64, left: i64) -> bool {
+    let elsewhere = i128::from(hint.elsewhere_per_day.get()) * i128::from(ms) / 86_400_000;
+    let variance = elsewhere * i128::from(hint.purchase_mean.get().max(100));
+    i128::from(left) >= elsewhere + variance.isqrt()
 }
 
 impl Gate for Sketch {
@@ -180,12 +190,8 @@ impl Gate for Sketch {
         if self.rights[person][building] >= fen {
             return true;
         }
-        let hint = &self.hints[person][building];
-        let ms = i128::from(at.ms_since(self.cut));
-        let elsewhere = i128::from(hint.elsewhere_per_day.get()) * ms / 86_400_000;
-        let variance = elsewhere * i128::from(hint.purchase_mean.get().max(100));
         let left = self.balances[person] - self.spent[person][building] - fen;
-        i128::from(left) >= elsewhere + variance.isqrt()
+        is_within_sketch(&self.hints[person][building], at.ms_since(self.cut), left)
     }
 
     fn approved(&mut self, person: u32, building: usize, fen: i64) {

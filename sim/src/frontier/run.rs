@@ -11,6 +11,7 @@ use super::college::{self, FIRST_DAY, HISTORY_DAYS, What};
 use super::mode::{Contender, Sketch};
 use super::play::{Gate, Open, Play, Purses, Tally};
 use super::rig::{Rig, Snapshot};
+use super::rules::Campus;
 use super::stage::{Workload, base, stage};
 use crate::campus::local::CALENDAR;
 use crate::campus::replay;
@@ -38,7 +39,8 @@ const HOSTILE_TRIES: usize = 6;
 /// A campus to run on.
 pub struct Ground {
     source: Source,
-    base: Snapshot,
+    /// Absent where no cores run.
+    base: Option<Snapshot>,
 }
 
 enum Source {
@@ -74,7 +76,8 @@ impl Ground {
                 (college_workload(opening, Vec::new())?, CALENDAR.start(FIRST_DAY))
             }
         };
-        Ok(Self { base: base(&workload, at)?, source })
+        let base = if scope.rules { None } else { Some(base(&workload, at)?) };
+        Ok(Self { source, base })
     }
 
     /// When an outage of such a length begins.
@@ -194,6 +197,13 @@ impl Ground {
             topups: kind != Kind::CentreDown,
         };
         let mut workload = self.workload(seed, &outage)?;
+        if scope.rules {
+            let campus = Campus::new(&workload, moment.cut);
+            for contender in &scope.contenders {
+                campus.play(seed, kind, *contender, lengths).into_iter().try_for_each(&mut *found)?;
+            }
+            return Ok(());
+        }
         let cut = self.cut(kind, &workload);
         if cut != outage.cut {
             outage.cut.clone_from(&cut);
@@ -305,7 +315,7 @@ impl Ground {
         let policy = if contender.is_reference() { contender.policy() } else { Contender::Hybrid.policy() };
         let from = if contender.is_reference() { moment.cut } else { moment.midnight };
         let stakes = |person: usize| stake.filter(|_| hostile[person]);
-        let (rig, purses) = stage(&self.base, workload, &policy, from, stakes)?;
+        let (rig, purses) = stage(self.base.as_ref().context("no cores")?, workload, &policy, from, stakes)?;
         let mut gate = Open;
         let mut play =
             Play::new(rig, purses, workload.buildings.len(), workload.limits.clone(), &mut gate, &[]);
@@ -473,7 +483,14 @@ mod tests {
     fn scope(outages: &[(Kind, u32)]) -> Scope {
         let contenders =
             vec![Contender::StrictReference, Contender::Optimistic, Contender::Strict, Contender::Hybrid];
-        Scope { replay: None, people: 150, outages: outages.to_vec(), contenders, says_bounds: false }
+        Scope {
+            replay: None,
+            people: 150,
+            outages: outages.to_vec(),
+            contenders,
+            says_bounds: false,
+            rules: false,
+        }
     }
 
     #[test]
@@ -508,6 +525,22 @@ mod tests {
 
     const fn one_in(taps: u64, of: u64) -> u64 {
         taps / of
+    }
+
+    #[test]
+    fn cores_do_what_the_rules_say() {
+        let cores = found(&scope(&[(Kind::Isolation, 48)]), 3);
+        let rules = found(&Scope { rules: true, ..scope(&[(Kind::Isolation, 48)]) }, 3);
+        assert_eq!(cores.len(), rules.len());
+        for (cores, rules) in cores.iter().zip(&rules) {
+            let of = |one: &Found| (one.contender, one.taps, one.overspend_fen);
+            assert_eq!(of(cores), of(rules), "{cores:?}\n{rules:?}");
+            // The product has had some hours before the cut in which rights wore down where people bought.
+            let apart =
+                (cores.false_declines + cores.unreachable).abs_diff(rules.false_declines + rules.unreachable);
+            let of_a_reference = Contender::ALL[cores.contender].is_reference();
+            assert!(apart <= if of_a_reference { 0 } else { one_in(cores.taps, 50) }, "{cores:?}\n{rules:?}");
+        }
     }
 
     #[test]

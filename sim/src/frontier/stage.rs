@@ -38,7 +38,7 @@ impl Workload {
     }
 
     /// What people have at a time: all that they could pay was paid.
-    fn balances(&self, at: Timestamp) -> Vec<i64> {
+    pub(super) fn balances(&self, at: Timestamp) -> Vec<i64> {
         let mut balances = self.opening.clone();
         for event in self.between(Timestamp(i64::MIN), at) {
             let balance = &mut balances[event.person as usize];
@@ -216,7 +216,7 @@ mod tests {
         let policy = Contender::StrictReference.policy();
         let (rig, purses) = stage(&base, &workload, &policy, at, |_| None).unwrap();
         let nodes: Vec<_> = (0..BUILDINGS.len()).map(|building| rig.node(building)).collect();
-        let (habits, means) = habits(&rig, &workload, at);
+        let (habits, means) = habits(&nodes, &workload, at);
         let mut rights = BTreeMap::<i64, Vec<i64>>::new();
         let mut statement = rig
             .tables()
