@@ -8,10 +8,10 @@
 use std::sync::OnceLock;
 
 macro_rules! canaries {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+    ($(#[doc = $what:literal] $variant:ident = $name:literal,)*) => {
         /// A planted bug.
         #[derive(Clone, Copy, Eq, PartialEq)]
-        pub enum Canary { $($(#[$doc])* $variant,)* }
+        pub enum Canary { $(#[doc = $what] $variant,)* }
 
         impl Canary {
             /// All of them.
@@ -20,6 +20,11 @@ macro_rules! canaries {
             /// The stable name.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
+            }
+
+            /// What it is.
+            pub const fn what(self) -> &'static str {
+                match self { $(Self::$variant => $what.trim_ascii(),)* }
             }
 
             /// What every place of it leaves in a binary that it is compiled into.

@@ -98,6 +98,8 @@ pub struct Report {
 pub struct Caught {
     /// The bug's name.
     pub name: String,
+    /// What it is.
+    pub what: String,
     /// The scenario.
     pub scenario: String,
     /// `message` or `full_stack`.
@@ -110,6 +112,8 @@ pub struct Caught {
     pub seed: Option<u64>,
     /// What was found.
     pub text: String,
+    /// Seeds that break a promise without it as well, and so say nothing of it.
+    pub broken_without: Vec<u64>,
 }
 
 impl Report {
@@ -131,8 +135,13 @@ impl Report {
                 if promises.is_empty() { "NOT CAUGHT 未发现".to_owned() } else { promises.join(", ") };
             let full = if caught.mode == SimMode::FullStack.name() { " (full stack)" } else { "" };
             text += &format!("{:30} {by:40} {:20} {}{full}\n", caught.name, caught.scenario, caught.seeds);
+            text += &format!("    {}\n", caught.what);
             if !caught.text.is_empty() {
-                text += &format!("{:30} {}\n", "", caught.text);
+                text += &format!("    found 发现: {}\n", caught.text);
+            }
+            if !caught.broken_without.is_empty() {
+                text +=
+                    &format!("    broken without it as well 无此错误也违反: {:?}\n", caught.broken_without);
             }
         }
         text += &format!(
@@ -172,10 +181,13 @@ pub async fn run(wanted: &Wanted) -> Result<Report> {
             && let Some(place) = waiting.next()
         {
             let scenario = wanted.scenario.clone().unwrap_or_else(|| place.scenario.to_owned());
-            workers.spawn(look_for(place.canary.name(), place.mode, scenario, wanted.seeds.clone()));
+            workers.spawn(look_for(place.canary, place.mode, scenario, wanted.seeds.clone()));
         }
         let Some(caught) = workers.join_next().await else { break };
-        canaries.push(caught??);
+        let caught = caught??;
+        let how = if caught.promises.is_empty() { "not caught" } else { "caught" };
+        eprintln!("{}: {how} after {} seeds", caught.name, caught.seeds);
+        canaries.push(caught);
     }
     canaries.sort_by(|left, right| left.name.cmp(&right.name));
     let missed =
@@ -184,16 +196,19 @@ pub async fn run(wanted: &Wanted) -> Result<Report> {
 }
 
 /// Plays seeds with a bug until a promise is broken that holds without it.
-async fn look_for(name: &'static str, mode: SimMode, scenario: String, seeds: Range<u64>) -> Result<Caught> {
+async fn look_for(canary: Canary, mode: SimMode, scenario: String, seeds: Range<u64>) -> Result<Caught> {
+    let name = canary.name();
     let mut from = seeds.start;
     let mut caught = Caught {
         name: name.to_owned(),
+        what: canary.what().to_owned(),
         scenario: scenario.clone(),
         mode: mode.name().to_owned(),
         promises: Vec::new(),
         seeds: seeds.end - seeds.start,
         seed: None,
         text: String::new(),
+        broken_without: Vec::new(),
     };
     while let Some(outcome) = play_until_broken(name, mode, &scenario, from..seeds.end).await? {
         let sound = sweep::worker(mode, scenario.clone(), outcome.seed, outcome.seed + 1).await?;
@@ -205,6 +220,7 @@ async fn look_for(name: &'static str, mode: SimMode, scenario: String, seeds: Ra
             caught.seed = Some(outcome.seed);
             break;
         }
+        caught.broken_without.push(outcome.seed);
         from = outcome.seed + 1;
     }
     Ok(caught)
