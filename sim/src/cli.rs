@@ -185,7 +185,6 @@ struct ShrinkArguments {
 }
 
 #[derive(Debug, Args)]
-#[cfg_attr(not(feature = "canaries"), expect(dead_code, reason = "there is nothing to run"))]
 struct CanariesArguments {
     /// The seeds in which each must show, half-open.
     #[arg(long, value_name = "A..B", default_value = "0..200", value_parser = seeds)]

@@ -167,7 +167,7 @@ mod tests {
     fn a_page_carries_every_cell_of_a_frontier() {
         let page = of_frontier(&frontier(), "feiqian-sim frontier --seeds 0..1").unwrap();
         let data = element(&page, "data");
-        assert_eq!(data["cells"], serde_json::to_value(&frontier()).unwrap()["cells"]);
+        assert_eq!(data["cells"], serde_json::to_value(frontier()).unwrap()["cells"]);
         assert_eq!(data["cells"].as_array().unwrap().len(), Contender::ALL.len());
     }
 

@@ -59,7 +59,7 @@ pub(super) fn draw(scenario: &Scenario, seed: u64) -> Result<Plan, ScenarioError
         }
         Workload::Doors { dir } => {
             // Odd seeds have the recorded rounds, even ones others.
-            let others = (seed % 2 == 0).then_some(&mut workload);
+            let others = seed.is_multiple_of(2).then_some(&mut workload);
             take(&mut plan, doors::doors(&scenario.name, dir, others)?);
         }
         Workload::Replay { dir, days } => take(&mut plan, imported::replay(&scenario.name, dir, *days)?),
