@@ -311,8 +311,8 @@ impl Holding {
     }
 }
 
-/// Entries of nodes in one step from which on it is a backlog that comes in.
-const BACKLOG_ENTRIES: usize = 32;
+/// Entries of nodes in one step from which on it is a backlog that comes in: half a frame.
+const BACKLOG_ENTRIES: usize = 16;
 
 /// How long the effects of a backlog are gathered before they are posted: nobody waits for the posting of old taps, and one
 /// batch for many of them is less to write, sign, send and prove.

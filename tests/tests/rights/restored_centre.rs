@@ -492,8 +492,8 @@ fn a_copy_made_while_a_backlog_was_gathered_posts_it_once() -> Result<()> {
         let mut world = connected(strict(2, 6_000))?;
         world.hold(0, "c1", 3_000)?;
         world.cut(0, Notice::Both)?;
-        // More than one frame: what comes with the first one is posted with the session.
-        for _ in 0..100 {
+        // Many frames: what comes with the first ones is posted with the session.
+        for _ in 0..250 {
             approved(&mut world, 0, "c1", 10)?;
         }
         world.connect(0)?;
@@ -521,7 +521,7 @@ fn a_copy_made_while_a_backlog_was_gathered_posts_it_once() -> Result<()> {
         world.check_healed()?;
         verified(&mut world)?;
         let held = books(&mut world)?.0;
-        ensure!(held.values().map(|(funds, _)| *funds).sum::<Fen>() == Fen::new(5_000), "{held:?}");
+        ensure!(held.values().map(|(funds, _)| *funds).sum::<Fen>() == Fen::new(3_500), "{held:?}");
         let identity = world.site(1).identity.clone();
         let report = feiqian_node::verify::verify(world.node_tables(1)?.connection(), &identity)?;
         let centre = feiqian_reconcile::verify::verify(
