@@ -32,11 +32,6 @@ use crate::tls::CertificateTime;
 const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// While steps of so many inputs are this short, no step takes more: most of it is work on them then, and while it lasts
-/// those that were answered before can bring their next. Where the disk is slow, all that waits shares its commit.
-const QUICK_STEP_INPUTS: usize = 32;
-const QUICK_STEP: Duration = Duration::from_millis(3);
-
 /// What can be asked of the core.
 #[derive(Debug)]
 pub enum Request {
@@ -224,7 +219,6 @@ impl CoreLoop {
             options,
             messages,
             taken: VecDeque::new(),
-            quick: false,
             open: Arc::default(),
             link: None,
             waiting: BTreeMap::new(),
@@ -385,8 +379,6 @@ struct Driver {
     messages: mpsc::Receiver<Message>,
     /// Taken from the queue and not yet looked at.
     taken: VecDeque<Message>,
-    /// True where the last step of many inputs was short.
-    quick: bool,
     open: Arc<AtomicBool>,
     clock: Clock,
     link: Option<(LinkId, LinkHandle)>,
@@ -472,8 +464,7 @@ impl Driver {
             // same.
             stood_back = !stood_back && self.taken.iter().any(Message::is_waited_for);
             let mut bulk = VecDeque::new();
-            let most = if self.quick { QUICK_STEP_INPUTS } else { INPUTS_PER_STEP_MAX };
-            while inputs.len() < most
+            while inputs.len() < INPUTS_PER_STEP_MAX
                 && let Some(message) = self.taken.pop_front()
             {
                 if matches!(message, Message::Clock(..) | Message::Stop) {
@@ -548,14 +539,9 @@ impl Driver {
             return Ok(());
         }
         let mut outputs = Vec::new();
-        let (begun, count) = (Instant::now(), inputs.len());
         let stepped = core.step(self.now(opened), std::mem::take(inputs), &mut outputs);
         if stepped.is_err() && !planted(Canary::FailedStepAnswers) {
             return stepped;
-        }
-        if count >= QUICK_STEP_INPUTS {
-            self.quick =
-                begun.elapsed() < QUICK_STEP * u32::try_from(count / QUICK_STEP_INPUTS).unwrap_or(u32::MAX);
         }
         self.options.certificates.set_expired(core.certificate_expired());
         // A driven clock is the centre's, too, and no time that certificates live by.

@@ -15,7 +15,7 @@ use feiqian_protocol::tap::DeclineReason;
 use feiqian_protocol::time::BusinessDay;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::accounts::{Purse, WalletState, decode_share, encode_share, wallet_id};
+use super::accounts::{Purse, WalletState, decode_share, encode_share, summed_up, wallet_id};
 use super::taps::{TapRow, read_tap};
 use super::{Store, StoreError};
 
@@ -153,7 +153,8 @@ impl Store {
                 .prepare_cached("INSERT OR IGNORE INTO wallets (id) VALUES (?1)")?
                 .execute([wallet_id(tap.account, Wallet::Cash)?])?;
         }
-        let share = spent.map(|(_, share)| encode_share(share, horizon));
+        // As the row has it, so that reading it back changes nothing.
+        let share = spent.map(|(_, share)| summed_up(share, horizon));
         self.connection
             .prepare_cached(
                 "INSERT INTO recent VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
@@ -176,7 +177,7 @@ impl Store {
                 spent.map(|(state, _)| state.own.get()),
                 spent.map(|(state, _)| state.row.unspent.get()),
                 spent.map(|(state, _)| state.row.stand_in_left.get()),
-                share,
+                share.as_ref().map(|share| encode_share(share, horizon)),
             ])?;
         self.used(terminal, epoch, sequence);
         let mut recent = self.recent.borrow_mut();
@@ -184,13 +185,12 @@ impl Store {
         if recent.taps.insert((terminal, epoch, sequence.clone()), tap.clone()).is_some() {
             return Err(StoreError::damaged("a tap would be answered twice"));
         }
-        if let Some((state, share)) = spent {
+        if let (Some((state, _)), Some(share)) = (spent, share) {
             let spent = Spent {
                 own: state.own,
                 unspent: state.row.unspent,
                 stand_in_left: state.row.stand_in_left,
-                // As the row has it, so that reading it back changes nothing.
-                share: super::accounts::summed_up(share, horizon),
+                share,
             };
             recent.wallets.insert(tap.account, spent);
         }
