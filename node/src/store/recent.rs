@@ -8,15 +8,14 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use feiqian_protocol::ids::{AccountId, CardNumber, Key, Wallet};
+use feiqian_protocol::ids::{AccountId, Key, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::rights::Share;
-use feiqian_protocol::tap::DeclineReason;
 use feiqian_protocol::time::BusinessDay;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, ToSql};
 
 use super::accounts::{Purse, WalletState, decode_share, encode_share, summed_up, wallet_id};
-use super::taps::{TapRow, read_tap};
+use super::taps::{TAP_COLUMNS, TapRow, bind_tap, read_tap};
 use super::{Store, StoreError};
 
 /// Rows that are folded into the tables at once: enough for most pages to be written for several rows; not so many that the
@@ -28,9 +27,9 @@ const FOLD_AGAIN_AFTER: usize = 256;
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE recent (
-    position INTEGER PRIMARY KEY, terminal INTEGER NOT NULL, epoch INTEGER NOT NULL, sequence TEXT NOT NULL,
-    kind INTEGER NOT NULL, digest BLOB, card TEXT NOT NULL, account INTEGER NOT NULL, reason INTEGER NOT NULL,
-    amount INTEGER NOT NULL, stand_in INTEGER NOT NULL, reversed INTEGER NOT NULL, clock INTEGER NOT NULL,
+    terminal INTEGER NOT NULL, epoch INTEGER NOT NULL, sequence TEXT NOT NULL, kind INTEGER NOT NULL,
+    digest BLOB, card TEXT NOT NULL, account INTEGER NOT NULL, reason INTEGER NOT NULL, amount INTEGER NOT NULL,
+    stand_in INTEGER NOT NULL, reversed INTEGER NOT NULL, clock INTEGER NOT NULL, position INTEGER PRIMARY KEY,
     debits INTEGER NOT NULL,
     own INTEGER, unspent INTEGER, stand_in_left INTEGER, share BLOB
 );
@@ -155,30 +154,21 @@ impl Store {
         }
         // As the row has it, so that reading it back changes nothing.
         let share = spent.map(|(_, share)| summed_up(share, horizon));
-        self.connection
-            .prepare_cached(
-                "INSERT INTO recent VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
-            )?
-            .execute(params![
-                tap.position as i64,
-                terminal,
-                epoch,
-                sequence.as_str(),
-                tap.used.number(),
-                tap.digest,
-                tap.card.as_ref().map_or("", CardNumber::as_str),
-                tap.account.0 as i64,
-                tap.reason.map_or(0, DeclineReason::code),
-                tap.amount.get(),
-                tap.stand_in.get(),
-                tap.reversed.get(),
-                tap.clock.to_bits() as i64,
-                tap.debits as i64,
-                spent.map(|(state, _)| state.own.get()),
-                spent.map(|(state, _)| state.row.unspent.get()),
-                spent.map(|(state, _)| state.row.stand_in_left.get()),
-                share.as_ref().map(|share| encode_share(share, horizon)),
-            ])?;
+        let mut statement = self.connection.prepare_cached(
+            "INSERT INTO recent VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+        )?;
+        bind_tap(&mut statement, (terminal, epoch, sequence), tap)?;
+        let state = spent.map(|(state, _)| state);
+        let left: [&dyn ToSql; 4] = [
+            &state.map(|state| state.own.get()),
+            &state.map(|state| state.row.unspent.get()),
+            &state.map(|state| state.row.stand_in_left.get()),
+            &share.as_ref().map(|share| encode_share(share, horizon)),
+        ];
+        for (column, place) in left.into_iter().zip(TAP_COLUMNS + 1..) {
+            statement.raw_bind_parameter(place, column)?;
+        }
+        statement.raw_execute()?;
         self.used(terminal, epoch, sequence);
         let mut recent = self.recent.borrow_mut();
         recent.touched = true;

@@ -5,7 +5,7 @@ use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, Key, TerminalId, Walle
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason};
 use feiqian_protocol::time::{BusinessDay, Hlc};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params};
 
 use super::accounts::read_wallet;
 use super::{Store, StoreError};
@@ -26,7 +26,7 @@ pub(crate) enum TapUse {
 impl TapUse {
     const ALL: [Self; 4] = [Self::Purchase, Self::Access, Self::Reversal, Self::Tombstone];
 
-    pub(super) const fn number(self) -> u8 {
+    const fn number(self) -> u8 {
         match self {
             Self::Purchase => 0,
             Self::Access => 1,
@@ -179,29 +179,13 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.fold()?;
         self.used(terminal, epoch, sequence);
-        let kept = self
-            .connection
-            .prepare_cached(
-                "INSERT INTO taps VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
-                 ON CONFLICT DO UPDATE SET kind = ?4, digest = ?5, card = ?6, account = ?7, reason = ?8, amount = ?9,
-                 stand_in = ?10, reversed = ?11, clock = ?12, position = ?13, debits = ?14 WHERE kind = 3",
-            )?
-            .execute(params![
-                terminal,
-                epoch,
-                sequence.as_str(),
-                tap.used.number(),
-                tap.digest,
-                tap.card.as_ref().map_or("", CardNumber::as_str),
-                tap.account.0 as i64,
-                tap.reason.map_or(0, DeclineReason::code),
-                tap.amount.get(),
-                tap.stand_in.get(),
-                tap.reversed.get(),
-                tap.clock.to_bits() as i64,
-                tap.position as i64,
-                tap.debits as i64,
-            ])?;
+        let mut statement = self.connection.prepare_cached(
+            "INSERT INTO taps VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
+             ON CONFLICT DO UPDATE SET kind = ?4, digest = ?5, card = ?6, account = ?7, reason = ?8, amount = ?9,
+             stand_in = ?10, reversed = ?11, clock = ?12, position = ?13, debits = ?14 WHERE kind = 3",
+        )?;
+        bind_tap(&mut statement, (terminal, epoch, sequence), tap)?;
+        let kept = statement.raw_execute()?;
         if kept == 1 { Ok(()) } else { Err(StoreError::damaged("a tap would be answered twice")) }
     }
 
@@ -318,6 +302,34 @@ impl Store {
         )?;
         Ok(statement.query_row(params![after as i64, to as i64], |row| row.get(0).map(Fen::new))?)
     }
+}
+
+/// The columns of a tap, which are the first ones of both tables that have taps.
+pub(super) const TAP_COLUMNS: usize = 14;
+
+/// Binds them, in their order.
+pub(super) fn bind_tap(
+    statement: &mut Statement<'_>,
+    (terminal, epoch, sequence): (i64, u32, &Key),
+    tap: &TapRow,
+) -> rusqlite::Result<()> {
+    let columns: [&dyn ToSql; TAP_COLUMNS] = [
+        &terminal,
+        &epoch,
+        &sequence.as_str(),
+        &tap.used.number(),
+        &tap.digest,
+        &tap.card.as_ref().map_or("", CardNumber::as_str),
+        &(tap.account.0 as i64),
+        &tap.reason.map_or(0, DeclineReason::code),
+        &tap.amount.get(),
+        &tap.stand_in.get(),
+        &tap.reversed.get(),
+        &(tap.clock.to_bits() as i64),
+        &(tap.position as i64),
+        &(tap.debits as i64),
+    ];
+    columns.into_iter().zip(1..).try_for_each(|(column, place)| statement.raw_bind_parameter(place, column))
 }
 
 pub(super) fn read_tap(row: &Row<'_>) -> Result<TapRow, StoreError> {
