@@ -8,22 +8,26 @@
 //! The loop is a future that goes by the time of its runtime, and opens its database and reads the wall clock through what
 //! it is given. So a simulation runs many of them on one thread under a time of its own.
 
+mod clock;
+mod queue;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use feiqian_protocol::canary::{Canary, planted};
-use feiqian_protocol::frame::{Frame, Lane};
-use feiqian_protocol::ids::CardNumber;
 use feiqian_protocol::limits::{INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX};
-use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapRequest};
 use feiqian_protocol::time::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use self::clock::Clock;
+pub use self::clock::WallClock;
+use self::queue::Message;
+pub use self::queue::{Answer, CoreQueue, NoAnswer, Request};
 use crate::core::NodeCore;
-use crate::io::{Identity, Input, LinkId, Now, Output, Settings, Status, TapError, Ticket};
+use crate::io::{Identity, Input, LinkId, Now, Output, Settings, Ticket};
 use crate::link::LinkHandle;
 use crate::store::StoreError;
 use crate::tls::CertificateTime;
@@ -32,144 +36,8 @@ use crate::tls::CertificateTime;
 const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// What can be asked of the core.
-#[derive(Debug)]
-pub enum Request {
-    /// A tap.
-    Tap(TapRequest),
-    /// A reversal.
-    Reversal(ReversalRequest),
-    /// A balance enquiry.
-    Balance(CardNumber),
-    /// How the node stands.
-    Status,
-}
-
-/// What the core answers.
-#[derive(Debug)]
-pub enum Answer {
-    /// A tap or reversal was decided.
-    Decided {
-        /// How.
-        decision: Decision,
-        /// True for a first answer given again.
-        repeat: bool,
-    },
-    /// It was no tap at all.
-    Refused(TapError),
-    /// A balance, or why none is shown.
-    Balance(Result<BalanceView, DeclineReason>),
-    /// How the node stands.
-    Status(Box<Status>),
-}
-
-/// Why a request got no answer. It may or may not have been decided; asking again with the same key tells.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum NoAnswer {
-    /// Too much waits already.
-    #[error("too many requests are waiting")]
-    Busy,
-    /// The core is being opened again, or the node stops.
-    #[error("the node is not available at the moment")]
-    Unavailable,
-    /// The time is over.
-    #[error("there is no answer yet")]
-    Late,
-}
-
-enum Message {
-    Ask(Request, oneshot::Sender<Answer>),
-    Clock(Timestamp, oneshot::Sender<Timestamp>),
-    Frame(LinkId, Frame, OwnedSemaphorePermit),
-    LinkDown(LinkId),
-    LinkUp(LinkId, LinkHandle),
-    Stop,
-}
-
-impl Message {
-    /// True for what a person waits for at a terminal.
-    const fn is_waited_for(&self) -> bool {
-        match self {
-            Self::Ask(..) => true,
-            Self::Frame(_, frame, _) => {
-                matches!(frame.lane(), Lane::Urgent) || matches!(frame, Frame::No(_) | Frame::Recall(_))
-            }
-            Self::Clock(..) | Self::LinkDown(_) | Self::LinkUp(..) | Self::Stop => false,
-        }
-    }
-
-    const fn is_bulk(&self) -> bool {
-        matches!(self, Self::Frame(_, frame, _) if matches!(frame.lane(), Lane::Bulk))
-    }
-}
-
-/// The way to the core, for any number of tasks.
-#[derive(Clone)]
-pub struct CoreQueue(mpsc::Sender<Message>);
-
-impl CoreQueue {
-    /// Asks, and waits for the answer for at most this long.
-    ///
-    /// # Errors
-    /// [`NoAnswer`] says why there is none.
-    pub async fn ask(&self, request: Request, wait: Duration) -> Result<Answer, NoAnswer> {
-        let (reply, answer) = oneshot::channel();
-        self.0.try_send(Message::Ask(request, reply)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => NoAnswer::Busy,
-            mpsc::error::TrySendError::Closed(_) => NoAnswer::Unavailable,
-        })?;
-        match tokio::time::timeout(wait, answer).await {
-            Ok(answer) => answer.map_err(|_| NoAnswer::Unavailable),
-            Err(_) => Err(NoAnswer::Late),
-        }
-    }
-
-    /// Sets the driven clock; returns the time in force once every later input goes by it. It never goes back.
-    ///
-    /// # Errors
-    /// [`NoAnswer::Unavailable`] where the node stops.
-    pub async fn clock(&self, now: Timestamp) -> Result<Timestamp, NoAnswer> {
-        let (reply, in_force) = oneshot::channel();
-        self.0.send(Message::Clock(now, reply)).await.map_err(|_| NoAnswer::Unavailable)?;
-        in_force.await.map_err(|_| NoAnswer::Unavailable)
-    }
-
-    /// A connection stands. False where the core is gone.
-    pub async fn link_up(&self, link: LinkId, handle: LinkHandle) -> bool {
-        self.0.send(Message::LinkUp(link, handle)).await.is_ok()
-    }
-
-    /// A frame came; the permit is given back once the core takes it. False where the core is gone.
-    pub async fn frame(&self, link: LinkId, frame: Frame, permit: OwnedSemaphorePermit) -> bool {
-        self.0.send(Message::Frame(link, frame, permit)).await.is_ok()
-    }
-
-    /// The connection is gone.
-    pub async fn link_down(&self, link: LinkId) {
-        // Where the core is gone too there is nobody to tell.
-        let _ = self.0.send(Message::LinkDown(link)).await;
-    }
-
-    /// Ends the core once everything queued before is stepped.
-    pub async fn stop(&self) {
-        // Where the core is gone it has stopped.
-        let _ = self.0.send(Message::Stop).await;
-    }
-}
-
 /// Opens the node's database, again after every step that failed.
 pub type OpenDatabase = Box<dyn FnMut() -> rusqlite::Result<rusqlite::Connection> + Send>;
-
-/// Where the wall clock comes from.
-#[derive(Clone)]
-pub enum WallClock {
-    /// From messages; the core is opened when the first one has come.
-    Driven,
-    /// From whoever owns the host's clock.
-    Hosted(Arc<dyn Fn() -> Timestamp + Send + Sync>),
-    /// From the operating system.
-    System,
-}
 
 /// What the loop needs.
 pub struct Options {
@@ -318,42 +186,6 @@ impl CoreThread {
             self.ended().await;
         }
         self.thread.take().is_none_or(|thread| thread.join().is_ok())
-    }
-}
-
-/// The wall clock as it runs.
-enum Clock {
-    Driven(Option<Timestamp>),
-    Hosted(Arc<dyn Fn() -> Timestamp + Send + Sync>),
-    System,
-}
-
-impl Clock {
-    fn new(from: &WallClock) -> Self {
-        match from {
-            WallClock::Driven => Self::Driven(None),
-            WallClock::Hosted(read) => Self::Hosted(read.clone()),
-            WallClock::System => Self::System,
-        }
-    }
-
-    fn read(&self) -> Timestamp {
-        match self {
-            Self::Driven(now) => now.unwrap_or_default(),
-            Self::Hosted(read) => read(),
-            Self::System => {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-            }
-        }
-    }
-
-    /// Returns the time in force afterwards.
-    fn set(&mut self, to: Timestamp) -> Timestamp {
-        if let Self::Driven(now) = self {
-            *now = Some(now.map_or(to, |now| now.max(to)));
-        }
-        self.read()
     }
 }
 
@@ -676,12 +508,13 @@ impl std::fmt::Display for Chain<'_> {
 #[cfg(test)]
 mod tests {
     use feiqian_protocol::enrol::Role;
-    use feiqian_protocol::ids::{CampusId, InstitutionId, Key, NodeId, NodeName, TerminalId};
-    use feiqian_protocol::tap::{Pin, TapKey, TapKind};
+    use feiqian_protocol::ids::{CampusId, CardNumber, InstitutionId, Key, NodeId, NodeName, TerminalId};
+    use feiqian_protocol::tap::{Pin, TapKey, TapKind, TapRequest};
     use rusqlite::Connection;
     use std::path::PathBuf;
 
     use super::*;
+    use crate::io::TapError;
 
     const WAIT: Duration = Duration::from_secs(10);
 

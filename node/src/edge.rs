@@ -7,8 +7,8 @@
 pub(crate) mod asks;
 mod replay;
 mod reversal;
-
-use std::collections::{BTreeMap, VecDeque};
+mod unknown;
+mod waiting;
 
 use feiqian_protocol::campus::{Merchant, Mode, Terminal};
 use feiqian_protocol::canary::{Canary, planted};
@@ -25,6 +25,8 @@ use sha2::{Digest, Sha256};
 use crate::authorizer::{Cover, Funds, Split, check_kind, cover, price, standing};
 use crate::core::{Campus, NodeCore};
 use crate::edge::asks::{Asks, Next};
+pub(crate) use crate::edge::unknown::UnknownCards;
+pub(crate) use crate::edge::waiting::{Queues, Waiting};
 use crate::io::{Now, Output, TapError, Ticket};
 use crate::policy::{StandIn, stand_in};
 use crate::store::StoreError;
@@ -33,110 +35,6 @@ use crate::store::taps::{DebitRow, TapRow, TapUse};
 
 /// Days of used allowance that are kept day by day; a reversal of an older debit gives no allowance back.
 pub(crate) const SHARE_DAYS_KEPT: i32 = 8;
-
-/// Declines of unknown cards that one terminal has written in one minute (of the running clock). What is beyond them is
-/// declined alike, and not kept: it is about nobody's money, and whoever holds a card emulator to a terminal must not fill
-/// the disk. A retry of such a tap is decided anew.
-const UNKNOWN_CARDS_PER_MINUTE_MAX: u32 = 30;
-
-/// Declines of unknown cards, by terminal; terminals are those of the configuration.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct UnknownCards {
-    /// The minute that is counted, and how many were written in it.
-    by_terminal: BTreeMap<TerminalId, (u64, u32)>,
-    /// How many were not written since the core was opened, and the minute in which that was last said.
-    pub(crate) not_kept: u64,
-    said: Option<u64>,
-}
-
-impl UnknownCards {
-    /// True where one more may be written.
-    fn admit(&mut self, terminal: &TerminalId, elapsed_ms: u64) -> bool {
-        let minute = elapsed_ms / 60_000;
-        let (counted, count) = self.by_terminal.entry(terminal.clone()).or_default();
-        if *counted != minute {
-            (*counted, *count) = (minute, 0);
-        }
-        *count += 1;
-        if *count <= UNKNOWN_CARDS_PER_MINUTE_MAX {
-            return true;
-        }
-        self.not_kept += 1;
-        if self.said.replace(minute) != Some(minute) {
-            tracing::warn!(%terminal, not_kept = self.not_kept, "more unknown cards than are kept");
-        }
-        false
-    }
-}
-
-/// A tap that is being decided, or waits.
-#[derive(Clone, Debug)]
-pub(crate) struct Waiting {
-    request: TapRequest,
-    digest: [u8; 16],
-    /// Who asked; more than one where the terminal tried again meanwhile.
-    tickets: Vec<Ticket>,
-    deadline_ms: u64,
-    /// What was asked of the centre, and what it said.
-    pub(crate) asks: Asks,
-}
-
-impl Waiting {
-    /// When it must be decided, by the running clock.
-    pub(crate) const fn deadline_ms(&self) -> u64 {
-        self.deadline_ms
-    }
-}
-
-/// Waiting taps: a queue per account, and where to find a key.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Queues {
-    by_account: BTreeMap<AccountId, VecDeque<Waiting>>,
-    by_key: BTreeMap<TapKey, AccountId>,
-}
-
-impl Queues {
-    /// How many taps wait.
-    pub(crate) fn len(&self) -> usize {
-        self.by_key.len()
-    }
-
-    /// When the first of them must be decided.
-    pub(crate) fn next_deadline(&self) -> Option<u64> {
-        self.by_account.values().filter_map(|queue| queue.front()).map(|head| head.deadline_ms).min()
-    }
-
-    /// The accounts with waiting taps.
-    pub(crate) fn accounts(&self) -> Vec<AccountId> {
-        self.by_account.keys().copied().collect()
-    }
-
-    /// The first waiting tap of an account.
-    pub(crate) fn head_mut(&mut self, account: AccountId) -> Option<&mut Waiting> {
-        self.by_account.get_mut(&account)?.front_mut()
-    }
-
-    fn push(&mut self, account: AccountId, waiting: Waiting) {
-        self.by_key.insert(waiting.request.key.clone(), account);
-        self.by_account.entry(account).or_default().push_back(waiting);
-    }
-
-    fn find_mut(&mut self, key: &TapKey) -> Option<&mut Waiting> {
-        let account = self.by_key.get(key)?;
-        self.by_account.get_mut(account)?.iter_mut().find(|waiting| waiting.request.key == *key)
-    }
-
-    fn remove(&mut self, key: &TapKey) -> Option<(AccountId, Waiting)> {
-        let account = self.by_key.remove(key)?;
-        let queue = self.by_account.get_mut(&account)?;
-        let index = queue.iter().position(|waiting| waiting.request.key == *key)?;
-        let waiting = queue.remove(index)?;
-        if queue.is_empty() {
-            self.by_account.remove(&account);
-        }
-        Some((account, waiting))
-    }
-}
 
 /// A purchase that is to be written.
 struct Purchase<'a> {

@@ -20,10 +20,13 @@ use super::{Store, StoreError};
 
 /// Rows that are folded into the tables at once: enough for most pages to be written for several rows; not so many that the
 /// tap in whose step it happens waits for longer than some tens of milliseconds.
-pub(crate) const RECENT_TAPS_MAX: usize = 4_096;
+const RECENT_TAPS_MAX: usize = 4_096;
 
 /// After a fold that failed (the disk is full), it is tried again after so many more rows.
 const FOLD_AGAIN_AFTER: usize = 256;
+
+// The views name the cash wallet by its number.
+const _: () = assert!(Wallet::Cash.number() == 1);
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE recent (
@@ -260,5 +263,104 @@ impl Store {
         }
         self.recent.replace(Recent { limit: RECENT_TAPS_MAX, touched: true, ..Recent::default() });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use feiqian_protocol::campus::Mode;
+    use feiqian_protocol::tap::TapKind;
+
+    use super::*;
+    use crate::core::testing::*;
+    use crate::io::{Input, Output, Ticket};
+
+    /// The rows that taps look up, wherever they stand, and the wallets of an account as a tap sees them.
+    fn tables(world: &World) -> Vec<String> {
+        let mut all = Vec::new();
+        for sql in ["SELECT * FROM taps_now ORDER BY 1, 2, 3", "SELECT * FROM wallets_now ORDER BY 1"] {
+            let mut statement = world.core.store.connection().prepare(sql).unwrap();
+            let columns = statement.column_count();
+            let mut rows = statement.query([]).unwrap();
+            while let Some(row) = rows.next().unwrap() {
+                let values: Vec<rusqlite::types::Value> = (0..columns).map(|n| row.get(n).unwrap()).collect();
+                all.push(format!("{values:?}"));
+            }
+        }
+        for account in [ALICE, BOB] {
+            let (purse, share) = (world.core.store.purse(account), world.core.store.share(account));
+            all.push(format!("{:?} {:?}", purse.unwrap(), share.unwrap()));
+        }
+        all
+    }
+
+    fn in_recent(world: &World) -> usize {
+        let sql = "SELECT count(*) FROM recent";
+        world.core.store.connection().query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap() as usize
+    }
+
+    #[test]
+    fn what_taps_left_is_the_same_before_and_after_it_is_put_into_its_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut world = World::on_disk(Mode::Strict, directory.path());
+        for account in [ALICE, BOB] {
+            world.share_grant(account, 5_000);
+            world.grant(account, 1_000);
+        }
+        world.disconnect();
+        for (n, card) in ["alice", "bob", "alice", "nobody", "bob", "alice"].into_iter().enumerate() {
+            world.buy(&n.to_string(), card, 100);
+        }
+        assert_eq!(in_recent(&world), 6);
+        let before = tables(&world);
+        world.reopen();
+        assert_eq!(tables(&world), before, "read again from the disk");
+        let again = world.buy("0", "alice", 100);
+        assert!(matches!(again[0], Output::Decided { repeat: true, .. }));
+        world.core.store.begin().unwrap();
+        world.core.store.fold().unwrap();
+        assert_eq!((tables(&world), in_recent(&world)), (before.clone(), 0));
+        world.core.store.rollback();
+        world.core.store.begin().unwrap();
+        world.core.store.rollback();
+        assert_eq!((tables(&world), in_recent(&world)), (before.clone(), 6), "taken back");
+        world.core.store.begin().unwrap();
+        world.core.store.savepoint().unwrap();
+        world.core.store.fold().unwrap();
+        world.core.store.undo().unwrap();
+        assert_eq!((tables(&world), in_recent(&world)), (before.clone(), 6), "taken back to the savepoint");
+        world.core.store.fold().unwrap();
+        world.core.store.commit().unwrap();
+        assert_eq!(tables(&world), before);
+        world.check();
+        assert!(matches!(world.buy("0", "alice", 100)[0], Output::Decided { repeat: true, .. }));
+    }
+
+    #[test]
+    fn some_thousand_taps_are_put_into_their_place_at_once() {
+        let mut world = World::connected(Mode::Strict);
+        world.share_grant(ALICE, 5_000);
+        world.grant(ALICE, 5_000);
+        world.disconnect();
+        let buy = |world: &mut World, first: usize, count: usize| {
+            let taps = (first..first + count)
+                .map(|n| Input::Tap(Ticket(n as u64), tap(&n.to_string(), "alice", TapKind::Amount(fen(1)))));
+            let outputs = world.step(taps.collect());
+            assert_eq!(decided(&outputs), vec![approved(ALICE, 1, 0); count].concat());
+        };
+        buy(&mut world, 0, RECENT_TAPS_MAX - 1);
+        buy(&mut world, 10_000, 1);
+        assert_eq!(in_recent(&world), RECENT_TAPS_MAX);
+        // Where there is no room to put them, taps go on, and it is not tried with each of them.
+        let run = |world: &World, sql: &str| world.core.store.connection().execute_batch(sql).unwrap();
+        run(&world, "CREATE TRIGGER refuse BEFORE INSERT ON taps BEGIN SELECT RAISE(ABORT, ''); END");
+        buy(&mut world, 20_000, 1);
+        run(&world, "DROP TRIGGER refuse");
+        buy(&mut world, 20_001, 1);
+        assert_eq!(in_recent(&world), RECENT_TAPS_MAX + 2);
+        buy(&mut world, 20_002, 256);
+        buy(&mut world, 30_000, 1);
+        assert_eq!(in_recent(&world), 1);
+        world.check();
     }
 }
