@@ -334,6 +334,12 @@ mod tests {
         assert_eq!(tables(&world), before);
         world.check();
         assert!(matches!(world.buy("0", "alice", 100)[0], Output::Decided { repeat: true, .. }));
+        // A key that was used after its terminal's newest was looked up is known in its place, too.
+        for repeat in [false, true] {
+            let outputs = world.buy("6", "bob", 100);
+            assert!(matches!(outputs[0], Output::Decided { repeat: told, .. } if told == repeat));
+            world.core.store.fold().unwrap();
+        }
     }
 
     #[test]
