@@ -314,9 +314,14 @@ impl Holding {
 /// Entries of nodes in one step from which on it is a backlog that comes in: half a frame.
 const BACKLOG_ENTRIES: usize = 16;
 
-/// How long the effects of a backlog are gathered before they are posted: nobody waits for the posting of old taps, and one
-/// batch for many of them is less to write, sign, send and prove.
-const GATHER_MS: u64 = 50;
+/// How long the effects of a backlog are gathered before they are posted: one batch for many of them is less to write, sign,
+/// send and prove.
+const BACKLOG_GATHER_MS: u64 = 50;
+
+/// How long the effects of taps are gathered otherwise. Right moves by grants; what is posted is for balances shown in other
+/// buildings, and nobody walks there faster. Every batch is a commit on the disk of every building, so a campus at
+/// lunch costs a flash card there one each two seconds instead of one for each tap anywhere.
+const GATHER_MS: u64 = 2_000;
 
 /// Effects that are gathered at most; a posted batch of their part of one shard is less than a millisecond of work at a node.
 const GATHERED_MAX: usize = 512;
@@ -651,11 +656,15 @@ impl<'a> Round<'a> {
         self.taken += 1;
     }
 
-    /// Posts what was gathered where its time has come: at once, but for a backlog.
+    /// Posts what was gathered where its time has come.
     fn post_gathered(&mut self) -> Result<(), StoreError> {
         let now = self.now.mono_ms;
         let plain = !self.is_recovering() && !self.state.has_unheard;
-        let wait = if plain && self.taken >= BACKLOG_ENTRIES { GATHER_MS } else { 0 };
+        let wait = match self.taken {
+            _ if !plain => 0,
+            BACKLOG_ENTRIES.. => BACKLOG_GATHER_MS,
+            _ => GATHER_MS,
+        };
         let snapshots = self.snapshots_wait();
         let gathered = &mut self.state.gathered;
         if gathered.logs.is_empty() {
@@ -666,7 +675,7 @@ impl<'a> Round<'a> {
         }
         let Some(due) = gathered.due_ms else { return Ok(()) };
         // What somebody waits for is done first.
-        let due = if self.urgent && self.taken == 0 { due + GATHER_MS } else { due };
+        let due = if self.urgent && self.taken == 0 { due + BACKLOG_GATHER_MS } else { due };
         // A status speaks of everything, and a snapshot is of what the streams say: nothing is left for later than them.
         let is_due =
             due <= now || gathered.deltas.len() >= GATHERED_MAX || !self.statuses.is_empty() || snapshots;

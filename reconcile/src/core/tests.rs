@@ -757,11 +757,18 @@ fn a_backlog_is_posted_in_few_batches_and_none_of_it_is_lost_with_the_core() {
 }
 
 #[test]
-fn a_few_taps_are_posted_at_once_and_a_status_leaves_nothing_gathered() {
+fn taps_of_two_seconds_are_posted_together_and_a_status_leaves_nothing_gathered() {
     let mut bench = campus_of(Mode::Strict, 1, &[100_000]);
     let batches = "SELECT COUNT(*) FROM entries WHERE kind = 43";
-    bench.debit(0, 1, 100, 0);
-    bench.upload(0);
+    for after in [0, 1_999] {
+        bench.advance(after);
+        bench.debit(0, 1, 100, 0);
+        bench.upload(0);
+        assert_eq!(bench.number(batches), 0);
+    }
+    assert_eq!(bench.core.next_timer(), Some(2_000));
+    bench.advance(1);
+    bench.step(vec![Input::Timer]);
     assert_eq!(bench.number(batches), 1);
     (0..40).for_each(|_| {
         bench.debit(0, 1, 100, 0);
