@@ -91,6 +91,7 @@ impl NodeCore {
             }
             self.apply_commit(now, log, commit, &mut touched)?;
         }
+        self.settle_settings()?;
         self.acks.insert(log);
         if let Some(cursor) = self.centre_cursor(log)
             && log.as_shard().is_some()
@@ -183,6 +184,7 @@ impl NodeCore {
             }
             Body::CloseRequest(close) => self.close(now, close.epoch, touched)?,
             Body::Closed(closed) => self.close(now, closed.epoch, touched)?,
+            Body::SettingAnswered(answered) => self.setting_answered(&answered)?,
             Body::Hint(hint) => self.store.put_hint(&hint)?,
             Body::Pool(pool) => self.store.put_pool(&pool)?,
             Body::NodeEnrolled(_) | Body::Unknown { .. } => {}

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use feiqian_protocol::chain::hex;
-use feiqian_protocol::ids::TerminalId;
+use feiqian_protocol::ids::{CardNumber, Key, TerminalId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessCalendar, Timestamp};
 use rusqlite::{Connection, OpenFlags};
@@ -73,6 +73,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Reports a card lost, lowers limits, freezes an account or withdraws a card, in this building at once and cut off or not; the
+    /// others follow as they hear of it. What a building may change is its role's (kiosk, desk)
+    Set {
+        #[command(subcommand)]
+        what: Set,
+    },
     /// Recomputes everything that the database claims from its entries; exit code 1 where something differs
     Verify {
         #[command(flatten)]
@@ -96,6 +102,38 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum Set {
+    /// The card was lost
+    Loss(SetOf),
+    /// Lower no-PIN limits; one that is not given stays
+    Limits {
+        /// In fen per purchase
+        #[arg(long, value_name = "FEN", required_unless_present = "daily")]
+        single: Option<i64>,
+        /// In fen per day
+        #[arg(long, value_name = "FEN")]
+        daily: Option<i64>,
+        #[command(flatten)]
+        of: SetOf,
+    },
+    /// No purchases from the card's account; withdrawn at the centre only
+    Freeze(SetOf),
+    /// The card is no longer valid, for ever
+    Void(SetOf),
+}
+
+#[derive(Args)]
+struct SetOf {
+    /// The card
+    card: CardNumber,
+    /// Who says so
+    #[arg(long, default_value = "operator")]
+    operator: Key,
+    #[command(flatten)]
+    data: Data,
 }
 
 #[derive(Subcommand)]
@@ -180,6 +218,7 @@ fn execute(command: Command) -> Result<ExitCode, anyhow::Error> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Status { data, json } => status(&data.dir()?, json),
+        Command::Set { what } => set(what),
         Command::Verify { data, json } => verify(&data.dir()?, json),
         Command::Export { what: Export::Decisions { data, format, output } } => {
             export_decisions(&data.dir()?, format, output)
@@ -201,6 +240,42 @@ fn join(dir: &DataDir, centre: &HostPort, code: &str) -> Result<ExitCode, anyhow
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let joined = runtime.block_on(join::join(dir, centre, code))?;
     println!("This machine is {}, node {}, role {}.", joined.name, joined.node, joined.role);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn set(what: Set) -> Result<ExitCode, anyhow::Error> {
+    let (of, command) = match what {
+        Set::Loss(of) => {
+            let command = ControlCommand::ReportLoss { card: of.card, operator: of.operator };
+            (of.data, command)
+        }
+        Set::Limits { single, daily, of } => {
+            let command = ControlCommand::LowerLimits {
+                card: of.card,
+                single_limit_fen: single.map(Fen::new),
+                daily_limit_fen: daily.map(Fen::new),
+                operator: of.operator,
+            };
+            (of.data, command)
+        }
+        Set::Freeze(of) => {
+            let command = ControlCommand::Freeze { card: of.card, operator: of.operator };
+            (of.data, command)
+        }
+        Set::Void(of) => {
+            let command = ControlCommand::VoidCard { card: of.card, operator: of.operator };
+            (of.data, command)
+        }
+    };
+    let answer = control::call(&of.dir()?.control_socket(), &command)?;
+    println!(
+        "{}",
+        if answer["position"].is_null() {
+            "it is so already"
+        } else {
+            "done here; the other buildings follow as they hear of it"
+        }
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -241,6 +316,10 @@ fn status_table(status: &Value) -> String {
         ("accounts", text("accounts")),
         ("campus configuration", text("campus_version")),
         ("waiting taps", text("pending")),
+        (
+            "waiting settings",
+            format!("{} ({} refused lately)", text("settings_waiting"), text("settings_refused")),
+        ),
         ("unspent right", yuan("unspent_fen")),
         ("stand-in left", yuan("stand_in_left_fen")),
         ("wall clock", time("wall")),

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use feiqian_protocol::entry::Proof;
+use feiqian_protocol::ids::{CardNumber, Key};
+use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,6 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::drive::{Answer, CoreQueue, NoAnswer, Request};
 use crate::run::stopped;
+use crate::settings::{SettingKind, SettingRequest};
 
 /// Longest line that is read.
 const LINE_BYTES_MAX: u64 = 4 * 1024;
@@ -38,6 +42,40 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(15);
 pub enum Command {
     /// How the node stands, after everything that waits before it.
     Status {},
+    /// Reports a card lost.
+    ReportLoss {
+        /// The card.
+        card: CardNumber,
+        /// Who says so.
+        operator: Key,
+    },
+    /// Lowers the no-PIN limits of a card's account; one that is absent stays.
+    LowerLimits {
+        /// The card.
+        card: CardNumber,
+        /// Fen per purchase.
+        #[serde(default)]
+        single_limit_fen: Option<Fen>,
+        /// Fen per business day.
+        #[serde(default)]
+        daily_limit_fen: Option<Fen>,
+        /// Who says so.
+        operator: Key,
+    },
+    /// Freezes a card's account.
+    Freeze {
+        /// The card.
+        card: CardNumber,
+        /// Who says so.
+        operator: Key,
+    },
+    /// Withdraws a card, for ever.
+    VoidCard {
+        /// The card.
+        card: CardNumber,
+        /// Who says so.
+        operator: Key,
+    },
     /// Sets the driven wall clock.
     Clock {
         /// Milliseconds since 1970.
@@ -157,6 +195,26 @@ async fn answer(line: &[u8], control: &Control) -> Value {
             Ok(status) => status,
             Err(error) => failure("unavailable", error.to_string()),
         },
+        Ok(Command::ReportLoss { card, operator }) => {
+            set(control, card, SettingKind::ReportLoss, operator).await
+        }
+        Ok(Command::LowerLimits { card, single_limit_fen, daily_limit_fen, operator }) => {
+            let kind = SettingKind::LowerLimits { single: single_limit_fen, daily: daily_limit_fen };
+            set(control, card, kind, operator).await
+        }
+        Ok(Command::Freeze { card, operator }) => set(control, card, SettingKind::Freeze, operator).await,
+        Ok(Command::VoidCard { card, operator }) => set(control, card, SettingKind::VoidCard, operator).await,
+    }
+}
+
+/// A change of settings by somebody who is logged in on this machine.
+async fn set(control: &Control, card: CardNumber, kind: SettingKind, by: Key) -> Value {
+    let request = SettingRequest { terminal: None, card, kind, by, proof: Proof::Login };
+    match control.queue.ask(Request::Setting(request), STATUS_TIMEOUT).await {
+        Ok(Answer::Setting(Ok(done))) => json!({"ok": true, "position": done.position}),
+        Ok(Answer::Setting(Err(error))) => failure(error.code(), error.to_string()),
+        Ok(_) => failure("unavailable", NoAnswer::Unavailable.to_string()),
+        Err(error) => failure("unavailable", error.to_string()),
     }
 }
 

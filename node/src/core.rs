@@ -221,8 +221,10 @@ impl NodeCore {
                     let balance = self.balance(&card)?;
                     outputs.push(Output::Balance(ticket, balance));
                 }
+                Input::Setting(ticket, request) => self.on_setting(now, ticket, &request, outputs)?,
                 Input::Status(ticket) => {
-                    outputs.push(Output::Status(ticket, Box::new(self.status(now))));
+                    let status = self.status(now)?;
+                    outputs.push(Output::Status(ticket, Box::new(status)));
                 }
                 Input::LinkUp(link) => self.on_link_up(now, link, outputs)?,
                 Input::LinkDown(link) => self.on_link_down(now, link, outputs)?,
@@ -319,9 +321,10 @@ impl NodeCore {
         }))
     }
 
-    fn status(&self, now: &Now) -> Status {
+    fn status(&self, now: &Now) -> Result<Status, StoreError> {
+        let (settings_waiting, settings_refused) = self.store.own_settings_count()?;
         let State { saved, writer, to_node, shards, totals, .. } = &self.state;
-        Status {
+        Ok(Status {
             node: self.identity.name.to_string(),
             link: self.link.state(),
             refused: saved.refused.map(|reason| reason.name().to_owned()).or_else(|| self.link.refusal()),
@@ -333,6 +336,8 @@ impl NodeCore {
             applied: to_node.position,
             shards: shards.iter().map(|cursor| cursor.position).collect(),
             pending: self.queues.len(),
+            settings_waiting,
+            settings_refused,
             unknown_cards_not_kept: self.unknown_cards.not_kept,
             accounts: totals.accounts,
             campus_version: self.campus.as_ref().map_or(0, |campus| campus.version),
@@ -344,7 +349,7 @@ impl NodeCore {
                 _ => saved.heard,
             },
             wall: now.wall,
-        }
+        })
     }
 }
 

@@ -340,6 +340,7 @@ impl Driver {
                 Some(match request {
                     Request::Balance(card) => Input::Balance(ticket, card),
                     Request::Reversal(request) => Input::Reversal(ticket, request),
+                    Request::Setting(request) => Input::Setting(ticket, request),
                     Request::Status => Input::Status(ticket),
                     Request::Tap(request) => Input::Tap(ticket, request),
                 })
@@ -411,6 +412,7 @@ impl Driver {
                     handle.send(frame);
                 }
             }
+            Output::Setting(ticket, done) => self.answer(ticket, Answer::Setting(done)),
             Output::Status(ticket, status) => self.answer(ticket, Answer::Status(status)),
         }
     }

@@ -22,8 +22,8 @@ use feiqian_protocol::ids::TerminalId;
 use feiqian_protocol::limits::HTTP_BODY_BYTES_MAX;
 
 use crate::drive::{Answer, CoreQueue, NoAnswer, Request};
-use crate::io::TapError;
-use api::{BalanceAnswer, ErrorAnswer, HealthAnswer, TapAnswer};
+use crate::io::{SettingError, TapError};
+use api::{BalanceAnswer, ErrorAnswer, HealthAnswer, SettingAnswer, TapAnswer};
 use auth::{MAC_HEADER, TERMINAL_HEADER, TerminalKey, TerminalSecret};
 
 /// How much longer than an ask may take a terminal waits for its answer, before it is told to ask again.
@@ -101,6 +101,19 @@ impl From<TapError> for Failure {
     }
 }
 
+impl From<SettingError> for Failure {
+    fn from(error: SettingError) -> Self {
+        let status = match error.code() {
+            "unknown_card" => StatusCode::NOT_FOUND,
+            "unknown_terminal" | "role" => StatusCode::FORBIDDEN,
+            "closed" => StatusCode::CONFLICT,
+            "too_many" | "unavailable" => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self::new(status, error.code(), error.to_string())
+    }
+}
+
 impl From<NoAnswer> for Failure {
     fn from(error: NoAnswer) -> Self {
         let code = match error {
@@ -117,6 +130,7 @@ pub fn router(terminals: Arc<Terminals>) -> Router {
         .route("/v1/taps", post(serve))
         .route("/v1/reversals", post(serve))
         .route("/v1/balance", post(serve))
+        .route("/v1/settings", post(serve))
         .route("/v1/health", get(health))
         .route("/v1/openapi.json", get(openapi))
         .fallback(|| async {
@@ -173,6 +187,7 @@ async fn serve(State(terminals): State<Arc<Terminals>>, request: HttpRequest<Bod
     let answer = match (parts.method, parts.uri.path()) {
         (Method::POST, "/v1/taps") => tap(&terminals, &terminal, &body).await,
         (Method::POST, "/v1/reversals") => reversal(&terminals, &terminal, &body).await,
+        (Method::POST, "/v1/settings") => setting(&terminals, &terminal, &body).await,
         _ => balance(&terminals, &body).await,
     };
     if let Err(failure) = &answer {
@@ -212,6 +227,14 @@ async fn balance(terminals: &Terminals, body: &[u8]) -> Result<Vec<u8>, Failure>
     match terminals.queue.ask(Request::Balance(card), terminals.answer_wait()).await? {
         Answer::Balance(view) => Ok(to_json(&BalanceAnswer::from(view))),
         Answer::Refused(error) => Err(error.into()),
+        _ => Err(NoAnswer::Unavailable.into()),
+    }
+}
+
+async fn setting(terminals: &Terminals, terminal: &TerminalId, body: &[u8]) -> Result<Vec<u8>, Failure> {
+    let request = body::setting(terminal, body)?;
+    match terminals.queue.ask(Request::Setting(request), terminals.answer_wait()).await? {
+        Answer::Setting(done) => Ok(to_json(&SettingAnswer::done(done?.position.is_none()))),
         _ => Err(NoAnswer::Unavailable.into()),
     }
 }

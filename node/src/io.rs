@@ -2,12 +2,15 @@
 //! same core.
 
 use ed25519_dalek::{SigningKey, VerifyingKey};
+use feiqian_protocol::account::AccountError;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
-use feiqian_protocol::ids::{CampusId, CardNumber, InstitutionId, NodeId, NodeName};
+use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, InstitutionId, NodeId, NodeName};
 use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapKey, TapRequest};
 use feiqian_protocol::time::Timestamp;
 use serde::Serialize;
+
+use crate::settings::SettingRequest;
 
 /// The clocks, as they are when a step begins.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +69,8 @@ pub enum Input {
     Reversal(Ticket, ReversalRequest),
     /// A balance enquiry. Answered by [`Output::Balance`].
     Balance(Ticket, CardNumber),
+    /// A change of settings. Answered by [`Output::Setting`].
+    Setting(Ticket, SettingRequest),
     /// Asks for [`Output::Status`].
     Status(Ticket),
     /// A connection to the centre stands, authenticated both ways. Replaces an older one.
@@ -94,6 +99,8 @@ pub enum Output {
     Refused(Ticket, TapError),
     /// The answer to an enquiry.
     Balance(Ticket, Result<BalanceView, DeclineReason>),
+    /// A change of settings was written, or why not.
+    Setting(Ticket, Result<SettingDone, SettingError>),
     /// The answer to a status enquiry.
     Status(Ticket, Box<Status>),
     /// A frame for the centre; its lane is [`Frame::lane`].
@@ -132,6 +139,59 @@ pub enum TapError {
     /// Too many taps wait for an answer.
     #[error("too many taps are waiting")]
     Busy,
+}
+
+/// A change of settings that acts in this building.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SettingDone {
+    /// The account.
+    pub account: AccountId,
+    /// The position of the entry; nothing where it was so already.
+    pub position: Option<u64>,
+}
+
+/// Why a change of settings was not written.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum SettingError {
+    /// No account has this card.
+    #[error("no account has this card")]
+    UnknownCard,
+    /// The terminal is not in this building's configuration.
+    #[error("terminal {0} is not configured at this node")]
+    UnknownTerminal(String),
+    /// It does not fit the account, or is not for a building of this role.
+    #[error("{message}")]
+    Refused {
+        /// A stable code: [`AccountError::code`].
+        code: &'static str,
+        /// For a person.
+        message: String,
+    },
+    /// Too many of the account wait for the centre.
+    #[error("too many changes of this account wait for the centre")]
+    TooMany,
+    /// The node writes nothing at the moment.
+    #[error("the node writes nothing at the moment")]
+    OutOfService,
+}
+
+impl SettingError {
+    /// A stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownCard => "unknown_card",
+            Self::UnknownTerminal(_) => "unknown_terminal",
+            Self::Refused { code, .. } => code,
+            Self::TooMany => "too_many",
+            Self::OutOfService => "unavailable",
+        }
+    }
+}
+
+impl From<AccountError> for SettingError {
+    fn from(error: AccountError) -> Self {
+        Self::Refused { code: error.code(), message: error.to_string() }
+    }
 }
 
 /// The state of the link to the centre.
@@ -175,6 +235,10 @@ pub struct Status {
     pub shards: Vec<u64>,
     /// Taps that wait for an answer.
     pub pending: usize,
+    /// Settings written here that the centre has not answered.
+    pub settings_waiting: u64,
+    /// Settings written here lately that the centre has refused.
+    pub settings_refused: u64,
     /// Declines of unknown cards that were not written, because they were too many, since the start.
     pub unknown_cards_not_kept: u64,
     /// Accounts known.

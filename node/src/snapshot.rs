@@ -169,6 +169,7 @@ impl NodeCore {
             let published = CampusPublished { version: campus.version, config: campus.config.clone() };
             self.publish(&published, &mut touched)?;
         }
+        self.settle_settings()?;
         if self.store.forget_losses(log, cursor.position)? {
             self.losses = self.store.losses()?;
         }

@@ -7,6 +7,7 @@
 //! | `entries` | log, position | every record: the own log, the centre's stream for this node, the account streams |
 //! | `heads` | log, position | every signed head; a log ends at its last one |
 //! | `cards`, `documents` | card, account; account | settings: what a tap reads, in each card's row, and what it comes from |
+//! | `own_settings` | position | settings written here that the account's stream does not have yet, or that were refused: [`settings`] |
 //! | `wallets` | account, wallet | posted balance, own spending that is not in it yet, rights of the open epoch; in the row of cash the account's allowance share |
 //! | `hints` | account | what prices a stand-in |
 //! | `pools`, `pool_used` | day | stand-in of all accounts together, granted and used |
@@ -27,6 +28,7 @@ pub mod accounts;
 pub(crate) mod cards;
 pub(crate) mod log;
 pub(crate) mod recent;
+pub(crate) mod settings;
 pub(crate) mod snapshots;
 pub(crate) mod taps;
 
@@ -243,6 +245,7 @@ impl Store {
             0 => {
                 self.connection.execute_batch(SCHEMA)?;
                 self.connection.execute_batch(recent::SCHEMA)?;
+                self.connection.execute_batch(settings::SCHEMA)?;
                 self.connection.execute(
                     "INSERT INTO state VALUES (1, ?1, ?2, ?3, ?4, 1, 0, 0, 0, 0, NULL, 0, 0, NULL, NULL, 0, NULL, NULL)",
                     params![identity.institution.0, identity.node.0, identity.name.as_str(), identity.incarnation],

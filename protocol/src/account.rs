@@ -3,16 +3,22 @@
 //! | field | form | writer | widening or narrowing | merge rule |
 //! |---|---|---|---|---|
 //! | `class` | text | centre | neither | the lexically first of concurrent values |
-//! | `cards` | map card → time | centre, desk | widening | union; a card is valid while it is here and not in `void` |
+//! | `cards` | map card → time | centre | widening | union; a card is valid while it is here and not in `void` |
 //! | `void` | map card → time | centre, desk | narrowing, final | present is void; never removed |
-//! | `losses` | map loss key → card | anyone | narrowing | present is lost; lifted by deleting the keys that were seen |
-//! | `frozen` | map key → time | centre | narrowing | present is frozen |
+//! | `losses` | map loss key → card | centre, kiosk, desk | narrowing | present is lost; lifted by deleting the keys that were seen |
+//! | `frozen` | map key → time | centre, desk | narrowing | present is frozen |
 //! | `closed` | map key → time | centre | narrowing, final | present is closed |
-//! | `limits` | map `single`, `daily` → fen | centre, holder | either | the lower of concurrent values |
+//! | `limits` | map `single`, `daily` → fen | centre; nodes lower | either | the lower of concurrent values |
 //! | `groups` | map group → time | centre | widening | present is member |
 //!
 //! A loss has a key of its own, so a lift (a deletion) removes only the reports that its author had seen. Nothing here
 //! is money: that is in the logs.
+//!
+//! A document changes where the centre's account streams say so, and nowhere else, so equal prefixes are equal documents. What a
+//! node narrows acts there from the moment it is written, on top of the document ([`AccountSettings::narrow`]), until the
+//! centre has taken it into the stream or refused it ([`crate::entry::SettingAnswered`]). The centre merges the node's change
+//! where it fits, so that concurrent ones meet by the rules above, and otherwise carries the intent out by itself: one change that
+//! was refused never blocks a later one of the same author.
 //!
 //! Documents and changes come from peers, so they are bounded before automerge reads them ([`chunk`]), what makes it panic
 //! is an error here, and a change counts only where the document that it gives can be saved and loaded again.
@@ -30,6 +36,7 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::hex;
+use crate::enrol::Role;
 use crate::ids::{AccountId, CardNumber, InstitutionId, Key, NodeId};
 use crate::limits::{
     AMOUNT_FEN_MAX, DOCUMENT_BYTES_KEPT, DOCUMENT_BYTES_MAX, DOCUMENT_BYTES_SLACK, NAME_BYTES_MAX,
@@ -119,7 +126,8 @@ pub enum Intent {
 }
 
 impl Intent {
-    /// True for changes that take possibilities away: these act at once wherever they are made.
+    /// True for changes that take possibilities away: these act at once wherever they are made. Limits are what they were before or
+    /// less where a node sets them ([`AccountSettings::check_narrowing`]).
     pub const fn narrows(&self) -> bool {
         matches!(
             self,
@@ -129,6 +137,15 @@ impl Intent {
                 | Self::Close
                 | Self::LeaveGroup { .. }
         )
+    }
+
+    /// Whether a node of this role may write it.
+    pub const fn is_open_to(&self, role: Role) -> bool {
+        match self {
+            Self::ReportLoss { .. } | Self::SetLimits { .. } => matches!(role, Role::Kiosk | Role::Desk),
+            Self::VoidCard { .. } | Self::Freeze { .. } => matches!(role, Role::Desk),
+            _ => false,
+        }
     }
 }
 
@@ -169,6 +186,79 @@ impl AccountSettings {
     /// The canonical text that digests are made of.
     pub fn canonical(&self) -> String {
         serde_json::to_string(self).expect("plain data serializes")
+    }
+
+    /// Whether an intent fits the account as it is.
+    ///
+    /// # Errors
+    /// [`AccountError`] says why it does not.
+    pub fn check(&self, intent: &Intent) -> Result<(), AccountError> {
+        if self.closed {
+            return Err(AccountError::Closed);
+        }
+        match intent {
+            Intent::ReportLoss { card, .. } | Intent::VoidCard { card } if !self.cards.contains_key(card) => {
+                Err(AccountError::NoSuchCard)
+            }
+            Intent::ReportLoss { loss, .. } if self.losses.contains_key(loss) => Err(AccountError::KeyUsed),
+            Intent::LiftLoss { card, losses }
+                if losses.is_empty() || !losses.iter().all(|key| self.losses.get(key) == Some(card)) =>
+            {
+                Err(AccountError::NotLost)
+            }
+            Intent::SetLimits { single, daily } => {
+                check_limit(*single)?;
+                check_limit(*daily)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same for a node of this role, which may narrow and no more.
+    ///
+    /// # Errors
+    /// [`AccountError::Role`], [`AccountError::LimitRaised`], or as [`AccountSettings::check`].
+    pub fn check_narrowing(&self, intent: &Intent, role: Role) -> Result<(), AccountError> {
+        if !intent.is_open_to(role) {
+            return Err(AccountError::Role(role.name()));
+        }
+        self.check(intent)?;
+        match intent {
+            Intent::SetLimits { single, daily }
+                if *single > self.single_limit || *daily > self.daily_limit =>
+            {
+                Err(AccountError::LimitRaised)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The settings after an intent that narrows: what a node goes by while its own word is not in the document yet.
+    pub fn narrow(&mut self, intent: &Intent) {
+        match intent {
+            Intent::ReportLoss { card, loss } => {
+                self.losses.insert(loss.clone(), card.clone());
+                if let Some(status) = self.cards.get_mut(card) {
+                    *status = (*status).max(CardStatus::Lost);
+                }
+            }
+            Intent::VoidCard { card } => {
+                if let Some(status) = self.cards.get_mut(card) {
+                    *status = CardStatus::Void;
+                }
+            }
+            Intent::SetLimits { single, daily } => {
+                self.single_limit = self.single_limit.min(*single);
+                self.daily_limit = self.daily_limit.min(*daily);
+            }
+            Intent::Freeze { .. } => self.frozen = true,
+            Intent::Close => self.closed = true,
+            Intent::LeaveGroup { group } => self.groups.retain(|own| own != group.as_str()),
+            Intent::LiftLoss { .. }
+            | Intent::IssueCard { .. }
+            | Intent::Unfreeze { .. }
+            | Intent::JoinGroup { .. } => {}
+        }
     }
 }
 
@@ -211,6 +301,34 @@ pub enum AccountError {
     /// The account is closed: only reading is left.
     #[error("the account is closed")]
     Closed,
+    /// A node may not write such a change.
+    #[error("a building of the role {0} may not change this")]
+    Role(&'static str),
+    /// A building can lower a limit, and not raise it.
+    #[error("a limit can be lowered here, and raised at the centre only")]
+    LimitRaised,
+    /// There is no such account.
+    #[error("there is no such account")]
+    NoSuchAccount,
+}
+
+impl AccountError {
+    /// The stable code of a refusal.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NoSuchCard => "no_such_card",
+            Self::NotLost => "not_lost",
+            Self::KeyUsed => "key_used",
+            Self::LimitOutOfRange => "limit_out_of_range",
+            Self::LimitRaised => "limit_raised",
+            Self::Closed => "closed",
+            Self::NoRoom(_) | Self::TooLarge(_) => "no_room",
+            Self::Role(_) => "role",
+            Self::Class => "class",
+            Self::NoSuchAccount => "no_such_account",
+            Self::Automerge(_) | Self::Change | Self::Shape(_) | Self::TooCostly => "malformed",
+        }
+    }
 }
 
 /// What an account starts with.
@@ -317,35 +435,20 @@ impl Document {
     }
 
     fn write(&mut self, intent: &Intent, at: Timestamp) -> Result<Vec<u8>, AccountError> {
-        let settings = self.settings()?;
-        if settings.closed {
-            return Err(AccountError::Closed);
-        }
-        let has_card = |card: &CardNumber| settings.cards.contains_key(card);
+        self.settings()?.check(intent)?;
         let now = ScalarValue::Timestamp(at.0);
         match intent {
-            Intent::ReportLoss { card, .. } | Intent::VoidCard { card } if !has_card(card) => {
-                return Err(AccountError::NoSuchCard);
-            }
             Intent::ReportLoss { card, loss } => {
-                if settings.losses.contains_key(loss) {
-                    return Err(AccountError::KeyUsed);
-                }
                 let losses = self.map("losses")?;
                 self.0.put(&losses, loss.as_str(), card.as_str())?;
             }
-            Intent::LiftLoss { card, losses: keys } => {
-                if keys.is_empty() || !keys.iter().all(|key| settings.losses.get(key) == Some(card)) {
-                    return Err(AccountError::NotLost);
-                }
+            Intent::LiftLoss { losses: keys, .. } => {
                 let losses = self.map("losses")?;
                 for key in keys {
                     self.0.delete(&losses, key.as_str())?;
                 }
             }
             Intent::SetLimits { single, daily } => {
-                check_limit(*single)?;
-                check_limit(*daily)?;
                 let limits = self.map("limits")?;
                 self.0.put(&limits, "single", single.get())?;
                 self.0.put(&limits, "daily", daily.get())?;
@@ -369,6 +472,34 @@ impl Document {
         self.0.commit();
         let change = self.0.get_last_local_change().ok_or(AccountError::Change)?;
         Ok(change.raw_bytes().to_vec())
+    }
+
+    /// True where the account is as a narrowing intent wants it already, under the same keys.
+    ///
+    /// # Errors
+    /// [`AccountError::Shape`] where the document is not as the table says.
+    pub fn is_so(&self, intent: &Intent) -> Result<bool, AccountError> {
+        Ok(match intent {
+            Intent::ReportLoss { card, loss } => self.losses()?.get(loss) == Some(card),
+            Intent::VoidCard { card } => self.keys("void")?.iter().any(|void| void == card.as_str()),
+            Intent::Freeze { key } => self.keys("frozen")?.iter().any(|frozen| frozen == key.as_str()),
+            Intent::SetLimits { single, daily } => {
+                self.limit("single")? <= *single && self.limit("daily")? <= *daily
+            }
+            _ => false,
+        })
+    }
+
+    /// True where a change is merged already.
+    pub fn has_change(&self, bytes: &[u8]) -> bool {
+        if chunk::check_change(bytes).is_err() {
+            return false;
+        }
+        let known = contained(|| {
+            let change = Change::from_bytes(bytes.to_vec()).ok()?;
+            self.0.get_change_by_hash(&change.hash()).map(drop)
+        });
+        matches!(known, Ok(Some(())))
     }
 
     /// Merges a change made elsewhere. A repeat changes nothing.
@@ -403,6 +534,14 @@ impl Document {
     /// node that leaves less is not to be taken.
     pub fn has_room(&mut self) -> bool {
         check_room(&mut self.0, 2 * DOCUMENT_BYTES_KEPT).is_ok()
+    }
+
+    /// The keys of the freezes in force, for an end of all of them.
+    ///
+    /// # Errors
+    /// [`AccountError::Shape`] where the document is not as the table says.
+    pub fn freezes(&self) -> Result<Vec<Key>, AccountError> {
+        Ok(self.keys("frozen")?.into_iter().filter_map(|key| Key::new(key).ok()).collect())
     }
 
     /// The hashes of the newest changes, as sorted hexadecimal.

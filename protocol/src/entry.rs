@@ -29,6 +29,7 @@
 //! | 26 | [`Hint`] | to node | what prices a stand-in; not critical |
 //! | 27 | [`Pool`] | to node | stand-in of all accounts together, a day |
 //! | 28 | [`NodeEnrolled`] | to node | none: who the stream is for, as its first entry; not critical |
+//! | 35 | [`SettingAnswered`] | to node | a setting that it wrote is in the account's stream, or refused |
 //! | 40 | [`AccountOpened`] | shard | creates the account and its document |
 //! | 41 | [`Setting`] | shard, node | an intent and the change that carries it out |
 //! | 42 | [`Credit`] | shard | raises a balance |
@@ -517,6 +518,21 @@ pub struct Setting {
     pub change: ByteVec,
 }
 
+/// What became of a setting that a node wrote. Until it is applied, and the account's stream up to where it says, the node goes by
+/// what it wrote.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct SettingAnswered {
+    /// The position of the setting in the node's log.
+    #[n(0)]
+    pub position: u64,
+    /// Where the account's stream has it.
+    #[n(1)]
+    pub stream_position: u64,
+    /// Why it was refused, where it was: [`crate::account::AccountError::code`].
+    #[n(2)]
+    pub refused: Option<Key>,
+}
+
 /// Money in.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
 pub struct Credit {
@@ -796,6 +812,7 @@ bodies! {
     Hint(Hint) = 26, critical false, "hint";
     Pool(Pool) = 27, critical true, "pool";
     NodeEnrolled(NodeEnrolled) = 28, critical false, "node_enrolled";
+    SettingAnswered(SettingAnswered) = 35, critical true, "setting_answered";
     AccountOpened(AccountOpened) = 40, critical true, "account_opened";
     Setting(Setting) = 41, critical true, "setting";
     Credit(Credit) = 42, critical true, "credit";

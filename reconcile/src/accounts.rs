@@ -13,13 +13,11 @@ use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::unhex;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{
-    AccountOpened, Actor, ActorKind, CampusPublished, Credit, Entry, EntryRef, NodeEnrolled, Proof, Setting,
+    AccountOpened, Actor, ActorKind, CampusPublished, Credit, EntryRef, NodeEnrolled, Proof, Setting,
 };
 use feiqian_protocol::frame::{Frame, LossNotice};
 use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
-use feiqian_protocol::limits::{
-    AMOUNT_FEN_MAX, ENROL_CODE_SECONDS, ENROL_TRIES_MAX, LOSSES_PER_ACCOUNT_MAX, LOSSES_PER_LIFT_MAX,
-};
+use feiqian_protocol::limits::{AMOUNT_FEN_MAX, ENROL_CODE_SECONDS, ENROL_TRIES_MAX, LOSSES_PER_LIFT_MAX};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 use serde_json::{Value, json};
@@ -54,6 +52,9 @@ impl Round<'_> {
             }
             Command::ReportLoss { card, operator } => self.report_loss(&card, operator),
             Command::LiftLoss { card, operator } => self.lift_loss(&card, operator),
+            Command::CardLoss { card } => self.card_loss(&card),
+            Command::Account { card } => self.account(&card),
+            Command::ChangeSetting { card, change, operator } => self.change_setting(&card, change, operator),
             Command::PublishCampus { config } => self.publish_campus(&config),
             Command::CreateEnrolment { name, role, lookup, secret } => {
                 self.create_enrolment(name, role, &lookup, &secret)
@@ -68,7 +69,7 @@ impl Round<'_> {
         }
     }
 
-    fn named(&self, card: &CardNumber) -> Result<Named, StoreError> {
+    pub(crate) fn named(&self, card: &CardNumber) -> Result<Named, StoreError> {
         let unknown =
             || CommandError { code: "unknown_card", message: "no account has this card".to_owned() };
         Ok(accounts::account_of_card(self.db, card)?.ok_or_else(unknown))
@@ -223,7 +224,10 @@ impl Round<'_> {
     }
 
     /// An account's document and its projection; the centre writes later changes.
-    fn document(&self, account: AccountId) -> Result<Option<(Document, AccountSettings)>, StoreError> {
+    pub(crate) fn document(
+        &self,
+        account: AccountId,
+    ) -> Result<Option<(Document, AccountSettings)>, StoreError> {
         let Some(stored) = accounts::load(self.db, account)? else { return Ok(None) };
         let actor =
             actor_id(self.state.identity.institution, NodeId::CENTRE, 1, stored.document_epoch, account);
@@ -275,7 +279,7 @@ impl Round<'_> {
     }
 
     /// Carries out an operator's intent.
-    fn settle(
+    pub(crate) fn settle(
         &mut self,
         account: AccountId,
         intent: Intent,
@@ -298,7 +302,7 @@ impl Round<'_> {
     }
 
     /// Writes a setting that was carried out or merged, and what it means beyond the document.
-    fn write_setting(
+    pub(crate) fn write_setting(
         &mut self,
         account: AccountId,
         mut document: Document,
@@ -316,7 +320,7 @@ impl Round<'_> {
         accounts::update(self.db, account, &document.save(), &settings, &heads)?;
         match intent {
             Intent::ReportLoss { card, loss } => {
-                accounts::insert_loss(self.db, &card, &loss, account, time)?;
+                accounts::insert_loss(self.db, &card, &loss, account, time, position)?;
                 self.state.cards_lost.insert(card.clone());
                 let notice = LossNotice { account, card, log, position };
                 for link in self.sessions().into_iter().filter(|_| !planted(Canary::LossBehindBulk)) {
@@ -332,41 +336,6 @@ impl Round<'_> {
         }
         self.state.hand_out.soon(account);
         Ok(())
-    }
-
-    /// A node narrowed a setting. Its change must do what its intent says and no more.
-    pub(crate) fn node_setting(
-        &mut self,
-        at: EntryRef,
-        node: NodeId,
-        entry: &Entry,
-        setting: &Setting,
-    ) -> Result<(), StoreError> {
-        if at.log.stream != 0 || !setting.intent.narrows() {
-            return self.fault(at.log, at.position, "a setting that a node may not change");
-        }
-        let Some(stored) = accounts::load(self.db, setting.account)? else {
-            return self.fault(at.log, at.position, "a setting of an unknown account");
-        };
-        let institution = self.state.identity.institution;
-        let reader = actor_id(institution, node, u32::MAX, stored.document_epoch, setting.account);
-        let mut merged = Document::load(&stored.document, reader.clone())?;
-        let mut meant = Document::load(&stored.document, reader)?;
-        if merged.merge_change(&setting.change).is_ok() && merged.heads() == meant.heads() {
-            // It is here already: the centre has taken its own word of it back.
-            return Ok(());
-        }
-        let fits = setting.document_epoch == stored.document_epoch
-            && merged.merge_change(&setting.change).is_ok()
-            && merged.has_room()
-            && meant.carry_out(&setting.intent, entry.clock.time()).is_ok()
-            && matches!((merged.settings(), meant.settings()), (Ok(merged), Ok(meant))
-                if merged == meant && merged.losses.len() <= LOSSES_PER_ACCOUNT_MAX);
-        if !fits {
-            return self.fault(at.log, at.position, "a setting whose change is not what it says");
-        }
-        let change = setting.change.to_vec();
-        self.write_setting(setting.account, merged, setting.intent.clone(), change, entry.actor.clone())
     }
 
     fn publish_campus(&mut self, config: &Value) -> Result<Reply, StoreError> {

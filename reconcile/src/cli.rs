@@ -13,6 +13,7 @@ use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName, Wallet};
 use feiqian_protocol::limits::ENROL_CODE_SECONDS;
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::{BusinessCalendar, Timestamp};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ use crate::config::{Config, ConfigError, read_campus};
 use crate::control::Client;
 use crate::driver::real_now;
 use crate::export::{self, Format, Table};
-use crate::io::{Command, Identity, RecoveryStatus, Status};
+use crate::io::{Building, CardLoss, Command, Identity, RecoveryStatus, SettingCommand, Status};
 use crate::run::{self, CAMPUS, DATABASE, Origin};
 use crate::verify;
 use crate::{history, import};
@@ -136,10 +137,20 @@ enum Action {
         #[command(flatten)]
         data: Data,
     },
-    /// Reports a card lost, or lifts the report.
+    /// Reports a card lost, lifts the report, or shows how far it is known.
     Loss {
         #[command(subcommand)]
         what: Loss,
+    },
+    /// Shows the account of a card, or changes it.
+    Account {
+        #[command(subcommand)]
+        what: Account,
+    },
+    /// Replaces a card or withdraws it.
+    Card {
+        #[command(subcommand)]
+        what: Card,
     },
     /// Shows how the centre stands.
     Status {
@@ -220,6 +231,73 @@ enum Loss {
     Report(LossOf),
     /// Lifts all reports of a card.
     Lift(LossOf),
+    /// Shows which buildings have the report, and what can still be spent in the others.
+    Show {
+        /// The card.
+        card: CardNumber,
+        #[command(flatten)]
+        data: Data,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum Account {
+    /// Shows its cards, settings, money, and where the rights to it are.
+    Show {
+        /// A card of it.
+        card: CardNumber,
+        #[command(flatten)]
+        data: Data,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// No purchases from it.
+    Freeze(LossOf),
+    /// Purchases again.
+    Unfreeze(LossOf),
+    /// Sets its no-PIN limits; one that is not given stays.
+    Limits {
+        /// In fen per purchase.
+        #[arg(long, value_name = "FEN", required_unless_present = "daily")]
+        single: Option<i64>,
+        /// In fen per day.
+        #[arg(long, value_name = "FEN")]
+        daily: Option<i64>,
+        #[command(flatten)]
+        of: LossOf,
+    },
+    /// Makes it a member of a group (doors, price lists).
+    Join {
+        /// The group.
+        group: Key,
+        #[command(flatten)]
+        of: LossOf,
+    },
+    /// Ends its membership of a group.
+    Leave {
+        /// The group.
+        group: Key,
+        #[command(flatten)]
+        of: LossOf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Card {
+    /// Gives out a new card for one that is lost or worn, and withdraws the old one for ever.
+    Replace {
+        /// The new one.
+        #[arg(long)]
+        new: CardNumber,
+        #[command(flatten)]
+        of: LossOf,
+    },
+    /// Withdraws it, for ever.
+    Void(LossOf),
 }
 
 #[derive(Args)]
@@ -335,11 +413,36 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             say(&data.dir, &Command::LiftLoss { card, operator })?;
             writeln!(out, "lifted")?;
         }
-        Action::Status { data, json } => {
-            let mut status = say(&data.dir, &Command::Status)?;
-            if let Value::Object(fields) = &mut status {
-                fields.remove("ok");
+        Action::Loss { what: Loss::Show { card, data, json } } => {
+            let reply = without_ok(say(&data.dir, &Command::CardLoss { card })?);
+            if json {
+                writeln!(out, "{reply}")?;
+            } else {
+                print_loss(out, &serde_json::from_value(reply)?)?;
             }
+        }
+        Action::Account { what: Account::Show { card, data, json } } => {
+            let reply = without_ok(say(&data.dir, &Command::Account { card })?);
+            if json { writeln!(out, "{reply}")? } else { print_account(out, &reply)? }
+        }
+        Action::Account { what: Account::Freeze(of) } => change(out, of, SettingCommand::Freeze)?,
+        Action::Account { what: Account::Unfreeze(of) } => change(out, of, SettingCommand::Unfreeze)?,
+        Action::Account { what: Account::Limits { single, daily, of } } => {
+            let (single_limit_fen, daily_limit_fen) = (single.map(Fen::new), daily.map(Fen::new));
+            change(out, of, SettingCommand::Limits { single_limit_fen, daily_limit_fen })?;
+        }
+        Action::Account { what: Account::Join { group, of } } => {
+            change(out, of, SettingCommand::JoinGroup { group })?;
+        }
+        Action::Account { what: Account::Leave { group, of } } => {
+            change(out, of, SettingCommand::LeaveGroup { group })?;
+        }
+        Action::Card { what: Card::Replace { new, of } } => {
+            change(out, of, SettingCommand::ReplaceCard { new_card: new })?;
+        }
+        Action::Card { what: Card::Void(of) } => change(out, of, SettingCommand::VoidCard)?,
+        Action::Status { data, json } => {
+            let status = without_ok(say(&data.dir, &Command::Status)?);
             if json {
                 writeln!(out, "{status}")?;
             } else {
@@ -372,6 +475,80 @@ fn start_log(json: bool) {
 
 fn say(dir: &Path, command: &Command) -> anyhow::Result<Value> {
     Ok(Client::connect(dir)?.command(command)?)
+}
+
+fn without_ok(mut reply: Value) -> Value {
+    if let Value::Object(fields) = &mut reply {
+        fields.remove("ok");
+    }
+    reply
+}
+
+fn change(out: &mut impl Write, of: LossOf, change: SettingCommand) -> anyhow::Result<()> {
+    let LossOf { card, operator, data } = of;
+    let reply = without_ok(say(&data.dir, &Command::ChangeSetting { card, change, operator })?);
+    print_account(out, &reply)
+}
+
+/// A time as people here read it.
+fn local_time(time: Timestamp) -> String {
+    let zoned = jiff::tz::Offset::from_seconds(BusinessCalendar::CHINA.utc_offset_minutes * 60)
+        .ok()
+        .zip(jiff::Timestamp::from_millisecond(time.0).ok())
+        .map(|(offset, time)| offset.to_datetime(time).strftime("%Y-%m-%d %H:%M:%S +08:00").to_string());
+    zoned.unwrap_or_else(|| format!("{} ms", time.0))
+}
+
+fn print_loss(out: &mut impl Write, loss: &CardLoss) -> anyhow::Result<()> {
+    writeln!(out, "reported {}", local_time(loss.reported))?;
+    if loss.unaware.is_empty() {
+        writeln!(out, "known everywhere ({} buildings)", loss.buildings)?;
+        return Ok(());
+    }
+    let at_most = loss
+        .at_most_fen
+        .map_or("without a bound by the policy".to_owned(), |fen| format!("at most {fen} yuan"));
+    writeln!(
+        out,
+        "known to {} of {} buildings; elsewhere {at_most} can still be spent",
+        loss.known, loss.buildings
+    )?;
+    for building in &loss.unaware {
+        let Building { node, heard, at_most_fen } = building;
+        writeln!(out, "  {node:<24} last heard {}, {at_most_fen} yuan", local_time(*heard))?;
+    }
+    Ok(())
+}
+
+fn print_account(out: &mut impl Write, account: &Value) -> anyhow::Result<()> {
+    let yuan = |value: &Value| Fen::new(value.as_i64().unwrap_or_default()).to_string();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    writeln!(out, "account {}, {}", account["account"], text(&account["patron_class"]))?;
+    for (name, set) in [("frozen", &account["frozen"]), ("closed", &account["closed"])] {
+        if set == true {
+            writeln!(out, "  {name}")?;
+        }
+    }
+    for (card, status) in account["cards"].as_object().into_iter().flatten() {
+        writeln!(out, "  card {card}: {}", text(status))?;
+    }
+    let (single, daily) = (yuan(&account["single_limit_fen"]), yuan(&account["daily_limit_fen"]));
+    writeln!(out, "  without PIN: {single} yuan a purchase, {daily} yuan a day")?;
+    let groups: Vec<_> = account["groups"].as_array().into_iter().flatten().map(text).collect();
+    if !groups.is_empty() {
+        writeln!(out, "  groups: {}", groups.join(" "))?;
+    }
+    for (wallet, state) in account["wallets"].as_object().into_iter().flatten() {
+        let (funds, free, owed) =
+            (yuan(&state["funds_fen"]), yuan(&state["at_the_centre_fen"]), yuan(&state["owed_fen"]));
+        writeln!(out, "  {wallet}: {funds} yuan, {free} of it at the centre, {owed} owed")?;
+    }
+    for right in account["rights"].as_array().into_iter().flatten() {
+        let (right_fen, stand_in) = (yuan(&right["right_fen"]), yuan(&right["stand_in_fen"]));
+        let (node, wallet) = (text(&right["node"]), text(&right["wallet"]));
+        writeln!(out, "  right at {node}: {right_fen} yuan of {wallet}, {stand_in} yuan stand-in")?;
+    }
+    Ok(())
 }
 
 fn init(out: &mut impl Write, dir: &Path, campus_file: &Path) -> anyhow::Result<()> {

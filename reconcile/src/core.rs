@@ -63,6 +63,8 @@ pub(crate) struct State {
     pub hand_out: HandOut,
     pub sweep: Sweep,
     pub gathered: Gathered,
+    /// How far nodes have the account streams, by their own word since this was opened.
+    pub known: BTreeMap<(NodeId, LogId), u64>,
     /// Cards that were ever reported lost: few, and every debit asks.
     pub cards_lost: BTreeSet<CardNumber>,
     /// Up to where somebody waits for the entries of one of the centre's streams.
@@ -118,6 +120,7 @@ impl State {
             hand_out: HandOut::default(),
             sweep: Sweep::default(),
             gathered: Gathered::default(),
+            known: BTreeMap::new(),
             cards_lost: accounts::cards_lost(db)?,
             waited_for: BTreeMap::new(),
             means: None,
@@ -158,6 +161,11 @@ impl State {
     /// Where a log stands; an empty one where nothing was written.
     pub fn log(&self, log: LogId) -> LogState {
         self.logs.get(&log).copied().unwrap_or(LogState::EMPTY)
+    }
+
+    /// How far a node has an account stream on its disk, as far as it has said since the centre started.
+    pub fn known_position(&self, node: NodeId, log: LogId) -> u64 {
+        self.known.get(&(node, log)).copied().unwrap_or_default()
     }
 
     pub fn campus_id(&self) -> CampusId {

@@ -363,7 +363,9 @@ impl Round<'_> {
             Body::TakenIn(taken_in) => self.taken_in(place, taken_in),
             Body::EpochEnd(end) => self.epoch_end(place, end.epoch),
             Body::ShareRelease(release) => self.share_release(place, release),
-            Body::Setting(setting) => self.node_setting(place.at, place.node, entry, setting),
+            Body::Setting(setting) => {
+                self.node_setting(place.at, place.node, place.order_key, entry, setting)
+            }
             _ => Ok(()),
         }
     }
@@ -590,14 +592,14 @@ impl Round<'_> {
     }
 
     /// A tap with a card that was reported lost before the tap was ingested: the holder does not pay.
-    fn refund_after_loss(
+    pub(crate) fn refund_after_loss(
         &mut self,
         at: EntryRef,
         account: AccountId,
         wallet: Wallet,
         mut movement: MovementState,
     ) -> Result<(), StoreError> {
-        let amount = -movement.amount;
+        let amount = -movement.amount - movement.reversed;
         let refunded = if amount <= self.state.policy().refund_cap_fen { amount } else { Fen::ZERO };
         self.move_loss_case(at, account, wallet, &movement, amount, refunded)?;
         if refunded.is_positive() {

@@ -110,6 +110,25 @@ pub enum Command {
         /// Who lifted it.
         operator: Key,
     },
+    /// How far a card's loss is known: [`CardLoss`].
+    CardLoss {
+        /// The card.
+        card: CardNumber,
+    },
+    /// Shows the account of a card.
+    Account {
+        /// The card.
+        card: CardNumber,
+    },
+    /// Changes the account of a card, or the card.
+    ChangeSetting {
+        /// The card.
+        card: CardNumber,
+        /// What is changed.
+        change: SettingCommand,
+        /// Who changes it.
+        operator: Key,
+    },
     /// Publishes a campus configuration.
     PublishCampus {
         /// The configuration, as JSON of [`feiqian_protocol::campus::CampusConfig`].
@@ -173,6 +192,68 @@ pub enum Command {
     },
     /// How the centre stands.
     Status,
+}
+
+/// What an operator may change about an account.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum SettingCommand {
+    /// No purchases.
+    Freeze,
+    /// Purchases again.
+    Unfreeze,
+    /// The no-PIN limits; one that is absent stays.
+    Limits {
+        /// Fen per purchase.
+        #[serde(default)]
+        single_limit_fen: Option<Fen>,
+        /// Fen per business day.
+        #[serde(default)]
+        daily_limit_fen: Option<Fen>,
+    },
+    /// The card is withdrawn, for ever.
+    VoidCard,
+    /// The card is withdrawn and another one given out for it: after a loss, or because it is worn.
+    ReplaceCard {
+        /// The new one.
+        new_card: CardNumber,
+    },
+    /// Membership of a group.
+    JoinGroup {
+        /// The group.
+        group: Key,
+    },
+    /// Membership ends.
+    LeaveGroup {
+        /// The group.
+        group: Key,
+    },
+}
+
+/// How far a card's loss is known.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct CardLoss {
+    /// When it was reported.
+    pub reported: Timestamp,
+    /// Buildings that hold rights, or may still.
+    pub buildings: u64,
+    /// Of them, those that have the report on their disks.
+    pub known: u64,
+    /// The others. After a start of the centre those are among them that it has not heard since.
+    pub unaware: Vec<Building>,
+    /// What can still be spent there with the card, in fen; absent where the policy sets no bound.
+    pub at_most_fen: Option<Fen>,
+}
+
+/// A building that a loss may not have reached.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Building {
+    /// Its name.
+    pub node: String,
+    /// When it was last heard.
+    pub heard: Timestamp,
+    /// What can be spent there, in fen.
+    pub at_most_fen: Fen,
 }
 
 const fn cash() -> Wallet {

@@ -406,6 +406,7 @@ impl Round<'_> {
             let known = hello.shards.iter().find(|cursor| cursor.log == log);
             let from = known.map_or(0, |cursor| cursor.cursor.position);
             shards.push((log, from, self.end(log), self.is_far_behind(log, from)?));
+            self.note_known(node_id, log, from);
         }
         let Some(link) = self.state.links.get_mut(&id) else { return Ok(()) };
         link.anchor = anchor;
@@ -570,7 +571,11 @@ impl Round<'_> {
             self.close_link(id, error.to_string());
             return;
         }
-        if ack.log != to_node || link.phase != Phase::Accepted {
+        if link.phase != Phase::Accepted {
+            return;
+        }
+        if ack.log != to_node {
+            self.note_known(node_id, ack.log, ack.position);
             return;
         }
         let anchored = link.anchored;

@@ -326,7 +326,7 @@ impl World {
                     self.model.decided(ticket, decision, repeat)?;
                 }
                 node_io::Output::Refused(ticket, error) => self.model.refused(ticket, error)?,
-                node_io::Output::Balance(..) => {}
+                node_io::Output::Balance(..) | node_io::Output::Setting(..) => {}
                 node_io::Output::Status(ticket, status) => self.model.status(ticket, *status),
                 node_io::Output::Send(link, frame) => {
                     if let Some(wire) = &mut self.sites[index].wire

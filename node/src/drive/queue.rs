@@ -8,8 +8,9 @@ use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalReques
 use feiqian_protocol::time::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::io::{LinkId, Status, TapError};
+use crate::io::{LinkId, SettingDone, SettingError, Status, TapError};
 use crate::link::LinkHandle;
+use crate::settings::SettingRequest;
 
 /// What can be asked of the core.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub enum Request {
     Reversal(ReversalRequest),
     /// A balance enquiry.
     Balance(CardNumber),
+    /// A change of settings.
+    Setting(SettingRequest),
     /// How the node stands.
     Status,
 }
@@ -38,6 +41,8 @@ pub enum Answer {
     Refused(TapError),
     /// A balance, or why none is shown.
     Balance(Result<BalanceView, DeclineReason>),
+    /// A change of settings acts here, or why not.
+    Setting(Result<SettingDone, SettingError>),
     /// How the node stands.
     Status(Box<Status>),
 }

@@ -87,6 +87,71 @@ pub struct BalanceBody {
     pub card: String,
 }
 
+/// A change of settings that narrows. It acts in this building at once, cut off or not, and in the others as they hear of it.
+/// Asking again changes nothing more.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct SettingBody {
+    /// A card of the account.
+    #[schema(example = "c02346", max_length = 64)]
+    pub card: String,
+    /// What is to be changed.
+    pub change: Change,
+    /// Of `lower_limits`: the no-PIN limit of a purchase in fen, no higher than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 1_000, minimum = 0)]
+    pub single_limit_fen: Option<i64>,
+    /// Of `lower_limits`: the no-PIN allowance of a day in fen, no higher than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 3_000, minimum = 0)]
+    pub daily_limit_fen: Option<i64>,
+    /// Who wants it, where the terminal has somebody logged in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "li.lei", max_length = 64)]
+    pub operator: Option<String>,
+}
+
+/// What is to be changed about a card or its account.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// The card was lost. At a kiosk or a desk.
+    ReportLoss,
+    /// Lower no-PIN limits. At a kiosk or a desk.
+    LowerLimits,
+    /// No purchases from the account. At a desk.
+    Freeze,
+    /// The card is withdrawn, for ever. At a desk.
+    VoidCard,
+}
+
+/// The change acts in this building.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct SettingAnswer {
+    /// `done`.
+    #[schema(example = "done")]
+    pub outcome: String,
+    /// True where it was so already, and nothing was written.
+    pub was_so: bool,
+    /// What the terminal shows, in English.
+    #[schema(example = "Done. Other buildings follow as they hear of it.")]
+    pub text_en: String,
+    /// What the terminal shows, in Chinese.
+    #[schema(example = "已生效，其他楼宇收到后同步生效")]
+    pub text_zh: String,
+}
+
+impl SettingAnswer {
+    /// Of a change that acts.
+    pub fn done(was_so: bool) -> Self {
+        Self {
+            outcome: "done".to_owned(),
+            was_so,
+            text_en: "Done. Other buildings follow as they hear of it.".to_owned(),
+            text_zh: "已生效，其他楼宇收到后同步生效".to_owned(),
+        }
+    }
+}
+
 /// The answer to a tap or a reversal.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct TapAnswer {
@@ -261,7 +326,7 @@ impl ErrorAnswer {
                        \"\\n\" + status code + \"\\n\" + body`, and must be checked: anybody on the network could say \
                        \"approved\". `feiqian-node terminal-key` shows the key.",
     ),
-    paths(paths::tap, paths::reversal, paths::balance, paths::health),
+    paths(paths::tap, paths::reversal, paths::balance, paths::setting, paths::health),
     modifiers(&Headers),
 )]
 struct TerminalApi;
@@ -282,7 +347,10 @@ impl Modify for Headers {
 /// One function per path, for the macro to read; the handlers share their way in and are elsewhere.
 #[expect(dead_code, reason = "only their attributes are read")]
 mod paths {
-    use super::{BalanceAnswer, BalanceBody, ErrorAnswer, HealthAnswer, ReversalBody, TapAnswer, TapBody};
+    use super::{
+        BalanceAnswer, BalanceBody, ErrorAnswer, HealthAnswer, ReversalBody, SettingAnswer, SettingBody,
+        TapAnswer, TapBody,
+    };
 
     #[utoipa::path(
         post, path = "/v1/taps", operation_id = "tap", tag = "terminal", security(("terminal" = [], "mac" = [])),
@@ -331,6 +399,24 @@ mod paths {
         )
     )]
     const fn balance() {}
+
+    #[utoipa::path(
+        post, path = "/v1/settings", operation_id = "setting", tag = "terminal", security(("terminal" = [], "mac" = [])),
+        summary = "Reports a loss, lowers limits, freezes an account or withdraws a card",
+        request_body = SettingBody,
+        responses(
+            (status = 200, description = "It acts in this building; authenticated by `x-feiqian-mac`.", body = SettingAnswer),
+            (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+            (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+            (status = 403, description = "`unknown_terminal`; `role`: not in a building of this role.", body = ErrorAnswer),
+            (status = 404, description = "`unknown_card`.", body = ErrorAnswer),
+            (status = 409, description = "`closed`: the account is closed.", body = ErrorAnswer),
+            (status = 413, description = "The body is too long.", body = ErrorAnswer),
+            (status = 422, description = "`limit_raised`, `limit_out_of_range`, `no_room`.", body = ErrorAnswer),
+            (status = 503, description = "`busy`, `too_many`, `unavailable`: ask again.", body = ErrorAnswer),
+        )
+    )]
+    const fn setting() {}
 
     #[utoipa::path(
         get, path = "/v1/health", operation_id = "health", tag = "node",

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use feiqian_protocol::ids::{CardNumber, TerminalId};
+use feiqian_protocol::entry::Proof;
+use feiqian_protocol::ids::{CardNumber, Key, TerminalId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Pin, ReversalRequest, TapKey, TapKind, TapRequest};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
+
+use crate::settings::{SettingKind, SettingRequest};
 
 /// Why a body is no request.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -90,6 +93,44 @@ pub fn balance(body: &[u8]) -> Result<CardNumber, BodyError> {
     let card = fields.text("card")?;
     fields.finish()?;
     Ok(card)
+}
+
+/// Reads a change of settings.
+///
+/// # Errors
+/// [`BodyError`].
+pub fn setting(terminal: &TerminalId, body: &[u8]) -> Result<SettingRequest, BodyError> {
+    let mut fields = Fields::parse(body)?;
+    let card = fields.text("card")?;
+    let change = fields.required("change")?;
+    let mut limit = |name: &str| match fields.optional(name)?.map(|fen| fen.as_i64()) {
+        None => Ok(None),
+        Some(Some(fen)) => Ok(Some(Fen::new(fen))),
+        Some(None) => Err(wrong(name, "must be a whole number of fen")),
+    };
+    let limits = (limit("single_limit_fen")?, limit("daily_limit_fen")?);
+    let kind = match (change.as_str(), limits) {
+        (Some("lower_limits"), (None, None)) => {
+            return Err(wrong("single_limit_fen", "is missing (or daily_limit_fen)"));
+        }
+        (Some("lower_limits"), (single, daily)) => SettingKind::LowerLimits { single, daily },
+        (_, (Some(_), _)) => return Err(wrong("single_limit_fen", "stands with lower_limits only")),
+        (_, (_, Some(_))) => return Err(wrong("daily_limit_fen", "stands with lower_limits only")),
+        (Some("report_loss"), _) => SettingKind::ReportLoss,
+        (Some("freeze"), _) => SettingKind::Freeze,
+        (Some("void_card"), _) => SettingKind::VoidCard,
+        _ => {
+            let known = "must be \"report_loss\", \"lower_limits\", \"freeze\" or \"void_card\"";
+            return Err(wrong("change", known));
+        }
+    };
+    let (by, proof) = if fields.values.contains_key("operator") {
+        (fields.text("operator")?, Proof::Login)
+    } else {
+        (Key::new(terminal.as_str()).map_err(|_| wrong("operator", "is missing"))?, Proof::None)
+    };
+    fields.finish()?;
+    Ok(SettingRequest { terminal: Some(terminal.clone()), card, kind, by, proof })
 }
 
 fn wrong(field: &str, why: impl Into<String>) -> BodyError {
@@ -204,9 +245,7 @@ impl<'de> Deserialize<'de> for Object {
 
 #[cfg(test)]
 mod tests {
-    use feiqian_protocol::ids::Key;
-
-    use super::super::api::{BalanceBody, Kind, OriginalBody, ReversalBody, TapBody};
+    use super::super::api::{BalanceBody, Change, Kind, OriginalBody, ReversalBody, SettingBody, TapBody};
     use super::*;
 
     fn terminal() -> TerminalId {
@@ -246,6 +285,42 @@ mod tests {
 
         let client = BalanceBody { card: "c02346".to_owned() };
         assert_eq!(balance(&serde_json::to_vec(&client).unwrap()), Ok(card));
+    }
+
+    #[test]
+    fn a_change_of_settings_says_what_and_no_more() {
+        let read = |fields: &str| {
+            let body = format!(r#"{{"card":"c1",{fields}}}"#);
+            setting(&terminal(), body.as_bytes()).map_err(|error| error.to_string())
+        };
+        let client = SettingBody {
+            card: "c1".to_owned(),
+            change: Change::LowerLimits,
+            single_limit_fen: Some(1_000),
+            daily_limit_fen: None,
+            operator: Some("li.lei".to_owned()),
+        };
+        let request = setting(&terminal(), &serde_json::to_vec(&client).unwrap()).unwrap();
+        assert_eq!(request.kind, SettingKind::LowerLimits { single: Some(Fen::new(1_000)), daily: None });
+        assert_eq!((request.by.as_str(), request.proof), ("li.lei", Proof::Login));
+        let request = read(r#""change":"report_loss""#).unwrap();
+        assert_eq!((request.kind, request.proof), (SettingKind::ReportLoss, Proof::None));
+        assert_eq!(request.by.as_str(), "pos-1");
+        let cases = [
+            (r#""operator":"x""#, "field \"change\" is missing"),
+            (r#""change":"lift_loss""#, "field \"change\" must be"),
+            (r#""change":"lower_limits""#, "field \"single_limit_fen\" is missing"),
+            (r#""change":"lower_limits","daily_limit_fen":1.5"#, "field \"daily_limit_fen\" must be a whole"),
+            (
+                r#""change":"freeze","daily_limit_fen":1"#,
+                "field \"daily_limit_fen\" stands with lower_limits only",
+            ),
+            (r#""change":"freeze","sum":1"#, "field \"sum\" is not known"),
+        ];
+        for (fields, expected) in cases {
+            let error = read(fields).unwrap_err();
+            assert!(error.starts_with(expected), "{fields}: {error}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use feiqian_protocol::time::BusinessDay;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::settings::in_force;
 use super::{Store, StoreError};
 
 /// A card and its account, as far as a tap needs them.
@@ -156,7 +157,12 @@ impl Store {
         Ok(Some(Facts { holder, purse, share }))
     }
 
-    /// Keeps a document and what a tap reads of it.
+    /// The account of a card.
+    pub(crate) fn account_of(&self, card: &CardNumber) -> Option<AccountId> {
+        self.cards.borrow().holder(card).map(|holder| holder.account)
+    }
+
+    /// Keeps a document and what a tap reads of it, with what was written here on top.
     pub(crate) fn put_account(
         &self,
         account: AccountId,
@@ -168,6 +174,7 @@ impl Store {
         self.connection
             .prepare_cached("INSERT OR REPLACE INTO documents VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![key, saved, heads.join(" "), settings.canonical()])?;
+        let settings = &in_force(&self.connection, account, settings)?;
         // A card never leaves a document, so writing all of them is enough.
         let mut statement = self
             .connection

@@ -13,6 +13,7 @@ use rusqlite::{Connection, Row};
 
 use super::StoreError;
 use super::accounts::{Holder, read_card_status, status_number};
+use super::settings::in_force;
 
 /// See the top of the module. It is only ever asked for one card, so it has no order.
 #[derive(Debug, Default)]
@@ -155,7 +156,7 @@ pub(crate) fn unlike_documents(connection: &Connection) -> Result<BTreeSet<Accou
     while let Some(row) = rows.next()? {
         let account = AccountId(row.get::<_, i64>(0)? as u64);
         match serde_json::from_str(&row.get::<_, String>(1)?) {
-            Ok(settings) => expected.put(account, &settings),
+            Ok(settings) => expected.put(account, &in_force(connection, account, &settings)?),
             Err(_) => {
                 return Err(StoreError::damaged(format!("the settings of account {account} are malformed")));
             }

@@ -165,6 +165,13 @@ pub(crate) fn first_position(connection: &Connection, log: LogId) -> Result<Opti
     Ok(first.map(|position| position as u64))
 }
 
+/// Where a log ends: at its last head.
+pub(crate) fn last_position(connection: &Connection, log: LogId) -> Result<u64, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT coalesce(max(position), 0) FROM heads WHERE log = ?1")?;
+    Ok(statement.query_row([log.key()], |row| row.get::<_, i64>(0))? as u64)
+}
+
 /// All heads of a log, in order.
 pub(crate) fn heads(connection: &Connection, log: LogId) -> Result<Vec<SignedHead>, StoreError> {
     let mut statement = connection.prepare(heads_where!("ORDER BY position"))?;

@@ -1,6 +1,6 @@
 //! The own log and the centre's stream for this node, folded into rows, shares, debits and own effects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use feiqian_protocol::campus::{CampusConfig, Mode};
 use feiqian_protocol::entry::{Body, Entry, StandInGrant};
@@ -14,7 +14,8 @@ use super::{Report, touches_balance};
 use crate::edge::SHARE_DAYS_KEPT;
 use crate::io::Identity;
 use crate::store::accounts::{read_wallet, shares, summed_up};
-use crate::store::log::{each_record, heads};
+use crate::store::log::{each_record, heads, last_position};
+use crate::store::settings::positions;
 use crate::store::snapshots::installed;
 use crate::store::taps::DebitRow;
 use crate::store::{Saved, StoreError, saved};
@@ -26,6 +27,10 @@ struct Fold {
     debits: BTreeMap<u64, DebitRow>,
     reversals: BTreeMap<u64, (AccountId, Wallet, Fen)>,
     own: BTreeMap<(AccountId, Wallet), Fen>,
+    /// Settings that were written here, and their accounts.
+    settings: BTreeMap<u64, AccountId>,
+    /// Of those that are in an account's stream, where; 0 for one that was refused.
+    answered: BTreeMap<u64, u64>,
     /// True where stand-in may have been unlimited at some time.
     unlimited: bool,
     /// True while a restored copy is getting back what it had lost of its log, and of the grants that it was written under.
@@ -47,14 +52,23 @@ pub(super) fn compare(
         debits: BTreeMap::new(),
         reversals: BTreeMap::new(),
         own: BTreeMap::new(),
+        settings: BTreeMap::new(),
+        answered: BTreeMap::new(),
         unlimited: was_ever_optimistic(connection, identity)?,
         incomplete: saved.tail_until.is_some(),
     };
 
     let mut grants: BTreeMap<u64, Body> = BTreeMap::new();
     each_record(connection, to_node, |position, record| {
-        if let Ok(entry) = Entry::from_record(record) {
-            grants.insert(position, entry.body);
+        match Entry::from_record(record).map(|entry| entry.body) {
+            Ok(Body::SettingAnswered(answered)) => {
+                let taken_at = if answered.refused.is_some() { 0 } else { answered.stream_position };
+                fold.answered.insert(answered.position, taken_at);
+            }
+            Ok(body) => {
+                grants.insert(position, body);
+            }
+            Err(_) => {}
         }
         Ok(())
     })?;
@@ -83,7 +97,8 @@ pub(super) fn compare(
     compare_wallets(connection, &fold, &saved, report)?;
     compare_shares(connection, &fold, &saved, report)?;
     compare_debits(connection, &fold, report)?;
-    compare_reversals(connection, &fold, report)
+    compare_reversals(connection, &fold, report)?;
+    compare_settings(connection, identity, &fold, report)
 }
 
 impl Fold {
@@ -195,6 +210,9 @@ impl Fold {
                     .entry((taken_in.account, taken_in.wallet))
                     .or_default()
                     .take_in(taken_in)?;
+            }
+            Body::Setting(setting) => {
+                self.settings.insert(position, setting.account);
             }
             Body::EpochEnd(end) => {
                 if end.epoch != self.open {
@@ -349,6 +367,28 @@ fn compare_reversals(connection: &Connection, fold: &Fold, report: &mut Report) 
     }
     for position in missing.keys() {
         report.problem(format!("reversal {position} is missing in the tables"));
+    }
+    Ok(())
+}
+
+/// What was written here and is in no document yet.
+fn compare_settings(
+    connection: &Connection,
+    identity: &Identity,
+    fold: &Fold,
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    let mut waiting = BTreeSet::new();
+    for (position, account) in &fold.settings {
+        let log = LogId::shard(identity.institution, account.shard());
+        let applied = last_position(connection, log)?;
+        if fold.answered.get(position).is_none_or(|taken_at| *taken_at > applied) {
+            waiting.insert(*position);
+        }
+    }
+    // While a restored copy gets its log back, the centre may have answered what is not here yet.
+    if !fold.incomplete && positions(connection)? != waiting {
+        report.problem("the settings that wait for the centre are not what the entries give");
     }
     Ok(())
 }

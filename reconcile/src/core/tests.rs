@@ -26,6 +26,7 @@ use crate::io::{Command, Identity, Input, LinkId, Now, Output, Reply, Ticket};
 use crate::verify::verify;
 
 mod hostile;
+mod settings;
 
 const INSTITUTION: InstitutionId = InstitutionId(7);
 const START: Timestamp = Timestamp(1_667_779_200_000);
@@ -668,39 +669,6 @@ fn a_code_is_short_lived_single_and_bears_few_tries() {
     assert_eq!(look(&mut bench).unwrap_err().code, "enrolment_expired");
     let unknown = Command::LookUpEnrolment { lookup: "cd".repeat(32) };
     assert_eq!(bench.command(unknown).unwrap_err().code, "enrolment_unknown");
-}
-
-#[test]
-fn a_kiosk_may_report_a_loss_but_not_lift_it() {
-    use feiqian_protocol::account::{Document, Intent, actor_id};
-    let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
-    let kiosk = bench.enrol("kiosk", Role::Kiosk);
-    bench.connect(kiosk);
-    let saved: Vec<u8> =
-        bench.core.connection().query_row("SELECT document FROM accounts", [], |row| row.get(0)).unwrap();
-    let actor = actor_id(INSTITUTION, bench.nodes[kiosk].id, 1, 1, AccountId(1));
-    let mut document = Document::load(&saved, actor).unwrap();
-    let wall = bench.now.wall;
-    let mut write = |bench: &mut Bench, intent: Intent, says: Intent| {
-        let change = document.carry_out(&intent, wall).unwrap();
-        let setting =
-            Setting { account: AccountId(1), document_epoch: 1, intent: says, change: change.into() };
-        bench.nodes[kiosk].write(wall, Proof::Login, setting);
-        bench.upload(kiosk);
-    };
-    let report = Intent::ReportLoss { card: card("c1"), loss: key("k-1") };
-    write(&mut bench, report.clone(), report.clone());
-    assert_eq!(bench.number("SELECT COUNT(*) FROM losses WHERE lifted IS NULL"), 1);
-    let lift = Intent::LiftLoss { card: card("c1"), losses: vec![key("k-1")] };
-    write(&mut bench, lift.clone(), lift.clone());
-    write(&mut bench, Intent::Close, Intent::Freeze { key: key("f") });
-    assert_eq!(bench.number("SELECT COUNT(*) FROM losses WHERE lifted IS NULL"), 1);
-    assert_eq!(
-        bench.number("SELECT COUNT(*) FROM faults"),
-        2,
-        "a lift, and a change that does more than it says"
-    );
-    bench.check();
 }
 
 #[test]

@@ -225,7 +225,7 @@ impl Round<'_> {
         accounts::update(self.db, account, &document.save(), &settings, &heads)?;
         match &setting.intent {
             Intent::ReportLoss { card, loss } => {
-                accounts::insert_loss(self.db, card, loss, account, time)?;
+                accounts::insert_loss(self.db, card, loss, account, time, at.position)?;
                 self.state.cards_lost.insert(card.clone());
                 notes::put_report(self.db, card, loss, at.position)?;
             }

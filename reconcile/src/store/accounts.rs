@@ -122,21 +122,42 @@ pub(crate) fn insert_card(
     Ok(statement.execute(params![card.as_str(), account.0 as i64])? == 1)
 }
 
-/// Notes a loss report.
+/// Notes a loss report; `position` is its place in the account's stream.
 pub(crate) fn insert_loss(
     db: &Connection,
     card: &CardNumber,
     loss: &Key,
     account: AccountId,
     reported: Timestamp,
+    position: u64,
 ) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT OR IGNORE INTO losses VALUES (?1, ?2, ?3, ?4, NULL)")?.execute(params![
+    db.prepare_cached("INSERT OR IGNORE INTO losses VALUES (?1, ?2, ?3, ?4, NULL, ?5)")?.execute(params![
         card.as_str(),
         loss.as_str(),
         account.0 as i64,
-        reported.0
+        reported.0,
+        position as i64,
     ])?;
     Ok(())
+}
+
+/// When the oldest report of a card that stands was made, and its place in the account's stream.
+pub(crate) fn standing_loss(
+    db: &Connection,
+    card: &CardNumber,
+) -> Result<Option<(Timestamp, u64)>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT reported, position FROM losses WHERE card = ?1 AND lifted IS NULL ORDER BY position LIMIT 1",
+    )?;
+    let found = statement
+        .query_row([card.as_str()], |row| Ok((Timestamp(row.get(0)?), row.get::<_, i64>(1)? as u64)));
+    Ok(found.optional()?)
+}
+
+/// True where this report was ever noted, be it lifted since.
+pub(crate) fn has_loss(db: &Connection, card: &CardNumber, loss: &Key) -> Result<bool, StoreError> {
+    let mut statement = db.prepare_cached("SELECT 1 FROM losses WHERE card = ?1 AND loss = ?2")?;
+    Ok(statement.exists(params![card.as_str(), loss.as_str()])?)
 }
 
 /// Notes that reports were lifted.

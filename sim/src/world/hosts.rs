@@ -515,7 +515,8 @@ impl World<'_> {
                     self.answered(site, ticket, decision, repeat);
                 }
                 node_io::Output::Refused(ticket, error) => self.refused(site, ticket, error),
-                node_io::Output::Balance(..) | node_io::Output::Status(..) => {}
+                node_io::Output::Balance(..) | node_io::Output::Setting(..) | node_io::Output::Status(..) => {
+                }
                 node_io::Output::Send(link, frame) => {
                     if self.sites[site].link == Some(link.0) {
                         self.send_up(site, link.0, &frame);

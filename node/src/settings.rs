@@ -1,0 +1,331 @@
+//! Settings that people change in this building: a loss report at a kiosk, a lower limit, a card withdrawn at a desk.
+//!
+//! What narrows acts here with the commit that writes it, cut off or not, and everywhere else as the log arrives. The document
+//! itself is changed by the account's stream alone; until the stream has it, taps here go by the document narrowed by what was
+//! written here ([`crate::store::settings`]). What widens is the centre's.
+
+use feiqian_protocol::account::{AccountError, AccountSettings, Intent, actor_id};
+use feiqian_protocol::enrol::Role;
+use feiqian_protocol::entry::{Actor, ActorKind, Proof, Setting, SettingAnswered};
+use feiqian_protocol::ids::{AccountId, CardNumber, Key, TerminalId};
+use feiqian_protocol::money::Fen;
+
+use crate::apply::Fault;
+use crate::core::NodeCore;
+use crate::io::{Now, Output, SettingDone, SettingError, Ticket};
+use crate::store::StoreError;
+use crate::store::settings::OwnSetting;
+
+/// The epoch of documents that the centre has not begun anew.
+const DOCUMENT_EPOCH: u32 = 1;
+
+/// Settings of one account that may wait for the centre before its limits can be lowered no more: a log and a document are not to
+/// be filled at a kiosk. What else narrows is bounded by itself, since it is so after the first time.
+const WAITING_PER_ACCOUNT_MAX: usize = 16;
+
+/// What is to be changed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum SettingKind {
+    /// The card was lost.
+    ReportLoss,
+    /// The no-PIN limits of the card's account, each no higher than before; those that are not named stay.
+    LowerLimits {
+        /// Fen per purchase.
+        single: Option<Fen>,
+        /// Fen per business day.
+        daily: Option<Fen>,
+    },
+    /// No purchases from the card's account.
+    Freeze,
+    /// The card is withdrawn, for ever.
+    VoidCard,
+}
+
+/// A change of settings that somebody wants here.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SettingRequest {
+    /// The terminal that asks; nothing where it is the local socket.
+    pub terminal: Option<TerminalId>,
+    /// The card.
+    pub card: CardNumber,
+    /// What is to be changed.
+    pub kind: SettingKind,
+    /// Who wants it: the terminal, or the operator at a desk.
+    pub by: Key,
+    /// What showed that it was them.
+    pub proof: Proof,
+}
+
+impl NodeCore {
+    pub(crate) fn on_setting(
+        &mut self,
+        now: &Now,
+        ticket: Ticket,
+        request: &SettingRequest,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), StoreError> {
+        let done = match self.guarded(|core| core.set(now, request))? {
+            Ok(done) => done,
+            Err(_) => Err(SettingError::OutOfService),
+        };
+        outputs.push(Output::Setting(ticket, done));
+        Ok(())
+    }
+
+    fn set(
+        &mut self,
+        now: &Now,
+        request: &SettingRequest,
+    ) -> Result<Result<SettingDone, SettingError>, StoreError> {
+        if self.state.saved.tail_until.is_some() || self.damage.is_some() {
+            return Ok(Err(SettingError::OutOfService));
+        }
+        if let Some(terminal) = &request.terminal
+            && !self.campus.as_ref().is_some_and(|campus| campus.terminals.contains_key(terminal))
+        {
+            return Ok(Err(SettingError::UnknownTerminal(terminal.to_string())));
+        }
+        let Some(account) = self.store.account_of(&request.card) else {
+            return Ok(Err(SettingError::UnknownCard));
+        };
+        let saved = self
+            .store
+            .document(account)?
+            .ok_or_else(|| StoreError::damaged(format!("account {account} has no document")))?;
+        let waiting = self.store.own_settings(account)?;
+        let (institution, node) = (self.identity.institution, self.identity.node);
+        let author = actor_id(institution, node, self.identity.incarnation, DOCUMENT_EPOCH, account);
+        let damaged =
+            |error: AccountError| StoreError::damaged(format!("the document of account {account}: {error}"));
+        let mut document = feiqian_protocol::account::Document::load(&saved, author).map_err(damaged)?;
+        let mut settings = document.settings().map_err(damaged)?;
+        for own in &waiting {
+            settings.narrow(&own.intent);
+            // One that builds on what was refused since does not fit any more; the centre will carry it out by itself.
+            let _ = document.merge_change(&own.change);
+        }
+        let Some(intent) = self.intent(request, &settings) else {
+            return Ok(Ok(SettingDone { account, position: None }));
+        };
+        if let Err(error) = settings.check_narrowing(&intent, self.identity.role) {
+            return Ok(Err(error.into()));
+        }
+        if waiting.len() >= WAITING_PER_ACCOUNT_MAX && matches!(intent, Intent::SetLimits { .. }) {
+            return Ok(Err(SettingError::TooMany));
+        }
+        let change = match document.carry_out(&intent, now.wall) {
+            Ok(change) => change,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        let kind = match self.identity.role {
+            Role::Desk => ActorKind::Cashier,
+            _ => ActorKind::Kiosk,
+        };
+        let actor = Actor { kind, id: request.by.clone(), proof: request.proof };
+        let setting = Setting {
+            account,
+            document_epoch: DOCUMENT_EPOCH,
+            intent: intent.clone(),
+            change: change.clone().into(),
+        };
+        let (position, _) = self.append(now, actor, setting.into())?;
+        self.store.put_own_setting(account, &OwnSetting { position, intent, change })?;
+        self.put_in_force(account)?;
+        Ok(Ok(SettingDone { account, position: Some(position) }))
+    }
+
+    /// What a request means for the account as it is; nothing where it is so already.
+    fn intent(&self, request: &SettingRequest, settings: &AccountSettings) -> Option<Intent> {
+        use feiqian_protocol::account::CardStatus;
+        let card = request.card.clone();
+        // The place of the entry makes a key unique in the institution.
+        let key = || {
+            let place = self.state.writer.cursor().position + 1;
+            Key::new(format!("n{}-{place}", self.identity.node)).expect("digits and a dash make a key")
+        };
+        let status = settings.cards.get(&card);
+        match request.kind {
+            SettingKind::ReportLoss if status == Some(&CardStatus::Lost) => None,
+            SettingKind::ReportLoss => Some(Intent::ReportLoss { card, loss: key() }),
+            SettingKind::VoidCard if status == Some(&CardStatus::Void) => None,
+            SettingKind::VoidCard => Some(Intent::VoidCard { card }),
+            SettingKind::Freeze if settings.frozen => None,
+            SettingKind::Freeze => Some(Intent::Freeze { key: key() }),
+            SettingKind::LowerLimits { single, daily } => {
+                let (before, day) = (settings.single_limit, settings.daily_limit);
+                let intent =
+                    Intent::SetLimits { single: single.unwrap_or(before), daily: daily.unwrap_or(day) };
+                (intent != Intent::SetLimits { single: before, daily: day }).then_some(intent)
+            }
+        }
+    }
+
+    /// The centre has taken a setting of this node, or refused it.
+    pub(crate) fn setting_answered(&mut self, answered: &SettingAnswered) -> Result<(), Fault> {
+        let refused = answered.refused.as_ref().map(Key::as_str);
+        let account = self.store.answer_own_setting(answered.position, answered.stream_position, refused)?;
+        if let (Some(account), Some(reason)) = (account, refused) {
+            tracing::warn!(position = answered.position, reason, "the centre has refused a setting");
+            self.put_in_force(account)?;
+        }
+        Ok(())
+    }
+
+    /// Settings that the account streams have by now stand in the documents.
+    pub(crate) fn settle_settings(&mut self) -> Result<(), StoreError> {
+        for account in self.store.settle_own_settings(&self.state.shards)? {
+            self.put_in_force(account)?;
+        }
+        Ok(())
+    }
+
+    /// Writes again what taps read of an account.
+    fn put_in_force(&mut self, account: AccountId) -> Result<(), StoreError> {
+        let saved = self
+            .store
+            .document(account)?
+            .ok_or_else(|| StoreError::damaged(format!("account {account} has no document")))?;
+        let damaged =
+            |error: AccountError| StoreError::damaged(format!("the document of account {account}: {error}"));
+        let mut document = self.read_document(account, &saved).map_err(damaged)?;
+        let settings = document.settings().map_err(damaged)?;
+        self.store.put_account(account, &saved, &document.heads(), &settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use feiqian_protocol::campus::Mode;
+    use feiqian_protocol::entry::Body;
+    use feiqian_protocol::ids::LogId;
+    use feiqian_protocol::tap::{DeclineReason, TapKind};
+
+    use super::*;
+    use crate::core::testing::{ALICE, INSTITUTION, World, approved, decided, declined, fen, key, tap};
+    use crate::io::Input;
+
+    fn world_of(role: Role) -> World {
+        let mut world = World::connected(Mode::Hybrid);
+        world.core.identity.role = role;
+        world
+    }
+
+    fn request(kind: SettingKind) -> SettingRequest {
+        let card = CardNumber::new("alice").unwrap();
+        SettingRequest { terminal: None, card, kind, by: Key::new("till").unwrap(), proof: Proof::None }
+    }
+
+    fn set(world: &mut World, request: SettingRequest) -> Result<SettingDone, SettingError> {
+        let outputs = world.step(vec![Input::Setting(Ticket(0), request)]);
+        world.ingest(&outputs);
+        outputs
+            .into_iter()
+            .find_map(|output| match output {
+                Output::Setting(_, done) => Some(done),
+                _ => None,
+            })
+            .unwrap()
+    }
+
+    fn lower(single: Option<i64>, daily: Option<i64>) -> SettingKind {
+        SettingKind::LowerLimits { single: single.map(fen), daily: daily.map(fen) }
+    }
+
+    /// What the node has written of settings, as it went into its log.
+    fn written(world: &World) -> Vec<(u64, Setting)> {
+        let written = (1..).zip(world.uploaded()).filter_map(|(position, body)| match body {
+            Body::Setting(setting) => Some((position, setting)),
+            _ => None,
+        });
+        written.collect()
+    }
+
+    #[test]
+    fn a_loss_reported_while_cut_off_declines_from_then_on_and_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut world = World::on_disk(Mode::Hybrid, directory.path());
+        world.core.identity.role = Role::Kiosk;
+        world.grant(ALICE, 1_000);
+        world.share_grant(ALICE, 1_000);
+        world.disconnect();
+        assert_eq!(decided(&world.buy("1", "alice", 100)), approved(ALICE, 100, 0));
+        let done = set(&mut world, request(SettingKind::ReportLoss)).unwrap();
+        assert_eq!((done.account, done.position), (ALICE, Some(2)));
+        assert_eq!(decided(&world.buy("2", "alice", 100)), declined(DeclineReason::Lost));
+        assert_eq!(set(&mut world, request(SettingKind::ReportLoss)).unwrap().position, None, "it is so");
+        world.reopen();
+        world.core.identity.role = Role::Kiosk;
+        assert_eq!(decided(&world.buy("3", "alice", 100)), declined(DeclineReason::Lost));
+        assert_eq!(world.status().settings_waiting, 1);
+        world.check();
+    }
+
+    #[test]
+    fn what_the_stream_has_is_forgotten_and_what_is_refused_is_undone() {
+        let mut world = world_of(Role::Desk);
+        world.grant(ALICE, 9_000);
+        world.share_grant(ALICE, 9_000);
+        set(&mut world, request(lower(Some(500), None))).unwrap();
+        set(&mut world, request(SettingKind::Freeze)).unwrap();
+        assert_eq!(decided(&world.buy("1", "alice", 501)), declined(DeclineReason::Frozen));
+        let [(limits_at, limits), (freeze_at, _)] = <[_; 2]>::try_from(written(&world)).unwrap();
+
+        // The stream has the first one as the centre carried it out; the second one is refused.
+        let position = world.centre.end(LogId::shard(INSTITUTION, ALICE.shard())).position + 1;
+        let answer = |position, stream_position, refused: Option<&str>| -> Body {
+            let refused = refused.map(|code| Key::new(code).unwrap());
+            SettingAnswered { position, stream_position, refused }.into()
+        };
+        world.tell(vec![answer(limits_at, position, None), answer(freeze_at, position, Some("closed"))]);
+        let status = world.status();
+        assert_eq!((status.settings_waiting, status.settings_refused), (1, 1), "the stream is not here yet");
+        assert_eq!(decided(&world.buy("2", "alice", 501)), declined(DeclineReason::PinRequired));
+        world.check();
+        let frame = world.setting(ALICE, limits.intent);
+        world.frame(frame);
+        assert_eq!(world.status().settings_waiting, 0);
+        assert_eq!(decided(&world.buy("3", "alice", 501)), declined(DeclineReason::PinRequired));
+        assert_eq!(decided(&world.buy("4", "alice", 500)), approved(ALICE, 500, 0));
+        world.check();
+
+        let tampered = "DELETE FROM own_settings";
+        set(&mut world, request(SettingKind::Freeze)).unwrap();
+        world.core.store.connection().execute(tampered, []).unwrap();
+        let report = crate::verify::verify(world.core.store.connection(), &world.core.identity).unwrap();
+        assert!(report.problems.iter().any(|problem| problem.contains("wait for the centre")), "{report:?}");
+    }
+
+    #[test]
+    fn a_building_narrows_as_its_role_may_and_widens_nothing() {
+        let code = |done: Result<SettingDone, SettingError>| done.unwrap_err().code();
+        let mut pos = world_of(Role::Pos);
+        assert_eq!(code(set(&mut pos, request(SettingKind::ReportLoss))), "role");
+        let mut kiosk = world_of(Role::Kiosk);
+        assert_eq!(code(set(&mut kiosk, request(SettingKind::Freeze))), "role");
+        assert_eq!(code(set(&mut kiosk, request(lower(Some(2_001), None)))), "limit_raised");
+        assert_eq!(code(set(&mut kiosk, request(lower(None, Some(-1))))), "limit_out_of_range");
+        let unknown = CardNumber::new("nobody").unwrap();
+        let other = SettingRequest { card: unknown, ..request(SettingKind::ReportLoss) };
+        assert_eq!(code(set(&mut kiosk, other)), "unknown_card");
+        let terminal = Some(TerminalId::new("elsewhere").unwrap());
+        let stranger = SettingRequest { terminal, ..request(SettingKind::ReportLoss) };
+        assert_eq!(code(set(&mut kiosk, stranger)), "unknown_terminal");
+        for number in 0..16 {
+            set(&mut kiosk, request(lower(Some(1_000 - number), None))).unwrap();
+        }
+        assert_eq!(code(set(&mut kiosk, request(lower(Some(1), None)))), "too_many");
+        assert_eq!(written(&kiosk).len(), 16, "what is refused is not written");
+        set(&mut kiosk, request(SettingKind::ReportLoss)).unwrap();
+        kiosk.check();
+    }
+
+    #[test]
+    fn a_withdrawn_card_opens_no_door() {
+        let mut desk = world_of(Role::Desk);
+        set(&mut desk, request(SettingKind::VoidCard)).unwrap();
+        let mut door = tap("1", "alice", TapKind::Access);
+        door.key = feiqian_protocol::tap::TapKey { terminal: TerminalId::new("door").unwrap(), ..key("1") };
+        assert_eq!(decided(&desk.tap(door)), declined(DeclineReason::Void));
+        desk.check();
+    }
+}

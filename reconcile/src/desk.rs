@@ -1,0 +1,193 @@
+//! The desk at the centre: what operators look up and change about an account and its cards.
+//!
+//! Whatever narrows acts in every connected building within milliseconds. A loss is shown with its proof: which buildings
+//! have it, and what can still be spent in those that do not.
+
+use feiqian_protocol::account::{AccountSettings, CardStatus, Intent};
+use feiqian_protocol::campus::Mode;
+use feiqian_protocol::ids::{AccountId, CardNumber, Key, LogId, NodeId, Wallet};
+use feiqian_protocol::money::Fen;
+use serde_json::json;
+
+use crate::accounts::refused;
+use crate::core::{Round, StoreError};
+use crate::io::{Building, CardLoss, Reply, SettingCommand};
+use crate::store::{StoreError as Store, accounts};
+
+impl Round<'_> {
+    /// Changes a setting of the account that a card belongs to.
+    pub(crate) fn change_setting(
+        &mut self,
+        card: &CardNumber,
+        change: SettingCommand,
+        operator: Key,
+    ) -> Result<Reply, StoreError> {
+        let account = match self.named(card)? {
+            Ok(account) => account,
+            Err(error) => return Ok(Err(error)),
+        };
+        let Some((document, settings)) = self.document(account)? else {
+            return Ok(refused("account", "the account has no document"));
+        };
+        let intents = match change {
+            SettingCommand::Freeze => {
+                // The place of the entry makes the key unique.
+                let position = self.state.log(self.state.shard(account)).cursor.position + 1;
+                let key = Key::new(format!("freeze-{position}"))
+                    .map_err(|error| Store::Invariant(error.to_string()))?;
+                if settings.frozen { Vec::new() } else { vec![Intent::Freeze { key }] }
+            }
+            SettingCommand::Unfreeze if !settings.frozen => {
+                return Ok(refused("not_frozen", "the account is not frozen"));
+            }
+            SettingCommand::Unfreeze => vec![Intent::Unfreeze { keys: document.freezes()? }],
+            SettingCommand::Limits { single_limit_fen, daily_limit_fen } => vec![Intent::SetLimits {
+                single: single_limit_fen.unwrap_or(settings.single_limit),
+                daily: daily_limit_fen.unwrap_or(settings.daily_limit),
+            }],
+            SettingCommand::VoidCard => vec![Intent::VoidCard { card: card.clone() }],
+            SettingCommand::ReplaceCard { new_card } => {
+                if let Some(error) = self.replaceable(card, &new_card, &settings)? {
+                    return Ok(error);
+                }
+                vec![Intent::IssueCard { card: new_card }, Intent::VoidCard { card: card.clone() }]
+            }
+            SettingCommand::JoinGroup { group } => vec![Intent::JoinGroup { group }],
+            SettingCommand::LeaveGroup { group } => vec![Intent::LeaveGroup { group }],
+        };
+        // All of it or nothing: each is tried on the settings that those before it leave.
+        let mut tried = document;
+        for intent in &intents {
+            if let Err(error) = tried.carry_out(intent, self.state.time) {
+                return Ok(refused(error.code(), error.to_string()));
+            }
+        }
+        for intent in intents {
+            if let Err(error) = self.settle(account, intent, operator.clone())? {
+                return Ok(Err(error));
+            }
+        }
+        self.account(card)
+    }
+
+    /// Whether a card can be replaced by another one; the refusal where it cannot.
+    fn replaceable(
+        &self,
+        card: &CardNumber,
+        new_card: &CardNumber,
+        settings: &AccountSettings,
+    ) -> Result<Option<Reply>, StoreError> {
+        if accounts::account_of_card(self.db, new_card)?.is_some() {
+            return Ok(Some(refused("card_in_use", "the new card belongs to an account already")));
+        }
+        if settings.cards.get(card) == Some(&CardStatus::Void) {
+            return Ok(Some(refused("card_void", "the card was replaced or withdrawn before")));
+        }
+        Ok(None)
+    }
+
+    /// An account, as an operator sees it.
+    pub(crate) fn account(&mut self, card: &CardNumber) -> Result<Reply, StoreError> {
+        let account = match self.named(card)? {
+            Ok(account) => account,
+            Err(error) => return Ok(Err(error)),
+        };
+        let Some((_, settings)) = self.document(account)? else {
+            return Ok(refused("account", "the account has no document"));
+        };
+        let mut wallets = serde_json::Map::new();
+        let mut rights = Vec::new();
+        for wallet in [Wallet::Cash, Wallet::Subsidy] {
+            let holding = self.holding(account, wallet)?;
+            if !holding.is_stored() {
+                continue;
+            }
+            let state = holding.wallet;
+            let rows: Vec<_> = holding.rows.iter().map(|((node, _), row)| (*node, *row)).collect();
+            wallets.insert(
+                wallet.to_string(),
+                json!({ "funds_fen": state.funds, "at_the_centre_fen": state.free, "owed_fen": state.claims }),
+            );
+            for (node, row) in rows {
+                if row.out != Fen::ZERO || row.si_out != Fen::ZERO || row.residue != Fen::ZERO {
+                    rights.push(json!({
+                        "node": self.state.nodes.get(&node).map(|node| node.display_name()),
+                        "wallet": wallet,
+                        "right_fen": row.out + row.residue,
+                        "stand_in_fen": row.si_out,
+                    }));
+                }
+            }
+        }
+        Ok(Ok(json!({
+            "account": account,
+            "patron_class": settings.class,
+            "cards": settings.cards,
+            "frozen": settings.frozen,
+            "closed": settings.closed,
+            "single_limit_fen": settings.single_limit,
+            "daily_limit_fen": settings.daily_limit,
+            "groups": settings.groups,
+            "wallets": wallets,
+            "rights": rights,
+        })))
+    }
+
+    /// How far a card's loss is known, and what can still be spent where it is not.
+    pub(crate) fn card_loss(&mut self, card: &CardNumber) -> Result<Reply, StoreError> {
+        let account = match self.named(card)? {
+            Ok(account) => account,
+            Err(error) => return Ok(Err(error)),
+        };
+        let Some((reported, position)) = accounts::standing_loss(self.db, card)? else {
+            return Ok(refused("not_lost", "the card is not reported lost"));
+        };
+        let log = self.state.shard(account);
+        let mut at_most = Fen::ZERO;
+        let mut unaware = Vec::new();
+        let (mut known, mut buildings) = (0, 0);
+        let nodes: Vec<NodeId> = self.state.nodes.keys().copied().collect();
+        for id in nodes {
+            let exposed = self.spendable_at(account, id)?;
+            let Some(node) = self.state.nodes.get(&id) else { continue };
+            let aware = self.state.known_position(id, log) >= position;
+            // Of those that are gone for good only what they may still spend counts.
+            if !node.holds() && (aware || exposed == Fen::ZERO) {
+                continue;
+            }
+            buildings += 1;
+            if aware {
+                known += 1;
+            } else {
+                at_most += exposed;
+                unaware.push(Building { node: node.display_name(), heard: node.heard, at_most_fen: exposed });
+            }
+        }
+        let bounded = self.state.mode() != Mode::Optimistic || unaware.is_empty();
+        let loss = CardLoss { reported, buildings, known, unaware, at_most_fen: bounded.then_some(at_most) };
+        Ok(Ok(serde_json::to_value(loss).map_err(|error| Store::Invariant(error.to_string()))?))
+    }
+
+    /// What of an account a node may still spend, as the centre must assume.
+    fn spendable_at(&mut self, account: AccountId, node: NodeId) -> Result<Fen, StoreError> {
+        let mut spendable = Fen::ZERO;
+        for wallet in [Wallet::Cash, Wallet::Subsidy] {
+            let holding = self.holding(account, wallet)?;
+            spendable += holding
+                .rows
+                .iter()
+                .filter(|((of, _), _)| *of == node)
+                .map(|(_, row)| (row.out + row.si_out + row.residue).or_zero())
+                .sum::<Fen>();
+        }
+        Ok(spendable)
+    }
+
+    /// A node has said how far it has an account stream on its disk.
+    pub(crate) fn note_known(&mut self, node: NodeId, log: LogId, position: u64) {
+        if log.as_shard().is_some() {
+            let known = self.state.known.entry((node, log)).or_default();
+            *known = (*known).max(position);
+        }
+    }
+}

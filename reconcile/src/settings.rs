@@ -1,0 +1,197 @@
+//! Settings that nodes wrote: taken into the account's stream, or refused, and answered either way.
+//!
+//! A node's change is merged where it fits the document, so that concurrent ones meet by the document's own rules. Where it does
+//! not (the document was begun anew since, or the change builds on one that was refused), the centre carries out by itself what the
+//! intent says. A refused intent therefore never blocks a later one of the same node, and none is lost.
+
+use feiqian_protocol::account::{AccountError, AccountSettings, Document, Intent, actor_id};
+use feiqian_protocol::chain::Cursor;
+use feiqian_protocol::entry::{Actor, Entry, EntryRef, Proof, Setting, SettingAnswered};
+use feiqian_protocol::ids::{AccountId, CardNumber, Key, NodeId, Wallet};
+use feiqian_protocol::limits::LOSSES_PER_ACCOUNT_MAX;
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::Timestamp;
+
+use crate::core::{Round, StoreError};
+use crate::store::accounts::{self, StoredAccount};
+use crate::store::{StoreError as Store, logs, money};
+
+impl Round<'_> {
+    /// A node narrowed a setting. `reported` is the place of the entry in time.
+    pub(crate) fn node_setting(
+        &mut self,
+        at: EntryRef,
+        node: NodeId,
+        reported: Timestamp,
+        entry: &Entry,
+        setting: &Setting,
+    ) -> Result<(), StoreError> {
+        let refused = self.take_setting(at, node, reported, entry, setting)?;
+        self.answer_setting(at, node, setting.account, refused)
+    }
+
+    /// Takes it, where it can be taken; returns why it is refused otherwise.
+    fn take_setting(
+        &mut self,
+        at: EntryRef,
+        node: NodeId,
+        reported: Timestamp,
+        entry: &Entry,
+        setting: &Setting,
+    ) -> Result<Option<AccountError>, StoreError> {
+        let Some(role) = self.state.nodes.get(&node).map(|node| node.role) else { return Ok(None) };
+        let Some(stored) = accounts::load(self.db, setting.account)? else {
+            self.fault(at.log, at.position, "a setting of an unknown account")?;
+            return Ok(Some(AccountError::NoSuchAccount));
+        };
+        let Some((mut document, settings)) = self.document(setting.account)? else {
+            return Ok(Some(AccountError::NoSuchAccount));
+        };
+        if !setting.intent.is_open_to(role) {
+            self.fault(at.log, at.position, "a setting that a node may not change")?;
+            return Ok(Some(AccountError::Role(role.name())));
+        }
+        if document.is_so(&setting.intent)? || self.was_taken(setting, &document)? {
+            // Another building was first, or a centre that came back from an old copy has taken its own word of it back.
+            return Ok(None);
+        }
+        // Limits that somebody else has lowered further meanwhile stay as low as they are.
+        let intent = lowered(&setting.intent, &settings);
+        if let Err(error) = settings.check_narrowing(&intent, role) {
+            return Ok(Some(error));
+        }
+        let mut meant = settings;
+        meant.narrow(&intent);
+        if meant.losses.len() > LOSSES_PER_ACCOUNT_MAX {
+            self.fault(at.log, at.position, "more reports of loss than an account takes")?;
+            return Ok(Some(AccountError::NoRoom(document.save().len())));
+        }
+        let (document, change) = match self.merged(node, &stored, setting, &meant)? {
+            Merged::AsMeant(merged) => (merged, setting.change.to_vec()),
+            unlike => {
+                if matches!(unlike, Merged::Otherwise) {
+                    self.fault(at.log, at.position, "a setting whose change is not what it says")?;
+                }
+                match document.carry_out(&intent, self.state.time) {
+                    Ok(change) if document.has_room() => (document, change),
+                    Ok(_) => return Ok(Some(AccountError::NoRoom(document.save().len()))),
+                    Err(error) => return Ok(Some(error)),
+                }
+            }
+        };
+        self.write_setting(setting.account, document, intent.clone(), change, entry.actor.clone())?;
+        if let Intent::ReportLoss { card, .. } = &intent {
+            self.refund_since_report(setting.account, card, reported)?;
+        }
+        Ok(None)
+    }
+
+    /// True where it was taken before, even if something later has undone it.
+    fn was_taken(&self, setting: &Setting, document: &Document) -> Result<bool, StoreError> {
+        Ok(document.has_change(&setting.change)
+            || match &setting.intent {
+                Intent::ReportLoss { card, loss } => accounts::has_loss(self.db, card, loss)?,
+                _ => false,
+            })
+    }
+
+    /// The document with the node's change.
+    fn merged(
+        &self,
+        node: NodeId,
+        stored: &StoredAccount,
+        setting: &Setting,
+        meant: &AccountSettings,
+    ) -> Result<Merged, StoreError> {
+        if setting.document_epoch != stored.document_epoch {
+            return Ok(Merged::Not);
+        }
+        let institution = self.state.identity.institution;
+        let reader = actor_id(institution, node, u32::MAX, stored.document_epoch, setting.account);
+        let mut merged = Document::load(&stored.document, reader)?;
+        if merged.merge_change(&setting.change).is_err() || !merged.has_room() {
+            return Ok(Merged::Not);
+        }
+        Ok(if merged.settings().is_ok_and(|settings| settings == *meant) {
+            Merged::AsMeant(merged)
+        } else {
+            Merged::Otherwise
+        })
+    }
+
+    /// Tells the node, which until then goes by what it wrote.
+    fn answer_setting(
+        &mut self,
+        at: EntryRef,
+        node: NodeId,
+        account: AccountId,
+        refused: Option<AccountError>,
+    ) -> Result<(), StoreError> {
+        if at.log.stream != 0 || !self.state.nodes.get(&node).is_some_and(|node| node.holds()) {
+            return Ok(());
+        }
+        let refused = match refused {
+            Some(error) => {
+                tracing::info!(log = %at.log, position = at.position, reason = error.code(), "a setting of a node is refused");
+                Some(Key::new(error.code()).map_err(|error| Store::Invariant(error.to_string()))?)
+            }
+            None => None,
+        };
+        let Cursor { position: stream_position, .. } = self.state.log(self.state.shard(account)).cursor;
+        let answered = SettingAnswered { position: at.position, stream_position, refused };
+        self.append(self.state.to_node(node), Actor::centre(), answered)?;
+        Ok(())
+    }
+
+    /// What was paid with a card between its loss report in a building and the arrival of that report: the holder does not
+    /// pay, though it was ingested before.
+    fn refund_since_report(
+        &mut self,
+        account: AccountId,
+        card: &CardNumber,
+        reported: Timestamp,
+    ) -> Result<(), StoreError> {
+        for wallet in [Wallet::Cash, Wallet::Subsidy] {
+            let last = self.holding(account, wallet)?.wallet.last;
+            for (at, movement) in money::movements(self.db, account, wallet, last)? {
+                let left = -movement.amount - movement.reversed;
+                if movement.card.as_ref() != Some(card)
+                    || movement.order_key <= reported
+                    || !left.is_positive()
+                    || movement.refunded != Fen::ZERO
+                    || money::loss_case(self.db, account, wallet, at)?.is_some()
+                    || self.is_proven_by_pin(at)?
+                {
+                    continue;
+                }
+                self.refund_after_loss(at, account, wallet, movement)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_proven_by_pin(&self, at: EntryRef) -> Result<bool, StoreError> {
+        let Some((_, record)) = logs::entry(self.db, at.log, at.position)? else { return Ok(false) };
+        Ok(Entry::from_record(&record)?.actor.proof == Proof::CardAndPin)
+    }
+}
+
+enum Merged {
+    /// It does what it says.
+    AsMeant(Document),
+    /// It does something else.
+    Otherwise,
+    /// It cannot be merged.
+    Not,
+}
+
+/// The intent, where it is about limits with none of them above what is in force.
+fn lowered(intent: &Intent, settings: &AccountSettings) -> Intent {
+    match intent {
+        Intent::SetLimits { single, daily } => Intent::SetLimits {
+            single: (*single).min(settings.single_limit),
+            daily: (*daily).min(settings.daily_limit),
+        },
+        other => other.clone(),
+    }
+}
