@@ -310,6 +310,10 @@ impl Round<'_> {
         change: Vec<u8>,
         actor: Actor,
     ) -> Result<(), StoreError> {
+        if matches!(intent, Intent::ReportLoss { .. }) {
+            // What was ingested before a report is posted before it: a centre that comes back from an old copy goes by that.
+            self.write_posted()?;
+        }
         let log = self.state.shard(account);
         let time = self.state.time;
         let document_epoch = accounts::load(self.db, account)?.map_or(1, |stored| stored.document_epoch);

@@ -658,9 +658,12 @@ impl<'a> Round<'a> {
         self.moved.insert((account, wallet));
     }
 
-    /// A node's entry is ingested.
-    pub fn note_taken(&mut self, log: LogId) {
-        self.state.gathered.logs.insert(log);
+    /// A node's entry is ingested; where it acts, what it has moved is to be posted. What is only collected for an old copy of
+    /// the centre is not: its log may have effects from before that are in no batch yet, and are sorted out when it is replayed.
+    pub fn note_taken(&mut self, log: LogId, acts: bool) {
+        if acts {
+            self.state.gathered.logs.insert(log);
+        }
         self.taken += 1;
     }
 

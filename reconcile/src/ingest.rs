@@ -179,7 +179,7 @@ impl Round<'_> {
             }
             self.state.logs.insert(log, state);
             self.touched_logs.insert(log);
-            self.note_taken(log);
+            self.note_taken(log, !self.is_recovering());
         }
         self.advance_branch(log, cursor)
     }
@@ -304,7 +304,7 @@ impl Round<'_> {
         }
         self.state.logs.insert(log, state);
         self.touched_logs.insert(log);
-        self.note_taken(log);
+        self.note_taken(log, acts);
         if acts && !acted {
             self.act_at(log, cursor.position, order_key, entry)?;
         }
@@ -327,7 +327,7 @@ impl Round<'_> {
             state.quarantined = None;
             self.state.logs.insert(log, state);
             self.touched_logs.insert(log);
-            self.note_taken(log);
+            self.note_taken(log, true);
             self.act_at(log, position, order_key, &entry)?;
             state = self.state.log(log);
         }
@@ -599,9 +599,9 @@ impl Round<'_> {
         wallet: Wallet,
         mut movement: MovementState,
     ) -> Result<(), StoreError> {
-        let amount = -movement.amount - movement.reversed;
-        let refunded = if amount <= self.state.policy().refund_cap_fen { amount } else { Fen::ZERO };
-        self.move_loss_case(at, account, wallet, &movement, amount, refunded)?;
+        let left = -movement.amount - movement.reversed;
+        let refunded = if -movement.amount <= self.state.policy().refund_cap_fen { left } else { Fen::ZERO };
+        self.move_loss_case(at, account, wallet, &movement, left, refunded)?;
         if refunded.is_positive() {
             movement.refunded = refunded;
             self.refund(at, account, wallet, refunded)?;

@@ -162,10 +162,12 @@ pub enum What {
         /// The channel's own id of it.
         key: Key,
     },
-    /// A card is reported lost at the centre.
+    /// A card is reported lost; said again until it is confirmed.
     Loss {
         /// Whose: an index into [`Plan::accounts`].
         account: usize,
+        /// In which building; at the centre where absent.
+        building: Option<usize>,
     },
     /// It was found again.
     Lift {

@@ -91,6 +91,8 @@ named! {
         LossRefunded = "loss_refunded",
         /// A loss report was lifted.
         LossLifted = "loss_lifted",
+        /// A loss was reported in a building.
+        LossInBuilding = "loss_in_building",
         /// A loss notice came before entries that were written before it.
         UrgentOvertook = "urgent_overtook",
         /// A retry was answered from the log.

@@ -149,6 +149,8 @@ pub struct DrawnWorkload {
     pub top_up: (Fen, Fen),
     /// Loss reports over the length.
     pub losses: u32,
+    /// Of those, made at a kiosk or a desk where there is one, in percent; the others at the centre.
+    pub losses_in_buildings: u32,
     /// Of those, lifted again, in percent.
     pub lifts: u32,
 }

@@ -134,7 +134,7 @@ impl Round<'_> {
                 Some(_) => notes::add_unheard(self.db, account, wallet, -effect)?,
             }
         }
-        self.note_taken(log);
+        self.note_taken(log, true);
         self.replayed(log, state.posted);
         Ok(())
     }
@@ -423,7 +423,7 @@ impl Round<'_> {
             return Ok(());
         }
         self.replayed(log, position);
-        self.note_taken(log);
+        self.note_taken(log, true);
         if log.stream == 0 {
             let applied = notes::applied_at(self.db, log, position)?;
             let applied = applied.min(self.state.log(self.state.to_node(log.writer)).cursor.position);

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use feiqian_node::drive::{Answer, Request};
+use feiqian_node::settings::{SettingKind, SettingRequest};
+use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{Key, Wallet};
 use feiqian_reconcile::io::{Command, CommandError};
 use tokio::task::spawn_local;
@@ -11,9 +14,10 @@ use tokio::time::sleep;
 
 use super::hosts::At;
 use super::run::{Run, Shared};
+use super::terminals;
 use crate::plan::What;
 use crate::promises::Coverage;
-use crate::promises::ledger::{Credit, Loss};
+use crate::promises::ledger::{BuildingLoss, Credit, Loss};
 use crate::vfs::Disk;
 use crate::world::Trust;
 
@@ -22,8 +26,11 @@ const AGAIN: Duration = Duration::from_millis(3_000);
 
 /// What the plan has an operator or channel do.
 pub(super) fn operate(run: &Shared, what: What) {
+    if let What::Loss { account, building: Some(building) } = what {
+        return report(run, account, building);
+    }
     let loss = match &what {
-        What::Loss { account } => {
+        What::Loss { account, .. } => {
             let mut state = run.borrow_mut();
             let card = state.plan.accounts[*account].card.clone();
             state.seen.ledger.losses.push(Loss { card, asked: BTreeMap::new(), confirmed: None });
@@ -32,6 +39,38 @@ pub(super) fn operate(run: &Shared, what: What) {
         _ => None,
     };
     say(run, what, loss, Duration::ZERO);
+}
+
+/// Somebody reports a loss at a kiosk, until it is taken.
+fn report(run: &Shared, account: usize, building: usize) {
+    let run = run.clone();
+    spawn_local(async move {
+        loop {
+            let (site, request) = {
+                let state = run.borrow();
+                let request = SettingRequest {
+                    terminal: None,
+                    card: state.plan.accounts[account].card.clone(),
+                    kind: SettingKind::ReportLoss,
+                    by: Key::new("operator").expect("letters are a key"),
+                    proof: Proof::Login,
+                };
+                (state.route(building, 0), request)
+            };
+            let card = request.card.clone();
+            let answer = terminals::ask(&run, site, Request::Setting(request)).await;
+            let mut state = run.borrow_mut();
+            state.say(|state| format!("{}: the report: {answer:?}", state.site_name(site)));
+            if let Some(Answer::Setting(Ok(_))) = answer {
+                let told_ns = state.time.now_ns();
+                state.reached(Coverage::LossInBuilding);
+                state.seen.ledger.building_losses.push(BuildingLoss { site, account, card, told_ns });
+                return;
+            }
+            drop(state);
+            sleep(AGAIN).await;
+        }
+    });
 }
 
 /// What a restored centre has confirmed since its copy was made it may know no more: it is said again, in the same order.
@@ -67,7 +106,7 @@ fn say(run: &Shared, what: What, loss: Option<usize>, after: Duration) {
                     key: key.clone(),
                 }
             }
-            What::Loss { account } => {
+            What::Loss { account, .. } => {
                 Command::ReportLoss { card: state.plan.accounts[*account].card.clone(), operator }
             }
             What::Lift { account } => {

@@ -168,7 +168,7 @@ fn transmit(run: &Shared, index: usize) {
 }
 
 /// Asks as the HTTP handlers do, with a terminal's patience; `None` where no answer comes.
-async fn ask(run: &Shared, site: usize, request: Request) -> Option<Answer> {
+pub(super) async fn ask(run: &Shared, site: usize, request: Request) -> Option<Answer> {
     let queue = run.borrow().campus.sites[site].process.as_ref().and_then(|(_, process)| process.queue())?;
     // Why there is none is nothing to a terminal: it asks again with the same key.
     queue.ask(request, Duration::from_millis(RESEND_MS)).await.ok()
@@ -176,7 +176,7 @@ async fn ask(run: &Shared, site: usize, request: Request) -> Option<Answer> {
 
 impl Run {
     /// The site that a terminal of a building talks to.
-    fn route(&self, building: usize, terminal: usize) -> usize {
+    pub(super) fn route(&self, building: usize, terminal: usize) -> usize {
         let place = &self.places[building];
         match place.clone {
             Some(clone) if terminal % 2 == 1 => clone,

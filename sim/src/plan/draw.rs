@@ -197,7 +197,8 @@ impl Drawing<'_> {
         for _ in 0..self.drawn.losses {
             let account = seed.index(self.plan.accounts.len());
             let at_ms = seed.below(self.plan.timing.length_ms);
-            actions.push(Action { at_ms, what: What::Loss { account } });
+            let building = self.reporting_building(seed);
+            actions.push(Action { at_ms, what: What::Loss { account, building } });
             if seed.chance(u64::from(self.drawn.lifts), 100) {
                 let at_ms = at_ms + seed.below(self.plan.timing.length_ms - at_ms);
                 actions.push(Action { at_ms, what: What::Lift { account } });
@@ -219,6 +220,14 @@ impl Drawing<'_> {
         }
         let slots = PROFILE.len() as u64;
         (slot as u64 * length + seed.below(length)) / slots
+    }
+
+    /// Where a loss is reported: in a building that may take it, or at the centre.
+    fn reporting_building(&self, seed: &mut Seed) -> Option<usize> {
+        let takes = |index: &usize| matches!(self.plan.buildings[*index].role, Role::Kiosk | Role::Desk);
+        let taking: Vec<usize> = (0..self.plan.buildings.len()).filter(takes).collect();
+        let here = !taking.is_empty() && seed.chance(u64::from(self.drawn.losses_in_buildings), 100);
+        here.then(|| taking[seed.index(taking.len())])
     }
 
     /// A building by weight.

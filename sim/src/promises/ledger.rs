@@ -115,6 +115,19 @@ pub struct Loss {
     pub confirmed: Option<BTreeMap<LogId, u64>>,
 }
 
+/// A loss report that was made in a building, from when on it goes by it.
+#[derive(Clone, Debug)]
+pub struct BuildingLoss {
+    /// The process that took it.
+    pub site: usize,
+    /// Whose card: an index into the plan's accounts.
+    pub account: usize,
+    /// The card.
+    pub card: CardNumber,
+    /// When the building said so, in nanoseconds.
+    pub told_ns: u64,
+}
+
 /// Everything that was asked and told.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
@@ -125,6 +138,8 @@ pub struct Ledger {
     pub credits: BTreeMap<(Key, Key), Credit>,
     /// Loss reports.
     pub losses: Vec<Loss>,
+    /// Loss reports that buildings took.
+    pub building_losses: Vec<BuildingLoss>,
     /// What contradicts what was told before.
     pub contradictions: Vec<String>,
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use feiqian_protocol::account::Intent;
 use feiqian_protocol::entry::{Body, CaseReason, EntryRef, Proof};
 use feiqian_protocol::ids::LogId;
 use feiqian_protocol::money::Fen;
@@ -45,11 +46,14 @@ pub fn check(ledger: &Ledger, centre: &mut CentreTables, books: &Books, cap: Fen
         logs.extend(centre.logs_once(node.node)?);
     }
     let reversed = reversed(centre, &logs)?;
+    let in_buildings = reported_in_buildings(&logs);
     for (log, entries) in &logs {
         for paid in paid(*log, entries) {
             let left = paid.amount - reversed.get(&paid.at).copied().unwrap_or_default();
             let refund = refunds.remove(&paid.at).unwrap_or_default();
-            let (must, may) = owed(ledger, &lifted, &paid);
+            let reports = in_buildings.get(&paid.card).map_or(&[][..], |reports| &reports[..]);
+            let (must, may) = owed(ledger, &lifted, reports, &paid);
+            let must = must && left.is_positive();
             let wanted = if paid.amount <= cap { left } else { Fen::ZERO };
             if must && refund != wanted {
                 let text = format!(
@@ -86,8 +90,27 @@ fn has_case(books: &Books, paid: &Paid) -> bool {
     })
 }
 
-/// Whether a debit must be given back, and whether it may.
-fn owed(ledger: &Ledger, lifted: &[(String, Option<Timestamp>)], paid: &Paid) -> (bool, bool) {
+/// When each card was reported lost in buildings, by the order keys of those entries.
+fn reported_in_buildings(logs: &[(LogId, Vec<Kept>)]) -> BTreeMap<String, Vec<Timestamp>> {
+    let mut reports: BTreeMap<String, Vec<Timestamp>> = BTreeMap::new();
+    for kept in logs.iter().flat_map(|(_, entries)| entries) {
+        if let Body::Setting(setting) = &kept.entry.body
+            && let Intent::ReportLoss { card, .. } = &setting.intent
+        {
+            reports.entry(card.to_string()).or_default().push(kept.order_key);
+        }
+    }
+    reports
+}
+
+/// Whether a debit must be given back, and whether it may. What was reported in a building covers what was paid later, wherever and
+/// whenever that came in.
+fn owed(
+    ledger: &Ledger,
+    lifted: &[(String, Option<Timestamp>)],
+    in_buildings: &[Timestamp],
+    paid: &Paid,
+) -> (bool, bool) {
     if paid.proven {
         return (false, false);
     }
@@ -101,8 +124,14 @@ fn owed(ledger: &Ledger, lifted: &[(String, Option<Timestamp>)], paid: &Paid) ->
         .any(|loss| loss.confirmed.as_ref().is_some_and(|positions| paid.at.position > ingested(positions)));
     let before_all =
         reports().all(|loss| !loss.asked.is_empty() && paid.at.position <= ingested(&loss.asked));
-    let single = of_card().count() == 1 && reports().count() == 1;
-    (after_any && stood && single, may_have_stood && !before_all)
+    if let [at] = in_buildings
+        && of_card().count() == 1
+        && reports().count() == 0
+    {
+        return (stood && paid.order_key > *at, may_have_stood);
+    }
+    let single = of_card().count() == 1 && reports().count() == 1 && in_buildings.is_empty();
+    (after_any && stood && single, may_have_stood && (!before_all || !in_buildings.is_empty()))
 }
 
 fn reversed(centre: &CentreTables, logs: &[(LogId, Vec<Kept>)]) -> Result<BTreeMap<EntryRef, Fen>> {

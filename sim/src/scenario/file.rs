@@ -129,6 +129,7 @@ struct WorkloadTable {
     top_ups: Option<At<i64>>,
     top_up: Option<At<OneOrTwo>>,
     losses: Option<At<i64>>,
+    losses_in_buildings: Option<At<i64>>,
     lifts: Option<At<i64>>,
 }
 
@@ -482,6 +483,11 @@ impl Source<'_> {
             top_ups: self.number(table.top_ups.as_ref(), "top_ups", 0, 0..=1_000_000)?,
             top_up: self.range(table.top_up.as_ref(), "top_up", (2_000, 10_000))?,
             losses: self.number(table.losses.as_ref(), "losses", 0, 0..=100_000)?,
+            losses_in_buildings: self.percent(
+                table.losses_in_buildings.as_ref(),
+                "losses_in_buildings",
+                50,
+            )?,
             lifts: self.percent(table.lifts.as_ref(), "lifts", 30)?,
         }))
     }
@@ -583,7 +589,11 @@ impl Source<'_> {
                 channel: key(table.channel.as_ref(), "channel")?,
                 key: key(table.key.as_ref(), "key")?,
             },
-            "loss" => What::Loss { account: account()? },
+            "loss" => {
+                let find = |name: &At<String>| self.check(name, "building", |name| names.find(name));
+                let building = table.building.as_ref().map(find).transpose()?;
+                What::Loss { account: account()?, building }
+            }
             "lift" => What::Lift { account: account()? },
             other => {
                 let message = format!("{other:?} is no event (tap, reversal, top_up, loss, lift)");

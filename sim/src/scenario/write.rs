@@ -88,6 +88,7 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
                 ("misbehaving", drawn.misbehaving),
                 ("top_ups", drawn.top_ups),
                 ("losses", drawn.losses),
+                ("losses_in_buildings", drawn.losses_in_buildings),
                 ("lifts", drawn.lifts),
             ] {
                 writeln!(out, "{key} = {value}")?;
@@ -166,7 +167,10 @@ fn write_action(scenario: &Scenario, action: &Action, out: &mut String) -> std::
             writeln!(out, "kind = \"top_up\"\ncard = {}\namount = {}", card(*account), yuan(*amount))?;
             writeln!(out, "channel = {}\nkey = {}", quoted(channel.as_str()), quoted(key.as_str()))
         }
-        What::Loss { account } => writeln!(out, "kind = \"loss\"\ncard = {}", card(*account)),
+        What::Loss { account, building: at } => {
+            writeln!(out, "kind = \"loss\"\ncard = {}", card(*account))?;
+            at.map_or(Ok(()), |at| writeln!(out, "building = {}", quoted(&building(scenario, at))))
+        }
         What::Lift { account } => writeln!(out, "kind = \"lift\"\ncard = {}", card(*account)),
     }
 }

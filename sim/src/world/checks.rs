@@ -19,7 +19,7 @@ use super::{MS, World};
 use crate::link::tables::{node_log, to_node_log};
 use crate::plan::{Ask, INSTITUTION, LinkQuality, Manner, Tap};
 use crate::promises::books::{Books, Finding, NodeBooks};
-use crate::promises::ledger::Told;
+use crate::promises::ledger::{Sent, Told};
 use crate::promises::{Coverage, Promise, books, losses, receipts};
 
 /// Numbers of the taps that see whether money can be spent again.
@@ -258,6 +258,41 @@ impl World<'_> {
         self.probe()
     }
 
+    /// A building that has taken a loss report goes by it from then on, and the centre learns of it.
+    fn check_reports(&mut self) -> Result<()> {
+        let lost = self.centre_tables()?.lost_cards()?;
+        for report in self.ledger.building_losses.clone() {
+            let host = &self.sites[report.site];
+            let lifted = self.lifts.get(&report.account).is_some_and(|said_ns| *said_ns >= report.told_ns);
+            // A disk that came back older may have forgotten it.
+            if lifted || host.trust != Trust::Sound || host.gone {
+                continue;
+            }
+            let name = self.site_name(report.site);
+            let paid = self.ledger.requests.iter().find(|request| {
+                let of_card = matches!(&request.sent, Sent::Tap(tap) if tap.card == report.card);
+                of_card
+                    && request.site == report.site
+                    && request.first_ns > report.told_ns
+                    && request.approved().is_some()
+            });
+            if let Some(request) = paid {
+                let text = format!(
+                    "{name} took a report that {} is lost, and later approved {:?}",
+                    report.card,
+                    request.sent.key()
+                );
+                self.violated(Promise::AfterLoss, text);
+            }
+            if !lost.contains(&report.card) && !self.is_shut_out(report.site)? {
+                let text =
+                    format!("{name} took a report that {} is lost; the centre knows of none", report.card);
+                self.violated(Promise::AfterLoss, text);
+            }
+        }
+        Ok(())
+    }
+
     /// What holds at rest, from the books alone.
     pub(super) fn check_books_at_rest(&mut self) -> Result<()> {
         let books = self.books()?;
@@ -280,6 +315,7 @@ impl World<'_> {
         self.found(found);
         let found = receipts::access(self.plan, &self.ledger);
         self.found(found);
+        self.check_reports()?;
         if self.plan.in_order {
             for building in 0..self.buildings.len() {
                 let node = self.sites[self.buildings[building].site].identity.node;
@@ -438,8 +474,9 @@ impl World<'_> {
             }
             let id = self.centre_tables()?.cards()?.get(&card).copied().context("an account of the plan")?;
             let wallets = self.centre_tables()?.wallets()?;
+            // What is owed in one wallet is not taken from the other.
             let money: Fen =
-                wallets.iter().filter(|((of, _), _)| *of == id).map(|(_, held)| held.funds).sum();
+                wallets.iter().filter(|((of, _), _)| *of == id).map(|(_, held)| held.funds.or_zero()).sum();
             if money.is_positive() {
                 probes.push((card, money));
             }

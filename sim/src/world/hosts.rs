@@ -54,6 +54,8 @@ pub(super) enum TicketFor {
     Request(usize),
     /// Another request under the key of one that was answered.
     Reuse(usize),
+    /// A loss report; the action of the plan.
+    Report(usize),
 }
 
 /// How far a site's disk can be trusted.
@@ -515,8 +517,8 @@ impl World<'_> {
                     self.answered(site, ticket, decision, repeat);
                 }
                 node_io::Output::Refused(ticket, error) => self.refused(site, ticket, error),
-                node_io::Output::Balance(..) | node_io::Output::Setting(..) | node_io::Output::Status(..) => {
-                }
+                node_io::Output::Setting(ticket, done) => self.reported(site, ticket, done),
+                node_io::Output::Balance(..) | node_io::Output::Status(..) => {}
                 node_io::Output::Send(link, frame) => {
                     if self.sites[site].link == Some(link.0) {
                         self.send_up(site, link.0, &frame);

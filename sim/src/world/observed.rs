@@ -209,7 +209,8 @@ impl Observed {
             let (lost, cards, wallets) = (centre.lost_cards()?, centre.cards()?, centre.wallets()?);
             let mut funds: BTreeMap<AccountId, Fen> = BTreeMap::new();
             for ((account, _), wallet) in wallets {
-                *funds.entry(account).or_default() += wallet.funds;
+                // What is owed in one wallet is not taken from the other.
+                *funds.entry(account).or_default() += wallet.funds.or_zero();
             }
             let spendable = plan.accounts.iter().filter(|account| !lost.contains(&account.card));
             let of = |card: &CardNumber| {

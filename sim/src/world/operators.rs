@@ -6,14 +6,16 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, anyhow, bail};
 use ed25519_dalek::SigningKey;
 use feiqian_node::io as node_io;
+use feiqian_node::settings::{SettingKind, SettingRequest};
 use feiqian_protocol::chain::hex;
+use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{CampusId, Key, LogId, NodeId, Wallet};
 use feiqian_reconcile::io::{self as centre_io, Command};
 
-use super::hosts::{CentreMessage, Site, Trust};
+use super::hosts::{CentreMessage, NodeMessage, Site, TicketFor, Trust};
 use super::{ATTEND_AT_HEAL_MS, Event, MS, World};
 use crate::plan::{INSTITUTION, What};
-use crate::promises::ledger::{Credit, Loss};
+use crate::promises::ledger::{BuildingLoss, Credit, Loss};
 use crate::promises::{Coverage, Promise};
 use crate::vfs::Disk;
 
@@ -135,7 +137,7 @@ impl World<'_> {
                 let credit = Credit { account: *account, amount: *amount, confirmed: false };
                 self.ledger.credits.entry((channel.clone(), key.clone())).or_insert(credit);
             }
-            What::Loss { account } => {
+            What::Loss { account, building: None } => {
                 loss = Some(self.ledger.losses.len());
                 let card = self.plan.accounts[*account].card.clone();
                 self.ledger.losses.push(Loss { card, asked: BTreeMap::new(), confirmed: None });
@@ -147,6 +149,9 @@ impl World<'_> {
 
     fn say_to_centre(&mut self, wanted: Wanted) {
         let Wanted::Action(index, _) = wanted else { return };
+        if let What::Loss { account, building: Some(building) } = self.plan.actions[index].what {
+            return self.report(index, account, building);
+        }
         if let What::Lift { account } = &self.plan.actions[index].what {
             self.lifts.insert(*account, self.now);
         }
@@ -160,7 +165,7 @@ impl World<'_> {
                 channel: channel.clone(),
                 key: key.clone(),
             },
-            What::Loss { account } => Command::ReportLoss { card: card(*account), operator },
+            What::Loss { account, .. } => Command::ReportLoss { card: card(*account), operator },
             What::Lift { account } => Command::LiftLoss { card: card(*account), operator },
             What::Tap(_) | What::Reversal { .. } => return,
         };
@@ -172,6 +177,46 @@ impl World<'_> {
             self.tell_centre(CentreMessage::Command(centre_io::Ticket(self.tickets), command));
         }
         self.after_ms(AGAIN_MS, Event::Want(wanted));
+    }
+
+    /// Somebody reports a loss at a kiosk.
+    fn report(&mut self, index: usize, account: usize, building: usize) {
+        let site = self.buildings[building].site;
+        let request = SettingRequest {
+            terminal: None,
+            card: self.plan.accounts[account].card.clone(),
+            kind: SettingKind::ReportLoss,
+            by: Key::new("operator").expect("letters are a key"),
+            proof: Proof::Login,
+        };
+        self.audit.event(self.now, 13, index as u64);
+        self.audit.say(self.now, || format!("{}: {request:?}", self.site_name(site)));
+        if self.sites[site].core.is_some() {
+            self.tickets += 1;
+            let ticket = node_io::Ticket(self.tickets);
+            self.sites[site].waiting.insert(ticket, (TicketFor::Report(index), self.now));
+            self.tell_node(site, NodeMessage::Ask(node_io::Input::Setting(ticket, request)));
+        }
+        self.after_ms(AGAIN_MS, Event::Want(Wanted::Action(index, None)));
+    }
+
+    /// A building has taken a loss report, or says why not.
+    pub(super) fn reported(
+        &mut self,
+        site: usize,
+        ticket: node_io::Ticket,
+        done: Result<node_io::SettingDone, node_io::SettingError>,
+    ) {
+        let Some((TicketFor::Report(index), _)) = self.sites[site].waiting.remove(&ticket) else { return };
+        self.audit.say(self.now, || format!("{}: the report: {done:?}", self.site_name(site)));
+        // It writes nothing at the moment, or does not know the account yet: it is told again.
+        if done.is_err() || self.confirmed.insert(index, None).is_some() {
+            return;
+        }
+        let What::Loss { account, .. } = self.plan.actions[index].what else { return };
+        self.reached(Coverage::LossInBuilding);
+        let card = self.plan.accounts[account].card.clone();
+        self.ledger.building_losses.push(BuildingLoss { site, account, card, told_ns: self.now });
     }
 
     /// Says it again where it was not confirmed.
@@ -191,6 +236,10 @@ impl World<'_> {
         let since: Vec<_> = since.into_iter().map(|(index, loss)| (*index, *loss)).collect();
         let plan = self.plan;
         for (place, (index, loss)) in since.into_iter().enumerate() {
+            if matches!(plan.actions[index].what, What::Loss { building: Some(_), .. }) {
+                // The building has it in its log.
+                continue;
+            }
             self.confirmed.remove(&index);
             if let What::TopUp { channel, key, .. } = &plan.actions[index].what
                 && let Some(credit) = self.ledger.credits.get_mut(&(channel.clone(), key.clone()))
@@ -219,7 +268,7 @@ impl World<'_> {
                     credit.confirmed = true;
                 }
             }
-            (What::Loss { account }, Ok(_)) => {
+            (What::Loss { account, .. }, Ok(_)) => {
                 self.loss_told(*account);
                 if let Some(loss) = loss.and_then(|loss| self.ledger.losses.get_mut(loss)) {
                     loss.confirmed = self.ingested_at.remove(&ticket.0);

@@ -195,6 +195,7 @@ impl World<'_> {
                 }
                 return;
             }
+            TicketFor::Report(_) => return,
         };
         self.audit.say(self.now, || {
             let request = &self.ledger.requests[index];
@@ -261,6 +262,7 @@ impl World<'_> {
                 }
                 self.ledger.refused(index, error);
             }
+            TicketFor::Report(_) => {}
             TicketFor::Reuse(_) => {
                 if matches!(error, TapError::OtherContent(_)) {
                     self.reached(Coverage::KeyReused);
