@@ -655,6 +655,11 @@ impl<'a> Round<'a> {
     /// A node's entry has moved a balance.
     pub fn gather(&mut self, account: AccountId, wallet: Wallet, delta: Fen) {
         *self.state.gathered.deltas.entry((account, wallet)).or_default() += delta;
+        self.note_moved(account, wallet);
+    }
+
+    /// The balance of a wallet is another one.
+    pub fn note_moved(&mut self, account: AccountId, wallet: Wallet) {
         self.moved.insert((account, wallet));
     }
 

@@ -306,7 +306,7 @@ impl Round<'_> {
         self.touched_logs.insert(log);
         self.note_taken(log, acts);
         if acts && !acted {
-            self.act_at(log, cursor.position, order_key, entry)?;
+            self.act_on(log, cursor.position, order_key, entry)?;
         }
         Ok(())
     }
@@ -328,7 +328,7 @@ impl Round<'_> {
             self.state.logs.insert(log, state);
             self.touched_logs.insert(log);
             self.note_taken(log, true);
-            self.act_at(log, position, order_key, &entry)?;
+            self.act_on(log, position, order_key, &entry)?;
             state = self.state.log(log);
         }
         Ok(())
@@ -392,10 +392,17 @@ impl Round<'_> {
         self.state.calendar().day(order_key)
     }
 
-    fn changed(&mut self, account: AccountId, wallet: Wallet, delta: Fen) {
-        self.gather(account, wallet, delta);
+    fn changed(
+        &mut self,
+        of: EntryRef,
+        account: AccountId,
+        wallet: Wallet,
+        delta: Fen,
+    ) -> Result<(), StoreError> {
+        self.gather_effect(of, account, wallet, delta)?;
         self.state.hand_out.later(account);
         self.resolve.insert((account, wallet));
+        Ok(())
     }
 
     fn suspend_debit(&mut self, place: Place, debit: &Debit) -> Result<(), StoreError> {
@@ -474,7 +481,7 @@ impl Round<'_> {
             wallet_ledger(account, wallet),
             merchant_ledger(debit.merchant),
         )?;
-        self.changed(account, wallet, -amount);
+        self.changed(place.at, account, wallet, -amount)?;
         self.note_purchase(place.node, account, place.order_key, amount)?;
         if self.is_recovering()
             && let Some(case) = money::loss_case(self.db, account, wallet, place.at)?
@@ -586,7 +593,7 @@ impl Round<'_> {
             merchant_ledger(debit.merchant),
             wallet_ledger(account, wallet),
         )?;
-        self.changed(account, wallet, amount);
+        self.changed(place.at, account, wallet, amount)?;
         self.take_refund_back(debit_at, account, wallet, &mut debit)?;
         money::put_movement(self.db, account, wallet, debit_at, &debit)
     }
@@ -693,7 +700,7 @@ impl Round<'_> {
         }
         holding.wallet.funds += amount;
         self.post(place.at, own_day, amount, desk, wallet_ledger(account, wallet))?;
-        self.changed(account, wallet, amount);
+        self.changed(place.at, account, wallet, amount)?;
         let previous = self.link_movement(account, wallet, place.at)?;
         let movement = MovementState { previous, ..MovementState::plain(place.order_key, amount) };
         money::put_movement(self.db, account, wallet, place.at, &movement)

@@ -437,7 +437,7 @@ impl Round<'_> {
         if self.acted_elsewhere(log, position)? {
             return Ok(());
         }
-        self.act_at(log, position, order_key, &entry)
+        self.act_on(log, position, order_key, &entry)
     }
 
     /// True where an entry has acted by another name already: in the log, or in a branch of it.
@@ -453,30 +453,26 @@ impl Round<'_> {
         Ok(false)
     }
 
-    /// Acts on an entry of a node; what of it a posted batch has told already is not posted again.
-    pub(crate) fn act_at(
+    /// What an entry of a node has moved is to be posted, unless a batch has told of it already.
+    pub(crate) fn gather_effect(
         &mut self,
-        log: LogId,
-        position: u64,
-        order_key: Timestamp,
-        entry: &Entry,
+        of: EntryRef,
+        account: AccountId,
+        wallet: Wallet,
+        effect: Fen,
     ) -> Result<(), StoreError> {
         if !self.is_recovering() && !self.state.has_unheard {
-            return self.act_on(log, position, order_key, entry);
+            self.gather(account, wallet, effect);
+            return Ok(());
         }
-        let others = std::mem::take(&mut self.state.gathered.deltas);
-        self.act_on(log, position, order_key, entry)?;
-        let effects = std::mem::replace(&mut self.state.gathered.deltas, others);
-        for ((account, wallet), effect) in effects {
-            let stream = self.state.shard(account);
-            match notes::named_at(self.db, stream, log, position)? {
-                None => self.gather(account, wallet, effect),
-                Some(at) => {
-                    notes::add_unheard(self.db, account, wallet, -effect)?;
-                    if !self.is_recovering() {
-                        // Suspense had stood in for it since the centre came back.
-                        self.book_unheard(account, wallet, -effect, at)?;
-                    }
+        match notes::named_at(self.db, self.state.shard(account), of.log, of.position)? {
+            None => self.gather(account, wallet, effect),
+            Some(at) => {
+                self.note_moved(account, wallet);
+                notes::add_unheard(self.db, account, wallet, -effect)?;
+                if !self.is_recovering() {
+                    // Suspense had stood in for it since the centre came back.
+                    self.book_unheard(account, wallet, -effect, at)?;
                 }
             }
         }
