@@ -66,10 +66,14 @@ canaries! {
     LossBehindBulk = "loss-behind-bulk",
     /// A tap after a loss report is the holder's where it comes late, from a building that had not heard of the report.
     LossOnlyWhereHeard = "loss-only-where-heard",
+    /// A setting that a building has written does not act there before the centre has it.
+    OwnSettingForgotten = "own-setting-forgotten",
     /// A recall is obeyed beyond what is there.
     RecallBeyondUnspent = "recall-beyond-unspent",
     /// A node forgets refunds where it adds up balances.
     RefundForgotten = "refund-forgotten",
+    /// What was paid between a loss report in a cut-off building and its arrival stays the holder's.
+    RefundSinceReportForgotten = "refund-since-report-forgotten",
     /// A release that is delivered again counts again.
     ReleaseCountedTwice = "release-counted-twice",
     /// A reversal names the epoch of its debit.

@@ -5,6 +5,7 @@
 //! intent says. A refused intent therefore never blocks a later one of the same node, and none is lost.
 
 use feiqian_protocol::account::{AccountError, AccountSettings, Document, Intent, actor_id};
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::Cursor;
 use feiqian_protocol::entry::{Actor, Entry, EntryRef, Proof, Setting, SettingAnswered};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, NodeId, Wallet};
@@ -80,7 +81,9 @@ impl Round<'_> {
             }
         };
         self.write_setting(setting.account, document, intent.clone(), change, entry.actor.clone())?;
-        if let Intent::ReportLoss { card, .. } = &intent {
+        if let Intent::ReportLoss { card, .. } = &intent
+            && !planted(Canary::RefundSinceReportForgotten)
+        {
             self.refund_since_report(setting.account, card, reported)?;
         }
         Ok(None)

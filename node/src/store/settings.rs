@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use feiqian_protocol::account::{AccountSettings, Intent};
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::Cursor;
 use feiqian_protocol::ids::AccountId;
 use rusqlite::{Connection, params};
@@ -110,7 +111,7 @@ pub(crate) fn in_force(
     settings: &AccountSettings,
 ) -> Result<AccountSettings, StoreError> {
     let mut in_force = settings.clone();
-    for own in of_account(connection, account)? {
+    for own in of_account(connection, account)?.iter().filter(|_| !planted(Canary::OwnSettingForgotten)) {
         in_force.narrow(&own.intent);
     }
     Ok(in_force)
