@@ -271,7 +271,7 @@ fn set(what: Set) -> Result<ExitCode, anyhow::Error> {
     println!(
         "{}",
         if answer["position"].is_null() {
-            "it is so already"
+            "the card was withdrawn before"
         } else {
             "done here; the other buildings follow as they hear of it"
         }

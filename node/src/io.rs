@@ -146,7 +146,7 @@ pub enum TapError {
 pub struct SettingDone {
     /// The account.
     pub account: AccountId,
-    /// The position of the entry; nothing where it was so already.
+    /// The position of the entry; nothing where it is so for ever.
     pub position: Option<u64>,
 }
 

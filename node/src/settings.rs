@@ -4,7 +4,9 @@
 //! itself is changed by the account's stream alone; until the stream has it, taps here go by the document narrowed by what was
 //! written here ([`crate::store::settings`]). What widens is the centre's.
 
-use feiqian_protocol::account::{AccountError, AccountSettings, Intent, actor_id};
+use std::mem::discriminant;
+
+use feiqian_protocol::account::{AccountError, AccountSettings, CardStatus, Document, Intent, actor_id};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{Actor, ActorKind, Proof, Setting, SettingAnswered};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, TerminalId};
@@ -19,9 +21,9 @@ use crate::store::settings::OwnSetting;
 /// The epoch of documents that the centre has not begun anew.
 const DOCUMENT_EPOCH: u32 = 1;
 
-/// Settings of one account that may wait for the centre before its limits can be lowered no more: a log and a document are not to
-/// be filled at a kiosk. What else narrows is bounded by itself, since it is so after the first time.
-const WAITING_PER_ACCOUNT_MAX: usize = 16;
+/// Settings of one kind and account that may wait for the centre: a log and a document are not to be filled at a kiosk, where
+/// somebody presses a button again and again.
+const WAITING_PER_KIND_MAX: usize = 16;
 
 /// What is to be changed.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -97,7 +99,7 @@ impl NodeCore {
         let author = actor_id(institution, node, self.identity.incarnation, DOCUMENT_EPOCH, account);
         let damaged =
             |error: AccountError| StoreError::damaged(format!("the document of account {account}: {error}"));
-        let mut document = feiqian_protocol::account::Document::load(&saved, author).map_err(damaged)?;
+        let mut document = Document::load(&saved, author).map_err(damaged)?;
         let mut settings = document.settings().map_err(damaged)?;
         for own in &waiting {
             settings.narrow(&own.intent);
@@ -110,7 +112,8 @@ impl NodeCore {
         if let Err(error) = settings.check_narrowing(&intent, self.identity.role) {
             return Ok(Err(error.into()));
         }
-        if waiting.len() >= WAITING_PER_ACCOUNT_MAX && matches!(intent, Intent::SetLimits { .. }) {
+        let alike = |own: &&OwnSetting| discriminant(&own.intent) == discriminant(&intent);
+        if waiting.iter().filter(alike).count() >= WAITING_PER_KIND_MAX {
             return Ok(Err(SettingError::TooMany));
         }
         let change = match document.carry_out(&intent, now.wall) {
@@ -134,30 +137,25 @@ impl NodeCore {
         Ok(Ok(SettingDone { account, position: Some(position) }))
     }
 
-    /// What a request means for the account as it is; nothing where it is so already.
+    /// What a request means for the account as it is; nothing where it is so for ever. Whatever else was said before, here or
+    /// elsewhere, does not count: it may be undone by now, by somebody who has not seen this.
     fn intent(&self, request: &SettingRequest, settings: &AccountSettings) -> Option<Intent> {
-        use feiqian_protocol::account::CardStatus;
         let card = request.card.clone();
         // The place of the entry makes a key unique in the institution.
         let key = || {
             let place = self.state.writer.cursor().position + 1;
             Key::new(format!("n{}-{place}", self.identity.node)).expect("digits and a dash make a key")
         };
-        let status = settings.cards.get(&card);
-        match request.kind {
-            SettingKind::ReportLoss if status == Some(&CardStatus::Lost) => None,
-            SettingKind::ReportLoss => Some(Intent::ReportLoss { card, loss: key() }),
-            SettingKind::VoidCard if status == Some(&CardStatus::Void) => None,
-            SettingKind::VoidCard => Some(Intent::VoidCard { card }),
-            SettingKind::Freeze if settings.frozen => None,
-            SettingKind::Freeze => Some(Intent::Freeze { key: key() }),
-            SettingKind::LowerLimits { single, daily } => {
-                let (before, day) = (settings.single_limit, settings.daily_limit);
-                let intent =
-                    Intent::SetLimits { single: single.unwrap_or(before), daily: daily.unwrap_or(day) };
-                (intent != Intent::SetLimits { single: before, daily: day }).then_some(intent)
-            }
-        }
+        Some(match request.kind {
+            SettingKind::ReportLoss => Intent::ReportLoss { card, loss: key() },
+            SettingKind::Freeze => Intent::Freeze { key: key() },
+            SettingKind::LowerLimits { single, daily } => Intent::SetLimits {
+                single: single.unwrap_or(settings.single_limit),
+                daily: daily.unwrap_or(settings.daily_limit),
+            },
+            SettingKind::VoidCard if settings.cards.get(&card) == Some(&CardStatus::Void) => return None,
+            SettingKind::VoidCard => Intent::VoidCard { card },
+        })
     }
 
     /// The centre has taken a setting of this node, or refused it.
@@ -252,11 +250,12 @@ mod tests {
         let done = set(&mut world, request(SettingKind::ReportLoss)).unwrap();
         assert_eq!((done.account, done.position), (ALICE, Some(2)));
         assert_eq!(decided(&world.buy("2", "alice", 100)), declined(DeclineReason::Lost));
-        assert_eq!(set(&mut world, request(SettingKind::ReportLoss)).unwrap().position, None, "it is so");
+        let again = set(&mut world, request(SettingKind::ReportLoss)).unwrap().position;
+        assert_eq!(again, Some(4), "the first one may be lifted by now");
         world.reopen();
         world.core.identity.role = Role::Kiosk;
         assert_eq!(decided(&world.buy("3", "alice", 100)), declined(DeclineReason::Lost));
-        assert_eq!(world.status().settings_waiting, 1);
+        assert_eq!(world.status().settings_waiting, 2);
         world.check();
     }
 

@@ -47,6 +47,8 @@ const STEPS_AT_REST_MAX: usize = 100_000;
 pub struct Setup {
     /// How many buildings.
     pub nodes: u16,
+    /// What the buildings may write.
+    pub role: Role,
     /// Cards, and what their accounts open with.
     pub accounts: Vec<(String, Fen)>,
     /// Grants and stand-in.
@@ -64,6 +66,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             nodes: 2,
+            role: Role::Kiosk,
             accounts: vec![("c1".to_owned(), Fen::new(5_000))],
             policy: Policy::default(),
             limits: (Fen::new(1_000_000), Fen::new(5_000_000)),
@@ -120,6 +123,8 @@ pub struct World {
     sites: Vec<Site>,
     /// What terminals, desks and channels did and were told.
     pub model: Model,
+    /// What buildings answered to changes of settings that nobody has asked for yet.
+    settings: BTreeMap<node_io::Ticket, Result<node_io::SettingDone, node_io::SettingError>>,
     /// Links that a core closed: the site, which end, and why.
     pub closed: Vec<(usize, &'static str, String)>,
     now_ms: u64,
@@ -150,6 +155,7 @@ impl World {
             centre,
             sites: Vec::new(),
             model: Model::default(),
+            settings: BTreeMap::new(),
             closed: Vec::new(),
             now_ms: 1_000,
             links: 0,
@@ -210,7 +216,7 @@ impl World {
         let name = node_name(number);
         self.command(centre_io::Command::CreateEnrolment {
             name: name.clone(),
-            role: Role::Kiosk,
+            role: self.setup.role,
             lookup: lookup.clone(),
             secret,
         })?;
@@ -224,7 +230,7 @@ impl World {
             campus: CampusId(1),
             node: NodeId(u16::try_from(number_of("node")?)?),
             name,
-            role: Role::Kiosk,
+            role: self.setup.role,
             incarnation: u32::try_from(number_of("incarnation")?)?,
             log_key,
             centre_key: self.centre.identity.log_key.verifying_key(),
@@ -326,7 +332,10 @@ impl World {
                     self.model.decided(ticket, decision, repeat)?;
                 }
                 node_io::Output::Refused(ticket, error) => self.model.refused(ticket, error)?,
-                node_io::Output::Balance(..) | node_io::Output::Setting(..) => {}
+                node_io::Output::Balance(..) => {}
+                node_io::Output::Setting(ticket, done) => {
+                    self.settings.insert(ticket, done);
+                }
                 node_io::Output::Status(ticket, status) => self.model.status(ticket, *status),
                 node_io::Output::Send(link, frame) => {
                     if let Some(wire) = &mut self.sites[index].wire

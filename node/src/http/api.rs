@@ -88,7 +88,7 @@ pub struct BalanceBody {
 }
 
 /// A change of settings that narrows. It acts in this building at once, cut off or not, and in the others as they hear of it.
-/// Asking again changes nothing more.
+/// Asking again does no harm.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct SettingBody {
     /// A card of the account.
@@ -130,7 +130,7 @@ pub struct SettingAnswer {
     /// `done`.
     #[schema(example = "done")]
     pub outcome: String,
-    /// True where it was so already, and nothing was written.
+    /// True where it is so for ever (a card that is withdrawn), and nothing was written.
     pub was_so: bool,
     /// What the terminal shows, in English.
     #[schema(example = "Done. Other buildings follow as they hear of it.")]

@@ -1,7 +1,9 @@
 //! Terminals, desks and channels of a [`World`].
 
 use anyhow::{Context, Result, anyhow, ensure};
-use feiqian_node::io as node_io;
+use feiqian_node::io::{self as node_io, SettingDone, SettingError};
+use feiqian_node::settings::{SettingKind, SettingRequest};
+use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{CardNumber, Key, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_reconcile::io as centre_io;
@@ -107,6 +109,29 @@ impl World {
             return Ok(());
         }
         self.step_node(site, inputs)
+    }
+
+    /// Somebody changes a setting in a building; `None` where it died over it.
+    ///
+    /// # Errors
+    /// As [`World::step_node`].
+    pub fn set(
+        &mut self,
+        site: usize,
+        card: &str,
+        kind: SettingKind,
+    ) -> Result<Option<Result<SettingDone, SettingError>>> {
+        self.tickets += 1;
+        let ticket = node_io::Ticket(self.tickets);
+        let request = SettingRequest {
+            terminal: None,
+            card: CardNumber::new(card)?,
+            kind,
+            by: Key::new("operator")?,
+            proof: Proof::Login,
+        };
+        self.step_node(site, vec![node_io::Input::Setting(ticket, request)])?;
+        Ok(self.settings.remove(&ticket))
     }
 
     /// What a request was told.
