@@ -36,6 +36,7 @@ fn debit(number: usize) -> Debit {
         merchant: 12,
         card: CardNumber::new(format!("c{number:05}")).unwrap(),
         measured: None,
+        code: None,
     }
 }
 

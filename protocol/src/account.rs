@@ -4,12 +4,15 @@
 //! |---|---|---|---|---|
 //! | `class` | text | centre | neither | the lexically first of concurrent values |
 //! | `cards` | map card → time | centre | widening | union; a card is valid while it is here and not in `void` |
+//! | `phones` | map virtual card → algorithm and key, text | centre | widening | written once with its card; says that the card is virtual |
 //! | `void` | map card → time | centre, desk | narrowing, final | present is void; never removed |
 //! | `losses` | map loss key → card | centre, kiosk, desk | narrowing | present is lost; lifted by deleting the keys that were seen |
 //! | `frozen` | map key → time | centre, desk | narrowing | present is frozen |
 //! | `closed` | map key → time | centre | narrowing, final | present is closed |
 //! | `limits` | map `single`, `daily` → fen | centre; nodes lower | either | the lower of concurrent values |
 //! | `groups` | map group → time | centre | widening | present is member |
+//!
+//! Documents from before virtual cards have no `phones`; the centre, which alone writes it, makes it with the first.
 //!
 //! A loss has a key of its own, so a lift (a deletion) removes only the reports that its author had seen. Nothing here
 //! is money: that is in the logs.
@@ -32,10 +35,12 @@ use automerge::transaction::Transactable;
 use automerge::{
     ActorId, AutoCommit, AutomergeError, Change, ObjId, ObjType, ROOT, ReadDoc, ScalarValue, Value,
 };
+use data_encoding::BASE64URL_NOPAD;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::hex;
+use crate::code::PhoneKey;
 use crate::enrol::Role;
 use crate::ids::{AccountId, CardNumber, InstitutionId, Key, NodeId};
 use crate::limits::{
@@ -123,6 +128,16 @@ pub enum Intent {
         #[n(0)]
         group: Key,
     },
+    /// A phone's key becomes a virtual card of the account. It ends as cards do, by [`Intent::VoidCard`].
+    #[n(10)]
+    ActivateVirtualCard {
+        /// [`CardNumber::of_phone`] of the key.
+        #[n(0)]
+        card: CardNumber,
+        /// The key; see [`phone_text`].
+        #[n(1)]
+        phone: Key,
+    },
 }
 
 impl Intent {
@@ -180,6 +195,21 @@ pub struct AccountSettings {
     pub daily_limit: Fen,
     /// Groups that the holder belongs to.
     pub groups: Vec<String>,
+    /// The phones behind virtual cards; see [`phone_text`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub phones: BTreeMap<CardNumber, String>,
+}
+
+/// A phone's key as documents have it: the name of its algorithm, a colon, its bytes in base64url.
+pub fn phone_text(phone: &PhoneKey) -> Key {
+    let text = format!("{}:{}", phone.algorithm(), BASE64URL_NOPAD.encode(phone.as_bytes()));
+    Key::new(text).expect("a name and digits are short visible text")
+}
+
+/// The key of [`phone_text`].
+pub fn read_phone(text: &str) -> Option<PhoneKey> {
+    let (algorithm, key) = text.split_once(':')?;
+    PhoneKey::new(algorithm.parse().ok()?, &BASE64URL_NOPAD.decode(key.as_bytes()).ok()?).ok()
 }
 
 impl AccountSettings {
@@ -298,6 +328,12 @@ pub enum AccountError {
     /// A limit below zero or above [`AMOUNT_FEN_MAX`].
     #[error("a limit must be from 0 to {AMOUNT_FEN_MAX} yuan")]
     LimitOutOfRange,
+    /// A virtual card whose number is not that of its key, or a card with the number of one.
+    #[error("the number of a virtual card must be that of its phone's key, and no other card's")]
+    NotVirtual,
+    /// A phone's key that is a virtual card of the account already.
+    #[error("the phone's key is, or was, a virtual card of this account")]
+    PhoneUsed,
     /// The account is closed: only reading is left.
     #[error("the account is closed")]
     Closed,
@@ -371,12 +407,15 @@ impl Document {
     /// Creates the document of a new account. Only the centre does: two creations would not merge.
     ///
     /// # Errors
-    /// [`AccountError::LimitOutOfRange`], [`AccountError::Class`], [`AccountError::NoRoom`], or an automerge error.
+    /// [`AccountError::LimitOutOfRange`], [`AccountError::Class`], [`AccountError::NotVirtual`], [`AccountError::NoRoom`], or an automerge error.
     pub fn create(new: &NewAccount, actor: ActorId, at: Timestamp) -> Result<Self, AccountError> {
         check_limit(new.single_limit)?;
         check_limit(new.daily_limit)?;
         if !(1..=NAME_BYTES_MAX).contains(&new.class.len()) {
             return Err(AccountError::Class);
+        }
+        if new.cards.iter().any(CardNumber::is_virtual) {
+            return Err(AccountError::NotVirtual);
         }
         let mut doc = AutoCommit::new().with_actor(actor);
         doc.put(ROOT, "class", new.class.as_str())?;
@@ -453,6 +492,7 @@ impl Document {
                 self.0.put(&limits, "single", single.get())?;
                 self.0.put(&limits, "daily", daily.get())?;
             }
+            Intent::IssueCard { card } if card.is_virtual() => return Err(AccountError::NotVirtual),
             Intent::IssueCard { card } => self.put_key("cards", card.as_str(), now)?,
             Intent::VoidCard { card } => self.put_key("void", card.as_str(), now)?,
             Intent::Freeze { key } => self.put_key("frozen", key.as_str(), now)?,
@@ -467,6 +507,20 @@ impl Document {
             Intent::LeaveGroup { group } => {
                 let groups = self.map("groups")?;
                 self.0.delete(&groups, group.as_str())?;
+            }
+            Intent::ActivateVirtualCard { card, phone } => {
+                if read_phone(phone.as_str()).is_none_or(|key| CardNumber::of_phone(&key) != *card) {
+                    return Err(AccountError::NotVirtual);
+                }
+                if has_card(card) {
+                    return Err(AccountError::PhoneUsed);
+                }
+                let phones = match self.0.get(ROOT, "phones")? {
+                    None => self.0.put_object(ROOT, "phones", ObjType::Map)?,
+                    Some(_) => self.map("phones")?,
+                };
+                self.0.put(&phones, card.as_str(), phone.as_str())?;
+                self.put_key("cards", card.as_str(), now)?;
             }
         }
         self.0.commit();
@@ -582,6 +636,7 @@ impl Document {
             single_limit: self.limit("single")?,
             daily_limit: self.limit("daily")?,
             groups: self.keys("groups")?,
+            phones: self.phones()?,
         })
     }
 
@@ -614,6 +669,26 @@ impl Document {
             }
         }
         Ok(losses)
+    }
+
+    /// Rule: a phone's key is what its card's number says, so there is one only.
+    fn phones(&self) -> Result<BTreeMap<CardNumber, String>, AccountError> {
+        if self.0.get(ROOT, "phones")?.is_none() {
+            return Ok(BTreeMap::new());
+        }
+        let map = self.map("phones")?;
+        let mut phones = BTreeMap::new();
+        for card in self.0.keys(&map) {
+            for (value, _) in self.0.get_all(&map, card.as_str())? {
+                let phone = value.as_str().filter(|text| {
+                    read_phone(text).is_some_and(|key| CardNumber::of_phone(&key).as_str() == card)
+                });
+                if let (Ok(card), Some(phone)) = (CardNumber::new(card.as_str()), phone) {
+                    phones.insert(card, phone.to_owned());
+                }
+            }
+        }
+        Ok(phones)
     }
 
     /// Rule: of concurrent classes the lexically first; any fixed choice converges, and only the centre writes it.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::code::{VOUCHER_KEYS_MAX, VoucherKey};
 use crate::ids::{CampusId, InstitutionId, Key, NodeName, TerminalId};
 use crate::limits::CAMPUS_CONFIG_BYTES_MAX;
 use crate::money::{Fen, UnitPrice};
@@ -29,6 +30,10 @@ pub struct CampusConfig {
     /// How nodes decide when they cannot ask.
     #[serde(default)]
     pub policy: Policy,
+    /// What vouchers of phones are verified by; `feiqian-reconcile virtual-card key` writes an entry. To be published a month
+    /// before its first use, so that cut-off buildings have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub voucher_keys: Vec<VoucherKey>,
     /// Who is paid.
     pub merchants: Vec<Merchant>,
     /// The buildings, each with one node.
@@ -228,6 +233,13 @@ impl CampusConfig {
         }
         once("merchant", self.merchants.iter().map(|merchant| merchant.id.to_string()))?;
         once("node", self.buildings.iter().map(|building| building.node.to_string()))?;
+        once("voucher key", self.voucher_keys.iter().map(|key| key.number.to_string()))?;
+        if self.voucher_keys.len() > VOUCHER_KEYS_MAX {
+            return Err(CampusError::OutOfRange { key: "voucher_keys", range: "at most 8" });
+        }
+        if self.voucher_keys.iter().any(|key| key.from_ms >= key.to_ms) {
+            return Err(CampusError::OutOfRange { key: "to_ms", range: "after from_ms of its voucher key" });
+        }
         let terminals = || self.buildings.iter().flat_map(|building| &building.terminals);
         once("terminal", terminals().map(|terminal| terminal.id.to_string()))?;
         for terminal in terminals() {

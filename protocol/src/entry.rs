@@ -43,6 +43,7 @@ use minicbor::{Decode, Encode};
 use serde::Serialize;
 
 use crate::account::Intent;
+use crate::code::CodeUse;
 use crate::enrol::Role;
 use crate::ids::{AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
 use crate::limits::RECORD_BYTES_MAX;
@@ -124,6 +125,16 @@ pub enum Proof {
     /// An operator's login.
     #[n(4)]
     Login,
+    /// A signed code, and the right payment PIN.
+    #[n(5)]
+    CodeAndPin,
+}
+
+impl Proof {
+    /// True where the payment PIN was entered.
+    pub const fn has_pin(self) -> bool {
+        matches!(self, Self::CardAndPin | Self::CodeAndPin)
+    }
 }
 
 /// The part of a tap's key that the actor (the terminal) does not already say.
@@ -187,6 +198,9 @@ pub struct Debit {
     /// Where the amount came from a tariff; on the first debit of a tap only.
     #[n(10)]
     pub measured: Option<Measured>,
+    /// The code, where one was presented in place of a card; on every debit of the tap.
+    #[n(11)]
+    pub code: Option<CodeUse>,
 }
 
 impl Debit {
@@ -321,6 +335,9 @@ pub struct Access {
     /// The card.
     #[n(2)]
     pub card: CardNumber,
+    /// The code, where one was presented in place of a card.
+    #[n(3)]
+    pub code: Option<CodeUse>,
 }
 
 /// Allowance given back, from a day on.
@@ -644,9 +661,17 @@ pub enum CaseReason {
     /// A node debited more than its right and stand-in.
     #[n(3)]
     NodeFault,
+    /// Paid with a code that had been used at another building.
+    #[n(4)]
+    CodeReplayed,
 }
 
 impl CaseReason {
+    /// True for debits that the holder has back from the risk fund, up to its cap, rather than owes.
+    pub const fn is_refunded(self) -> bool {
+        matches!(self, Self::Loss | Self::CodeReplayed)
+    }
+
     /// The stable name used in files and JSON.
     pub const fn name(self) -> &'static str {
         match self {
@@ -654,6 +679,7 @@ impl CaseReason {
             Self::AfterClose => "after_close",
             Self::Loss => "loss",
             Self::NodeFault => "node_fault",
+            Self::CodeReplayed => "code_replayed",
         }
     }
 }

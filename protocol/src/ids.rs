@@ -263,6 +263,12 @@ pub struct NameError {
     why: &'static str,
 }
 
+impl NameError {
+    pub(crate) fn new(text: &str, why: &'static str) -> Self {
+        Self { text: text.chars().take(80).collect(), why }
+    }
+}
+
 macro_rules! name_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

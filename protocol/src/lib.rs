@@ -5,7 +5,8 @@
 //!
 //! In reading order: [`money`], [`ids`], [`time`], [`tap`] (what a terminal asks and is told), [`entry`] (what is written
 //! about it), [`chain`] (how that is linked and signed), [`rights`] (who may spend), [`account`] (settings as documents),
-//! [`campus`] (the published configuration), [`balance`] (the projection and its digest), [`frame`] and [`session`] (how
+//! [`campus`] (the published configuration), [`code`] (the virtual card),
+//! [`balance`] (the projection and its digest), [`frame`] and [`session`] (how
 //! it travels), [`snapshot`] (what stands for the beginning of a stream), [`enrol`] (how a node joins), [`limits`] (every bound),
 //! [`canary`] (planted bugs, of which nothing ships).
 
@@ -14,6 +15,7 @@ pub mod balance;
 pub mod campus;
 pub mod canary;
 pub mod chain;
+pub mod code;
 pub mod enrol;
 pub mod entry;
 pub mod frame;

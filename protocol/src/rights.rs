@@ -318,6 +318,7 @@ mod tests {
             merchant: 1,
             card: CardNumber::new("c1").unwrap(),
             measured: None,
+            code: None,
         }
     }
 

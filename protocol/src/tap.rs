@@ -5,6 +5,7 @@ use std::fmt;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+use crate::code::CheckedCode;
 use crate::ids::{AccountId, CardNumber, Key, TerminalId};
 use crate::money::Fen;
 use crate::time::Timestamp;
@@ -25,8 +26,10 @@ pub struct TapKey {
 pub struct TapRequest {
     /// Identity; see [`TapKey`].
     pub key: TapKey,
-    /// The card presented.
+    /// The card presented; where a code was, the virtual card of its phone.
     pub card: CardNumber,
+    /// The code that was presented in place of a card. Its signatures are checked outside of the core, like a PIN.
+    pub code: Option<Box<CheckedCode>>,
     /// Purchase or access.
     pub kind: TapKind,
     /// What is known of the payment PIN.
@@ -134,6 +137,20 @@ decline_reasons! {
     OutOfService = 96, "out_of_service", true, "Out of service", "设备暂停服务";
     /// The tap was reversed before it arrived.
     Reversed = 94, "reversed", false, "Already reversed", "该笔已冲正";
+    /// What was presented as a code is none.
+    CodeUnreadable = 30, "code_unreadable", true, "Code not readable", "无法识别二维码";
+    /// A code of another institution.
+    CodeForeign = 31, "code_foreign", false, "Code of another institution", "非本校二维码";
+    /// The voucher names a key that this building does not know (yet).
+    CodeKeyUnknown = 15, "code_key_unknown", true, "Cannot verify this code here", "此处暂无法验证该二维码";
+    /// The centre has not signed the voucher.
+    VoucherForged = 63, "voucher_forged", false, "Invalid code", "二维码无效";
+    /// The voucher is over, or not yet issued: the phone must fetch a new one.
+    VoucherExpired = 54, "voucher_expired", true, "Code out of date, connect the phone", "二维码凭证已过期，请联网更新";
+    /// The phone has not signed the code.
+    CodeForged = 88, "code_forged", false, "Invalid code", "二维码无效";
+    /// The code is older than it may be, or from the future.
+    CodeExpired = 68, "code_expired", true, "Code expired, show a fresh one", "二维码已失效，请刷新";
     /// No account has this card.
     UnknownCard = 14, "unknown_card", true, "Unknown card", "无此卡";
     /// The card was replaced.
@@ -144,6 +161,8 @@ decline_reasons! {
     Frozen = 62, "frozen", false, "Account frozen", "账户已冻结";
     /// The account is closed.
     Closed = 46, "closed", false, "Account closed", "账户已注销";
+    /// The code, or a later one, was used here before.
+    CodeUsed = 26, "code_used", true, "Code was used, show a fresh one", "二维码已使用，请刷新";
     /// The holder has no permission here or now.
     NotPermitted = 57, "not_permitted", false, "Not permitted here", "无权限";
     /// No tariff for this holder at this terminal.

@@ -4,6 +4,7 @@
 
 use feiqian_protocol::account::Intent;
 use feiqian_protocol::chain::{Countersignature, Cursor, Head, SignedHead, hex, unhex};
+use feiqian_protocol::code::CodeUse;
 use feiqian_protocol::enrol::{
     self, EnrolAnswer, EnrolCode, EnrolRequest, Enrolled, Role, SealedEnrolRequest,
 };
@@ -134,15 +135,20 @@ fn measured() -> impl Strategy<Value = Measured> {
     })
 }
 
+fn code() -> impl Strategy<Value = Option<CodeUse>> {
+    let code_use = (any::<u32>(), any::<u16>(), any::<u32>());
+    option::of(code_use.prop_map(|(voucher, counter, until)| CodeUse { voucher, counter, until }))
+}
+
 fn debit() -> impl Strategy<Value = Debit> {
     (
         (tap(), account(), wallet(), epoch(), fen(), fen()),
-        (fen(), day(), any::<u16>(), card(), option::of(measured())),
+        (fen(), day(), any::<u16>(), card(), option::of(measured()), code()),
     )
         .prop_map(
             |(
                 (tap, account, wallet, epoch, from_right, stand_in),
-                (allowance, day, merchant, card, measured),
+                (allowance, day, merchant, card, measured, code),
             )| Debit {
                 tap,
                 account,
@@ -155,6 +161,7 @@ fn debit() -> impl Strategy<Value = Debit> {
                 merchant,
                 card,
                 measured,
+                code,
             },
         )
 }
@@ -196,6 +203,7 @@ fn intent() -> impl Strategy<Value = Intent> {
         Just(Intent::Close),
         key().prop_map(|group| Intent::JoinGroup { group }),
         key().prop_map(|group| Intent::LeaveGroup { group }),
+        (card(), key()).prop_map(|(card, phone)| Intent::ActivateVirtualCard { card, phone }),
     ]
 }
 
@@ -204,8 +212,8 @@ fn entry_ref() -> impl Strategy<Value = EntryRef> {
 }
 
 fn reason() -> impl Strategy<Value = CaseReason> {
-    use CaseReason::{AfterClose, Loss, NodeFault, StandIn};
-    select(vec![StandIn, AfterClose, Loss, NodeFault])
+    use CaseReason::{AfterClose, CodeReplayed, Loss, NodeFault, StandIn};
+    select(vec![StandIn, AfterClose, Loss, NodeFault, CodeReplayed])
 }
 
 fn node_body() -> impl Strategy<Value = Body> {
@@ -223,8 +231,8 @@ fn node_body() -> impl Strategy<Value = Body> {
             .prop_map(|(tap, account, card, amount, reason, access)| {
                 Body::from(Decline { tap, account, card, amount, reason, access })
             });
-    let access =
-        (tap(), account(), card()).prop_map(|(tap, account, card)| Body::from(Access { tap, account, card }));
+    let access = (tap(), account(), card(), code())
+        .prop_map(|(tap, account, card, code)| Body::from(Access { tap, account, card, code }));
     let share_release = (account(), epoch(), day(), fen()).prop_map(|(account, epoch, from_day, amount)| {
         Body::from(ShareRelease { account, epoch, from_day, amount })
     });
@@ -341,7 +349,8 @@ fn unknown_body() -> impl Strategy<Value = Body> {
 fn actor() -> impl Strategy<Value = Actor> {
     use ActorKind::{Cashier, Channel, Holder, Kiosk, Operator, System, Terminal};
     let kind = select(vec![System, Terminal, Cashier, Holder, Kiosk, Operator, Channel]);
-    let proof = select(vec![Proof::None, Proof::Card, Proof::CardAndPin, Proof::Code, Proof::Login]);
+    use Proof::{Card, CardAndPin, Code, CodeAndPin, Login, None};
+    let proof = select(vec![None, Card, CardAndPin, Code, Login, CodeAndPin]);
     (kind, key(), proof).prop_map(|(kind, id, proof)| Actor { kind, id, proof })
 }
 
