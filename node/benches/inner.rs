@@ -140,7 +140,7 @@ fn tap(number: u64) -> Input {
     let kind = TapKind::Amount(Fen::new(1));
     Input::Tap(
         Ticket(number),
-        TapRequest { key, card: card(1 + number * 7_919 % ACCOUNTS), kind, pin: Pin::Absent },
+        TapRequest { key, card: card(1 + number * 7_919 % ACCOUNTS), code: None, kind, pin: Pin::Absent },
     )
 }
 
@@ -179,6 +179,7 @@ fn core_with_rights() -> NodeCore {
         single_limit_fen: Fen::new(2_000),
         daily_limit_fen: Fen::new(5_000_000),
         policy: Policy::default(),
+        voucher_keys: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "counter".to_owned(), tariff: Default::default() }],
         buildings: vec![Building { node: name, terminals: vec![terminal] }],
     };

@@ -155,6 +155,7 @@ impl NodeCore {
         self.state.dirty = true;
         let saved = &mut self.state.saved;
         saved.centre_time = saved.centre_time.max(commit.head.head.anchor);
+        self.state.centre_clock.signed(commit.head.head.anchor, now.elapsed_ms);
         Ok(())
     }
 
@@ -196,6 +197,7 @@ impl NodeCore {
     /// The newest centre-signed time; elapsed time is counted from where it was heard.
     fn observe_anchor(&mut self, now: &Now, time: Timestamp) {
         let saved = &mut self.state.saved;
+        self.state.centre_clock.signed(time, now.elapsed_ms);
         if time > saved.anchor {
             saved.anchor = time;
             saved.elapsed_ms = 0;

@@ -25,6 +25,7 @@ use feiqian_protocol::tap::{BalanceView, DeclineReason};
 use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Hlc};
 use rusqlite::Connection;
 
+use crate::code::CentreClock;
 use crate::core::attempt::Guard;
 use crate::edge::{Queues, UnknownCards};
 use crate::io::{Identity, Input, LinkState, Now, Output, Settings, Status};
@@ -79,6 +80,8 @@ pub(crate) struct State {
     pub(crate) totals: Totals,
     /// The running clock at which `saved.elapsed_ms` was right.
     pub(crate) elapsed_at: u64,
+    /// What is known of the centre's time since the core was opened.
+    pub(crate) centre_clock: CentreClock,
     /// True where `saved` must be written with this commit.
     pub(crate) dirty: bool,
 }
@@ -276,7 +279,7 @@ impl NodeCore {
     }
 
     /// Milliseconds since the anchor was heard, as far as this node was running.
-    fn elapsed_ms(&self, now: &Now) -> u64 {
+    pub(crate) fn elapsed_ms(&self, now: &Now) -> u64 {
         self.state.saved.elapsed_ms + now.elapsed_ms.saturating_sub(self.state.elapsed_at)
     }
 
@@ -304,7 +307,8 @@ impl NodeCore {
     }
 
     fn balance(&self, card: &CardNumber) -> Result<Result<BalanceView, DeclineReason>, StoreError> {
-        let facts = self.store.facts(card)?;
+        // Who shows a virtual card shows a code.
+        let facts = if card.is_virtual() { None } else { self.store.facts(card)? };
         let kind = feiqian_protocol::tap::TapKind::Access;
         let holder = facts.as_ref().map(|facts| &facts.holder);
         let lost = holder.is_some_and(|holder| self.is_told_lost(card, holder.account));
@@ -370,6 +374,7 @@ impl State {
             shards,
             totals: store.totals(saved.acked)?,
             elapsed_at: 0,
+            centre_clock: CentreClock::default(),
             dirty: false,
             saved,
         })

@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use feiqian_protocol::canary::{Canary, planted};
+use feiqian_protocol::code::VoucherKey;
 use feiqian_protocol::limits::{INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX};
 use feiqian_protocol::time::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::clock::Clock;
@@ -88,6 +89,8 @@ impl CoreLoop {
             messages,
             taken: VecDeque::new(),
             open: Arc::default(),
+            campus_version: 0,
+            voucher_keys: watch::Sender::new(Arc::default()),
             link: None,
             waiting: BTreeMap::new(),
             answered,
@@ -105,6 +108,11 @@ impl CoreLoop {
     /// True while the core is open.
     pub fn open_flag(&self) -> Arc<AtomicBool> {
         self.driver.open.clone()
+    }
+
+    /// What vouchers of codes are verified by, as the campus configuration has it.
+    pub fn voucher_keys(&self) -> watch::Receiver<Arc<[VoucherKey]>> {
+        self.driver.voucher_keys.subscribe()
     }
 
     /// Told once how the first opening went; `None` where somebody is told already.
@@ -125,6 +133,7 @@ impl CoreLoop {
 pub struct CoreThread {
     queue: CoreQueue,
     open: Arc<AtomicBool>,
+    voucher_keys: watch::Receiver<Arc<[VoucherKey]>>,
     opened: Option<oneshot::Receiver<Result<(), StoreError>>>,
     ended: oneshot::Receiver<()>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -143,13 +152,14 @@ impl CoreThread {
         tokio::spawn(hand_out(answers));
         let (report_end, ended) = oneshot::channel();
         let open = driver.open.clone();
+        let voucher_keys = driver.voucher_keys.subscribe();
         // Its timers are its own: on the runtime of another thread each would wake that one.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new().name("core".to_owned()).spawn(move || {
             runtime.block_on(driver.run(report_open));
             drop(report_end);
         })?;
-        Ok(Self { queue, open, opened, ended, thread: Some(thread) })
+        Ok(Self { queue, open, voucher_keys, opened, ended, thread: Some(thread) })
     }
 
     /// The way to the core.
@@ -160,6 +170,11 @@ impl CoreThread {
     /// True while the core is open.
     pub fn open_flag(&self) -> Arc<AtomicBool> {
         self.open.clone()
+    }
+
+    /// What vouchers of codes are verified by, as the campus configuration has it.
+    pub fn voucher_keys(&self) -> watch::Receiver<Arc<[VoucherKey]>> {
+        self.voucher_keys.clone()
     }
 
     /// Waits until the core was opened for the first time.
@@ -212,6 +227,9 @@ struct Driver {
     /// Taken from the queue and not yet looked at.
     taken: VecDeque<Message>,
     open: Arc<AtomicBool>,
+    /// The version of the campus configuration that the keys are from.
+    campus_version: u32,
+    voucher_keys: watch::Sender<Arc<[VoucherKey]>>,
     clock: Clock,
     link: Option<(LinkId, LinkHandle)>,
     waiting: BTreeMap<Ticket, oneshot::Sender<Answer>>,
@@ -231,6 +249,7 @@ impl Driver {
         loop {
             match self.open_core() {
                 Ok(core) => {
+                    self.tell_voucher_keys(&core);
                     self.open.store(true, Ordering::Relaxed);
                     if let Some(report) = report_open.take() {
                         // Nobody may listen any more where the process is about to stop.
@@ -376,6 +395,7 @@ impl Driver {
         if stepped.is_err() && !planted(Canary::FailedStepAnswers) {
             return stepped;
         }
+        self.tell_voucher_keys(core);
         self.options.certificates.set_expired(core.certificate_expired());
         // A driven clock is the centre's, too, and no time that certificates live by.
         if !matches!(self.options.clock, WallClock::Driven) {
@@ -389,6 +409,15 @@ impl Driver {
             let _ = self.answered.send(std::mem::take(&mut self.answers));
         }
         stepped
+    }
+
+    /// Tells those who check codes of a new campus configuration.
+    fn tell_voucher_keys(&mut self, core: &NodeCore) {
+        let (version, keys) = core.voucher_keys();
+        if version != self.campus_version {
+            self.campus_version = version;
+            self.voucher_keys.send_replace(keys.into());
+        }
     }
 
     fn release(&mut self, output: Output) {
@@ -544,7 +573,7 @@ mod tests {
         let terminal = TerminalId::new("pos-1").unwrap();
         let key = TapKey { terminal, epoch: 1, sequence: Key::new("1").unwrap() };
         let card = CardNumber::new("c1").unwrap();
-        Request::Tap(TapRequest { key, card, kind: TapKind::Access, pin: Pin::Absent })
+        Request::Tap(TapRequest { key, card, code: None, kind: TapKind::Access, pin: Pin::Absent })
     }
 
     async fn wall(queue: &CoreQueue) -> Timestamp {

@@ -13,7 +13,9 @@ mod waiting;
 use feiqian_protocol::campus::{Merchant, Mode, Terminal};
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::enrol::Role;
-use feiqian_protocol::entry::{Access, Actor, ActorKind, Body, Debit, Decline, Measured, Proof, TapRef};
+use feiqian_protocol::entry::{
+    Access, Actor, ActorKind, Body, CodeUse, Debit, Decline, Measured, Proof, TapRef,
+};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, TerminalId, Wallet};
 use feiqian_protocol::limits::PENDING_TAPS_MAX;
 use feiqian_protocol::money::Fen;
@@ -23,6 +25,7 @@ use feiqian_protocol::time::BusinessDay;
 use sha2::{Digest, Sha256};
 
 use crate::authorizer::{Cover, Funds, Split, check_kind, cover, price, standing};
+use crate::code::{actor_of, code_use, is_about_code};
 use crate::core::{Campus, NodeCore};
 use crate::edge::asks::{Asks, Next};
 pub(crate) use crate::edge::unknown::UnknownCards;
@@ -90,7 +93,7 @@ impl NodeCore {
             outputs.push(Output::Refused(ticket, error));
             return Ok(());
         }
-        let facts = self.store.facts(&waiting.request.card)?;
+        let facts = self.facts_of(&waiting.request)?;
         let account = facts.as_ref().map(|facts| facts.holder.account);
         if waiting.request.kind != TapKind::Access
             && let Some(account) = account
@@ -118,7 +121,7 @@ impl NodeCore {
         for account in accounts {
             let Some(mut queue) = self.queues.by_account.remove(&account) else { continue };
             while let Some(head) = queue.front_mut() {
-                let facts = self.store.facts(&head.request.card)?;
+                let facts = self.facts_of(&head.request)?;
                 let Some(decision) = self.decide(now, head, facts, outputs)? else { break };
                 answer(head, decision, outputs);
                 self.queues.by_key.remove(&head.request.key);
@@ -174,15 +177,28 @@ impl NodeCore {
             return Ok(Some(Decision::Declined(DeclineReason::OutOfService)));
         };
         let shut_out = self.state.saved.refused.is_some();
+        let code_fault = self.code_fault(now, request);
+        if let Some(fault) = code_fault
+            && request.code.as_ref().is_some_and(|code| !code.is_vouched_for())
+        {
+            // It is about nobody, so nothing is written.
+            return Ok(Some(Decision::Declined(fault)));
+        }
         if request.kind != TapKind::Access && shut_out {
             let reason = DeclineReason::OutOfService;
             return self.write_decline(now, waiting, account, asked(request.kind), reason).map(Some);
+        }
+        if let Some(fault) = code_fault {
+            return self.write_decline(now, waiting, account, asked(request.kind), fault).map(Some);
         }
         let lost = account.is_some_and(|account| self.is_told_lost(&request.card, account));
         // A debit by a door would be refused at ingest.
         let sells = self.identity.role != Role::Door;
         let held = facts.as_ref().map(|facts| &facts.holder);
-        let judged = standing(request.kind, held, lost, &terminal.groups, sells).map(|_| ());
+        let mut judged = standing(request.kind, held, lost, &terminal.groups, sells).map(|_| ());
+        if matches!(judged, Ok(()) | Err(DeclineReason::NotPermitted)) && self.is_code_used(request)? {
+            judged = Err(DeclineReason::CodeUsed);
+        }
         let Facts { holder, purse, share } = match (judged, facts) {
             (Ok(()), Some(facts)) => facts,
             (Ok(()), None) => return Err(StoreError::damaged("a card of nobody stands well")),
@@ -200,6 +216,9 @@ impl NodeCore {
                 return self.write_decline(now, waiting, account, Fen::ZERO, reason).map(Some);
             }
         };
+        if self.needs_pin_for_code(now, request) {
+            return self.write_decline(now, waiting, account, amount, DeclineReason::PinRequired).map(Some);
+        }
         let mut purchase = Purchase {
             holder: &holder,
             amount,
@@ -378,7 +397,7 @@ impl NodeCore {
         reason: DeclineReason,
     ) -> Result<Decision, StoreError> {
         let request = &waiting.request;
-        if reason == DeclineReason::UnknownCard
+        if (reason == DeclineReason::UnknownCard || is_about_code(reason))
             && !self.unknown_cards.admit(&request.key.terminal, now.elapsed_ms)
         {
             return Ok(Decision::Declined(reason));
@@ -387,7 +406,7 @@ impl NodeCore {
             let access = request.kind == TapKind::Access;
             let tap = tap_ref(&request.key);
             let decline = Decline { tap, account, card: request.card.clone(), amount, reason, access };
-            let (position, clock) = core.append(now, terminal_actor(request), decline.into())?;
+            let (position, clock) = core.append(now, actor_of(request), decline.into())?;
             let row = TapRow {
                 used: if access { TapUse::Access } else { TapUse::Purchase },
                 digest: Some(waiting.digest),
@@ -418,9 +437,13 @@ impl NodeCore {
     ) -> Result<Decision, StoreError> {
         let request = &waiting.request;
         self.write_or_out_of_service(|core| {
-            let access =
-                Access { tap: tap_ref(&request.key), account: holder.account, card: request.card.clone() };
-            let (position, clock) = core.append(now, terminal_actor(request), access.into())?;
+            let access = Access {
+                tap: tap_ref(&request.key),
+                account: holder.account,
+                card: request.card.clone(),
+                code: code_use(request),
+            };
+            let (position, clock) = core.append(now, actor_of(request), access.into())?;
             let row = TapRow {
                 used: TapUse::Access,
                 digest: Some(waiting.digest),
@@ -435,6 +458,7 @@ impl NodeCore {
                 debits: 0,
             };
             core.put_recent(&request.key, &row, None)?;
+            core.use_code(now, request)?;
             Ok(row.decision())
         })
     }
@@ -477,9 +501,9 @@ impl NodeCore {
                     merchant: purchase.merchant,
                     card: request.card.clone(),
                     measured: measured.take(),
+                    code: code_use(request),
                 };
-                let (position, clock) =
-                    core.append(now, terminal_actor(request), Body::Debit(debit.clone()))?;
+                let (position, clock) = core.append(now, actor_of(request), Body::Debit(debit.clone()))?;
                 core.book_debit(position, &debit, &mut purse, purchase.mode)?;
                 first.get_or_insert((position, clock));
                 debits += 1;
@@ -513,6 +537,7 @@ impl NodeCore {
             let from_cash = (split.cash + split.stand_in).is_positive();
             let spent = (from_cash || counts) && debited;
             core.put_recent(&request.key, &row, spent.then_some((&purse.cash, &share)))?;
+            core.use_code(now, request)?;
             Ok(row.decision())
         })
     }
@@ -576,11 +601,6 @@ pub(crate) fn tap_ref(key: &TapKey) -> TapRef {
     TapRef { epoch: key.epoch, sequence: key.sequence.clone() }
 }
 
-fn terminal_actor(request: &TapRequest) -> Actor {
-    let proof = if request.pin == Pin::Right { Proof::CardAndPin } else { Proof::Card };
-    actor(&request.key.terminal, proof)
-}
-
 fn actor(terminal: &TerminalId, proof: Proof) -> Actor {
     let id = Key::new(terminal.as_str()).expect("a terminal's name is a name");
     Actor { kind: ActorKind::Terminal, id, proof }
@@ -588,6 +608,11 @@ fn actor(terminal: &TerminalId, proof: Proof) -> Actor {
 
 /// What a repeat must have in common with the first request.
 pub(crate) fn request_digest(request: &TapRequest) -> [u8; 16] {
+    digest_with(request, code_use(request))
+}
+
+/// The same of a request whose code is known from what was written of it only.
+fn digest_with(request: &TapRequest, code: Option<CodeUse>) -> [u8; 16] {
     let (tag, number) = match request.kind {
         TapKind::Access => (0_u8, 0),
         TapKind::Amount(amount) => (1, amount.get()),
@@ -598,7 +623,14 @@ pub(crate) fn request_digest(request: &TapRequest) -> [u8; 16] {
         Pin::Right => 1,
         Pin::Wrong => 2,
     };
-    digest(&[&[tag, pin], &number.to_be_bytes(), request.card.as_str().as_bytes()])
+    let parts: [&[u8]; 3] = [&[tag, pin], &number.to_be_bytes(), request.card.as_str().as_bytes()];
+    match code {
+        None => digest(&parts),
+        Some(CodeUse { voucher, counter, .. }) => {
+            let [asked, number, card] = parts;
+            digest(&[asked, number, card, &voucher.to_be_bytes(), &counter.to_be_bytes()])
+        }
+    }
 }
 
 fn digest(parts: &[&[u8]]) -> [u8; 16] {

@@ -11,6 +11,7 @@
 pub mod apply;
 pub mod authorizer;
 pub mod cli;
+pub mod code;
 pub mod config;
 pub mod control;
 pub mod core;

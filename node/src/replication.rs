@@ -140,6 +140,7 @@ impl NodeCore {
     ) -> Result<(), StoreError> {
         self.drop_link(now, outputs)?;
         self.link = Link::Opening(link);
+        self.state.centre_clock.hello(now.elapsed_ms);
         let shards: Vec<LogCursor> = (0..SHARDS)
             .zip(self.state.shards)
             .map(|(shard, cursor)| LogCursor { log: LogId::shard(self.identity.institution, shard), cursor })
@@ -294,6 +295,7 @@ impl NodeCore {
         if hello.version != PROTOCOL_VERSION && hello.refused.is_none() {
             return Err(Fault::peer(format!("the centre speaks version {}", hello.version)));
         }
+        self.state.centre_clock.answered(hello.time, now.elapsed_ms);
         let ahead_ms = now.wall.ms_since(hello.time);
         if ahead_ms.unsigned_abs() > CLOCK_AHEAD_MS_MAX.unsigned_abs() {
             let (seconds, direction) =

@@ -141,6 +141,8 @@ async fn serve(
     let terminals = Arc::new(Terminals {
         queue: core.queue(),
         secret: files.terminal_secret.clone(),
+        institution: files.identity.institution,
+        voucher_keys: core.voucher_keys(),
         ask_deadline: Duration::from_millis(config.ask_deadline_ms),
         open: core.open_flag(),
         connected: connected.clone(),

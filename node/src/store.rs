@@ -13,19 +13,21 @@
 //! | `pools`, `pool_used` | day | stand-in of all accounts together, granted and used |
 //! | `taps` | terminal, epoch, sequence | first answers, and tombstones |
 //! | `recent` | position | what taps left lately of `taps` and `wallets`, until it is folded into them: [`recent`] |
+//! | `counters` | voucher | the last code used of each: [`codes`] |
 //! | `debits`, `reversals` | position | own effects on balances: a debit with what is left of it for reversals, a reversal |
 //! | `posted` | shard | the position of the own log that the newest posted batch names: own effects after it are in no posted balance |
 //! | `hotlist` | card, account | losses told ahead of their entries |
 //! | `snapshots`, `snapshot_pieces` | log, position(, piece) | snapshots of account streams: what a stream starts from, or one under way |
 //! | `campus` | 1 | the newest campus configuration |
 //!
-//! `wallets`, `cards`, `documents`, `hints`, `debits`, `reversals`, `taps`, `recent` and `posted` follow from the entries:
+//! `wallets`, `cards`, `documents`, `hints`, `debits`, `reversals`, `taps`, `recent`, `counters` and `posted` follow from the entries:
 //! [`crate::verify`] folds these again and compares.
 //!
 //! A tap writes three rows (entry, debit, recent), each at the end of its table; a commit adds a head and `state`. What only a reversal or a posted batch needs is looked for then.
 
 pub mod accounts;
 pub(crate) mod cards;
+pub(crate) mod codes;
 pub(crate) mod log;
 pub(crate) mod recent;
 pub(crate) mod settings;
@@ -254,6 +256,7 @@ impl Store {
             }
             _ => self.check_owner(identity)?,
         }
+        self.connection.execute_batch(codes::SCHEMA)?;
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 //! It only reads, so it may run beside the service, in one read transaction.
 
 mod answers;
+mod codes;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -118,6 +119,7 @@ fn examine(connection: &Connection, identity: &Identity) -> Result<Report, Store
     compare_projection(connection, &projection, &mut report)?;
     rows::compare(connection, identity, &mut report)?;
     answers::compare(connection, identity, &mut report)?;
+    codes::compare(connection, identity, &mut report)?;
     if report.more > 0 {
         let more = format!("and {} more", report.more);
         report.problems.push(more);

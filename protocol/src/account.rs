@@ -129,7 +129,7 @@ pub enum Intent {
         group: Key,
     },
     /// A phone's key becomes a virtual card of the account. It ends as cards do, by [`Intent::VoidCard`].
-    #[n(10)]
+    #[n(20)]
     ActivateVirtualCard {
         /// [`CardNumber::of_phone`] of the key.
         #[n(0)]
@@ -240,6 +240,15 @@ impl AccountSettings {
                 check_limit(*single)?;
                 check_limit(*daily)
             }
+            Intent::IssueCard { card } if card.is_virtual() => Err(AccountError::NotVirtual),
+            Intent::ActivateVirtualCard { card, phone }
+                if read_phone(phone.as_str()).is_none_or(|key| CardNumber::of_phone(&key) != *card) =>
+            {
+                Err(AccountError::NotVirtual)
+            }
+            Intent::ActivateVirtualCard { card, .. } if self.cards.contains_key(card) => {
+                Err(AccountError::PhoneUsed)
+            }
             _ => Ok(()),
         }
     }
@@ -287,7 +296,8 @@ impl AccountSettings {
             Intent::LiftLoss { .. }
             | Intent::IssueCard { .. }
             | Intent::Unfreeze { .. }
-            | Intent::JoinGroup { .. } => {}
+            | Intent::JoinGroup { .. }
+            | Intent::ActivateVirtualCard { .. } => {}
         }
     }
 }
@@ -362,6 +372,8 @@ impl AccountError {
             Self::Role(_) => "role",
             Self::Class => "class",
             Self::NoSuchAccount => "no_such_account",
+            Self::NotVirtual => "not_virtual",
+            Self::PhoneUsed => "phone_used",
             Self::Automerge(_) | Self::Change | Self::Shape(_) | Self::TooCostly => "malformed",
         }
     }
@@ -492,7 +504,6 @@ impl Document {
                 self.0.put(&limits, "single", single.get())?;
                 self.0.put(&limits, "daily", daily.get())?;
             }
-            Intent::IssueCard { card } if card.is_virtual() => return Err(AccountError::NotVirtual),
             Intent::IssueCard { card } => self.put_key("cards", card.as_str(), now)?,
             Intent::VoidCard { card } => self.put_key("void", card.as_str(), now)?,
             Intent::Freeze { key } => self.put_key("frozen", key.as_str(), now)?,
@@ -509,12 +520,6 @@ impl Document {
                 self.0.delete(&groups, group.as_str())?;
             }
             Intent::ActivateVirtualCard { card, phone } => {
-                if read_phone(phone.as_str()).is_none_or(|key| CardNumber::of_phone(&key) != *card) {
-                    return Err(AccountError::NotVirtual);
-                }
-                if has_card(card) {
-                    return Err(AccountError::PhoneUsed);
-                }
                 let phones = match self.0.get(ROOT, "phones")? {
                     None => self.0.put_object(ROOT, "phones", ObjType::Map)?,
                     Some(_) => self.map("phones")?,

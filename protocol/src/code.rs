@@ -28,12 +28,12 @@ mod key;
 mod text;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
-use minicbor::{Decode, Encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 pub use self::key::{KeyError, PhoneAlgorithm, PhoneKey, PhoneSecret};
 use crate::chain::{hex, unhex};
+use crate::entry::CodeUse;
 use crate::ids::{AccountId, CardNumber, InstitutionId};
 use crate::limits::ACCOUNT_END;
 use crate::money::Fen;
@@ -365,20 +365,6 @@ impl CentreTime {
     pub fn doubt_ms(&self) -> Option<i64> {
         self.latest.map(|latest| latest.ms_since(self.earliest) / 2)
     }
-}
-
-/// Which code was used, in the entry of what it was used for.
-#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
-pub struct CodeUse {
-    /// The number of the voucher.
-    #[n(0)]
-    pub voucher: u32,
-    /// The counter of the code.
-    #[n(1)]
-    pub counter: u16,
-    /// When the voucher ends, in Unix seconds: some time after it nobody need remember the counter.
-    #[n(2)]
-    pub until: u32,
 }
 
 /// Why a code is not good, in the order of checks.

@@ -43,7 +43,6 @@ use minicbor::{Decode, Encode};
 use serde::Serialize;
 
 use crate::account::Intent;
-use crate::code::CodeUse;
 use crate::enrol::Role;
 use crate::ids::{AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
 use crate::limits::RECORD_BYTES_MAX;
@@ -160,6 +159,20 @@ pub struct Measured {
     /// Version of the campus configuration that the price is from.
     #[n(2)]
     pub tariff_version: u32,
+}
+
+/// Which code was used, in the entry of what it was used for.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct CodeUse {
+    /// The number of the voucher.
+    #[n(0)]
+    pub voucher: u32,
+    /// The counter of the code.
+    #[n(1)]
+    pub counter: u16,
+    /// When the voucher ends, in Unix seconds: some time after it nobody need remember the counter.
+    #[n(2)]
+    pub until: u32,
 }
 
 /// Money spent from one wallet by one tap. A tap may write several, subsidy before cash.

@@ -4,14 +4,13 @@
 
 use feiqian_protocol::account::Intent;
 use feiqian_protocol::chain::{Countersignature, Cursor, Head, SignedHead, hex, unhex};
-use feiqian_protocol::code::CodeUse;
 use feiqian_protocol::enrol::{
     self, EnrolAnswer, EnrolCode, EnrolRequest, Enrolled, Role, SealedEnrolRequest,
 };
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
-    CloseRequest, Closed, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd, Grant, Hint, Measured,
-    NodeEnrolled, Pool, Posted, PostedHead, Proof, RecordError, Refund, Release, Reversal, Setting,
+    CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd, Grant, Hint,
+    Measured, NodeEnrolled, Pool, Posted, PostedHead, Proof, RecordError, Refund, Release, Reversal, Setting,
     ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone,
 };
 use feiqian_protocol::frame::{

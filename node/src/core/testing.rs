@@ -6,6 +6,7 @@ use ed25519_dalek::SigningKey;
 use feiqian_protocol::account::{Document, Intent, NewAccount, actor_id};
 use feiqian_protocol::campus::{Building, CampusConfig, Merchant, Mode, Policy, Terminal};
 use feiqian_protocol::chain::{Countersignature, Cursor, LogWriter, SignedHead, verify};
+use feiqian_protocol::code::VoucherKey;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{
     AccountOpened, Actor, Anchor, Body, CampusPublished, Credit, Entry, Grant, Setting, ShareGrant,
@@ -54,6 +55,11 @@ pub(crate) fn identity() -> Identity {
     }
 }
 
+/// What the centre signs vouchers with.
+pub(crate) fn voucher_key() -> SigningKey {
+    SigningKey::from_bytes(&[3; 32])
+}
+
 fn campus(mode: Mode) -> CampusConfig {
     let terminal = |id: &str, merchant, groups: &[&str]| Terminal {
         id: TerminalId::new(id).unwrap(),
@@ -66,6 +72,12 @@ fn campus(mode: Mode) -> CampusConfig {
         calendar: BusinessCalendar::CHINA,
         single_limit_fen: fen(2_000),
         daily_limit_fen: fen(5_000),
+        voucher_keys: vec![VoucherKey {
+            number: 1,
+            key: voucher_key().verifying_key(),
+            from_ms: Timestamp(0),
+            to_ms: MORNING.plus_ms(365 * 86_400_000),
+        }],
         policy: Policy { mode, ..Policy::default() },
         merchants: vec![Merchant {
             id: 1,
@@ -425,7 +437,13 @@ pub(crate) fn key(sequence: &str) -> TapKey {
 }
 
 pub(crate) fn tap(sequence: &str, card: &str, kind: TapKind) -> TapRequest {
-    TapRequest { key: key(sequence), card: CardNumber::new(card).unwrap(), kind, pin: Pin::Absent }
+    TapRequest {
+        key: key(sequence),
+        card: CardNumber::new(card).unwrap(),
+        code: None,
+        kind,
+        pin: Pin::Absent,
+    }
 }
 
 /// The frames among the outputs.

@@ -1,14 +1,14 @@
 //! Entries of the own log that come back from the centre after a restored copy had lost them: into the tables they go as
 //! when they were written, rights excepted, which are nothing by then. So a terminal's retry still gets its first answer.
 
-use feiqian_protocol::entry::{Actor, Body, Debit, Delta, Entry, Proof, Reversal, TapRef};
+use feiqian_protocol::entry::{Actor, Body, CodeUse, Debit, Delta, Entry, Reversal, TapRef};
 use feiqian_protocol::ids::{AccountId, CardNumber, TerminalId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{DeclineReason, Pin, TapKey, TapKind, TapRequest};
 use feiqian_protocol::time::Hlc;
 
 use crate::core::NodeCore;
-use crate::edge::request_digest;
+use crate::edge::digest_with;
 use crate::store::StoreError;
 use crate::store::taps::{DebitRow, TapRow, TapUse};
 
@@ -30,7 +30,8 @@ impl NodeCore {
                 self.put_tap_row(&key(&entry.actor, &decline.tap)?, &row)
             }
             Body::Access(access) => {
-                let digest = digest(&entry.actor, &access.tap, &access.card, TapKind::Access)?;
+                let digest = digest(&entry.actor, &access.tap, &access.card, TapKind::Access, access.code)?;
+                self.replay_code(access.account, access.code)?;
                 let row = TapRow {
                     digest: Some(digest),
                     card: Some(access.card.clone()),
@@ -62,6 +63,7 @@ impl NodeCore {
         debit: &Debit,
     ) -> Result<(), StoreError> {
         self.store.put_debit(&DebitRow::new(position, debit))?;
+        self.replay_code(debit.account, debit.code)?;
         let amount = debit.amount();
         self.effect(position, &Delta { account: debit.account, wallet: debit.wallet, amount: -amount })?;
         self.state.totals.exposed += amount;
@@ -88,7 +90,7 @@ impl NodeCore {
             None => TapKind::Amount(amount),
         };
         let row = TapRow {
-            digest: Some(digest(actor, &debit.tap, &debit.card, kind)?),
+            digest: Some(digest(actor, &debit.tap, &debit.card, kind, debit.code)?),
             card: Some(debit.card.clone()),
             amount,
             stand_in: debit.stand_in,
@@ -96,6 +98,11 @@ impl NodeCore {
             ..row(TapUse::Purchase, debit.account, (position, clock))
         };
         self.put_tap_row(&key, &row)
+    }
+
+    /// A code that was used stays used.
+    fn replay_code(&self, account: AccountId, code: Option<CodeUse>) -> Result<(), StoreError> {
+        code.map_or(Ok(()), |code| self.store.put_counter(account, &code))
     }
 
     fn replay_reversal(
@@ -167,7 +174,13 @@ fn key(actor: &Actor, tap: &TapRef) -> Result<TapKey, StoreError> {
     Ok(TapKey { terminal, epoch: tap.epoch, sequence: tap.sequence.clone() })
 }
 
-fn digest(actor: &Actor, tap: &TapRef, card: &CardNumber, kind: TapKind) -> Result<[u8; 16], StoreError> {
-    let pin = if actor.proof == Proof::CardAndPin { Pin::Right } else { Pin::Absent };
-    Ok(request_digest(&TapRequest { key: key(actor, tap)?, card: card.clone(), kind, pin }))
+fn digest(
+    actor: &Actor,
+    tap: &TapRef,
+    card: &CardNumber,
+    kind: TapKind,
+    code: Option<CodeUse>,
+) -> Result<[u8; 16], StoreError> {
+    let pin = if actor.proof.has_pin() { Pin::Right } else { Pin::Absent };
+    Ok(digest_with(&TapRequest { key: key(actor, tap)?, card: card.clone(), code: None, kind, pin }, code))
 }

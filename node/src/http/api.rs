@@ -9,7 +9,7 @@ use utoipa::{Modify, OpenApi, ToSchema};
 
 /// A tap. A retry carries the same epoch and sequence and gets the first answer.
 ///
-/// A purchase carries exactly one of `amount_fen`, `amount` and `quantity`; access carries none of them.
+/// It carries either `card` or `code`. A purchase carries exactly one of `amount_fen`, `amount` and `quantity`; access carries none of them.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct TapBody {
     /// Grows when the terminal loses its memory and starts its sequence again.
@@ -19,8 +19,13 @@ pub struct TapBody {
     #[schema(example = "269-1", max_length = 64)]
     pub sequence: String,
     /// The card presented.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "c02346", max_length = 64)]
-    pub card: String,
+    pub card: Option<String>,
+    /// The code of a phone presented in place of a card, as the scanner read it: digits, or base64url.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 476)]
+    pub code: Option<String>,
     /// Purchase or access.
     pub kind: Kind,
     /// Fen of a purchase.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use feiqian_protocol::code::{CheckedCode, Code};
 use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{CardNumber, Key, TerminalId};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::tap::{Pin, ReversalRequest, TapKey, TapKind, TapRequest};
+use feiqian_protocol::tap::{DeclineReason, Pin, ReversalRequest, TapKey, TapKind, TapRequest};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
@@ -35,17 +36,35 @@ pub enum BodyError {
     Quantity,
 }
 
-/// Reads a tap of this terminal.
+/// Reads a tap of this terminal, and has the code checked that stands in place of a card. The decline where what was presented
+/// as one is none: a scanner that misread is nothing that the terminal did wrong.
 ///
 /// # Errors
 /// [`BodyError`].
-pub fn tap(terminal: &TerminalId, body: &[u8]) -> Result<TapRequest, BodyError> {
+pub fn tap(
+    terminal: &TerminalId,
+    body: &[u8],
+    check: impl FnOnce(Code) -> CheckedCode,
+) -> Result<Result<TapRequest, DeclineReason>, BodyError> {
     let mut fields = Fields::parse(body)?;
     if fields.values.contains_key("pin") {
         return Err(BodyError::Pin);
     }
     let key = fields.key(terminal)?;
-    let card = fields.text("card")?;
+    let code = fields.optional("code")?;
+    let card = match code {
+        None if !fields.values.contains_key("card") => return Err(wrong("card", "is missing (or code)")),
+        None => Some(fields.text("card")?),
+        Some(_) if fields.optional("card")?.is_some() => {
+            return Err(wrong("code", "cannot stand beside card"));
+        }
+        Some(_) => None,
+    };
+    let code = match code {
+        None => None,
+        Some(Value::String(text)) => Some(Code::from_text(&text)),
+        Some(_) => return Err(wrong("code", "must be a text")),
+    };
     let amount = fields.amount()?;
     let quantity = fields.optional("quantity")?.map(quantity).transpose()?;
     let kind = match (fields.required("kind")?.as_str(), amount, quantity) {
@@ -63,7 +82,15 @@ pub fn tap(terminal: &TerminalId, body: &[u8]) -> Result<TapRequest, BodyError> 
         _ => return Err(wrong("kind", "must be \"purchase\" or \"access\"")),
     };
     fields.finish()?;
-    Ok(TapRequest { key, card, kind, pin: Pin::Absent })
+    let (card, code) = match (card, code) {
+        (Some(card), _) => (card, None),
+        (None, Some(Ok(code))) => {
+            let code = check(code);
+            (code.voucher().card(), Some(Box::new(code)))
+        }
+        (None, _) => return Ok(Err(DeclineReason::CodeUnreadable)),
+    };
+    Ok(Ok(TapRequest { key, card, code, kind, pin: Pin::Absent }))
 }
 
 /// Reads a reversal of this terminal.
@@ -245,6 +272,9 @@ impl<'de> Deserialize<'de> for Object {
 
 #[cfg(test)]
 mod tests {
+    use feiqian_protocol::code::{PhoneAlgorithm, PhoneSecret, Voucher};
+    use feiqian_protocol::ids::{AccountId, InstitutionId};
+
     use super::super::api::{BalanceBody, Change, Kind, OriginalBody, ReversalBody, SettingBody, TapBody};
     use super::*;
 
@@ -258,7 +288,11 @@ mod tests {
 
     fn parsed(fields: &str) -> Result<TapKind, String> {
         let body = format!(r#"{{"epoch":1,"sequence":"2","card":"c1",{fields}}}"#);
-        tap(&terminal(), body.as_bytes()).map(|tap| tap.kind).map_err(|error| error.to_string())
+        read(body.as_bytes()).map(|tap| tap.unwrap().kind).map_err(|error| error.to_string())
+    }
+
+    fn read(body: &[u8]) -> Result<Result<TapRequest, DeclineReason>, BodyError> {
+        tap(&terminal(), body, |code| code.check(InstitutionId(1), &[]))
     }
 
     #[test]
@@ -266,16 +300,19 @@ mod tests {
         let client = TapBody {
             epoch: 1,
             sequence: "269-1".to_owned(),
-            card: "c02346".to_owned(),
+            card: Some("c02346".to_owned()),
+            code: None,
             kind: Kind::Purchase,
             amount_fen: Some(1250),
             amount: None,
             quantity: None,
         };
-        let request = tap(&terminal(), &serde_json::to_vec(&client).unwrap()).unwrap();
+        let request = read(&serde_json::to_vec(&client).unwrap()).unwrap().unwrap();
         let card = CardNumber::new("c02346").unwrap();
         let kind = TapKind::Amount(Fen::new(1250));
-        assert_eq!(request, TapRequest { key: key(1, "269-1"), card: card.clone(), kind, pin: Pin::Absent });
+        let expected =
+            TapRequest { key: key(1, "269-1"), card: card.clone(), code: None, kind, pin: Pin::Absent };
+        assert_eq!(request, expected);
 
         let original = OriginalBody { epoch: 1, sequence: "269-1".to_owned() };
         let client =
@@ -324,6 +361,40 @@ mod tests {
     }
 
     #[test]
+    fn a_code_stands_in_place_of_a_card() {
+        let secret = PhoneSecret::new(PhoneAlgorithm::P256, &[1; 32]).unwrap();
+        let voucher = Voucher {
+            institution: InstitutionId(1),
+            centre_key: 1,
+            account: AccountId(1),
+            number: 1,
+            issued: 1,
+            life_minutes: 1,
+            ceiling: Fen::ZERO,
+            phone: secret.key(),
+        };
+        let voucher = voucher.sign(&ed25519_dalek::SigningKey::from_bytes(&[1; 32])).unwrap();
+        let code = Code::sign(&voucher, &secret, 1, 1).unwrap();
+        let body = |fields: &str| format!(r#"{{"epoch":1,"sequence":"2","kind":"access",{fields}}}"#);
+        for text in [code.to_digits(), code.to_base64url()] {
+            let request = read(body(&format!(r#""code":"{text}""#)).as_bytes()).unwrap().unwrap();
+            assert_eq!(request.card, CardNumber::of_phone(&secret.key()));
+            assert_eq!(request.code, Some(Box::new(code.clone().check(InstitutionId(1), &[]))));
+        }
+        let misread = read(body(r#""code":"9012""#).as_bytes());
+        assert_eq!(misread, Ok(Err(DeclineReason::CodeUnreadable)));
+        for (fields, expected) in [
+            (r#""code":1"#, "field \"code\" must be a text"),
+            (r#""code":"90","card":"c1""#, "field \"code\" cannot stand beside card"),
+            (r#""amount":null"#, "field \"card\" is missing (or code)"),
+            (r#""card":null"#, "field \"card\" is missing"),
+        ] {
+            let error = read(body(fields).as_bytes()).unwrap_err().to_string();
+            assert_eq!(error, expected, "{fields}");
+        }
+    }
+
+    #[test]
     fn a_tap_is_a_purchase_of_one_amount_or_an_access() {
         assert_eq!(parsed(r#""kind":"purchase","amount_fen":1250"#), Ok(TapKind::Amount(Fen::new(1250))));
         assert_eq!(parsed(r#""kind":"purchase","amount":"12.5""#), Ok(TapKind::Amount(Fen::new(1250))));
@@ -364,9 +435,9 @@ mod tests {
             let error = parsed(fields).unwrap_err();
             assert!(error.starts_with(expected), "{fields}: {error}");
         }
-        let error = tap(&terminal(), b"[]").unwrap_err().to_string();
+        let error = read(b"[]").unwrap_err().to_string();
         assert!(error.starts_with("the body must be a JSON object"), "{error}");
-        let error = tap(&terminal(), br#"{"epoch":-1}"#).unwrap_err().to_string();
+        let error = read(br#"{"epoch":-1}"#).unwrap_err().to_string();
         assert!(error.starts_with("field \"epoch\" must be"), "{error}");
         let body = br#"{"epoch":1,"sequence":"1","original":{"epoch":1}}"#;
         let error = reversal(&terminal(), body).unwrap_err().to_string();

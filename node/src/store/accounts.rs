@@ -162,6 +162,30 @@ impl Store {
         self.cards.borrow().holder(card).map(|holder| holder.account)
     }
 
+    /// The same of an account whose card is not known here, as if it were a good one.
+    pub(crate) fn facts_of_account(&self, account: AccountId) -> Result<Option<Facts>, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT projection FROM documents WHERE account = ?1")?;
+        let projection: Option<String> =
+            statement.query_row([account.0 as i64], |row| row.get(0)).optional()?;
+        let Some(projection) = projection else { return Ok(None) };
+        let settings: AccountSettings = serde_json::from_str(&projection)
+            .map_err(|_| StoreError::damaged(format!("the settings of account {account} are malformed")))?;
+        let settings = in_force(&self.connection, account, &settings)?;
+        let holder = Holder {
+            account,
+            card: CardStatus::Active,
+            frozen: settings.frozen,
+            closed: settings.closed,
+            class: settings.class,
+            single_limit: settings.single_limit,
+            daily_limit: settings.daily_limit,
+            groups: settings.groups,
+        };
+        let (purse, share) = self.purse_and_share(account)?;
+        Ok(Some(Facts { holder, purse, share }))
+    }
+
     /// Keeps a document and what a tap reads of it, with what was written here on top.
     pub(crate) fn put_account(
         &self,

@@ -192,6 +192,7 @@ mod tests {
             groups: Vec::new(),
             cards: [(CardNumber::new("c1").unwrap(), status)].into(),
             losses: Default::default(),
+            phones: Default::default(),
         }
     }
 
