@@ -53,6 +53,10 @@ impl Round<'_> {
             Command::ReportLoss { card, operator } => self.report_loss(&card, operator),
             Command::LiftLoss { card, operator } => self.lift_loss(&card, operator),
             Command::CardLoss { card } => self.card_loss(&card),
+            Command::ActivateVirtualCard { card, algorithm, key, operator } => {
+                self.activate_virtual_card(&card, &algorithm, &key, operator)
+            }
+            Command::Voucher { card, life_minutes } => self.voucher(&card, life_minutes),
             Command::Account { card } => self.account(&card),
             Command::ChangeSetting { card, change, operator } => self.change_setting(&card, change, operator),
             Command::PublishCampus { config } => self.publish_campus(&config),
@@ -332,7 +336,7 @@ impl Round<'_> {
                 }
             }
             Intent::LiftLoss { card, losses } => accounts::lift_losses(self.db, &card, &losses, time)?,
-            Intent::IssueCard { card } => {
+            Intent::IssueCard { card } | Intent::ActivateVirtualCard { card, .. } => {
                 accounts::insert_card(self.db, &card, account)?;
             }
             Intent::SetLimits { .. } => self.state.debts.check_allowance(account),
@@ -355,6 +359,12 @@ impl Round<'_> {
         };
         if config.institution != self.state.identity.institution {
             return Ok(refused("campus", "the configuration is of another institution"));
+        }
+        if let Some(number) = self.foreign_voucher_key(&config) {
+            let message = format!(
+                "voucher key {number} is not this centre's; feiqian-reconcile virtual-card key writes its keys"
+            );
+            return Ok(refused("voucher_key", message));
         }
         if self.state.campus.as_ref() == Some(&config) {
             return Ok(Ok(json!({ "version": self.state.campus_version })));

@@ -21,9 +21,9 @@ use crate::store::money::{self, CaseState, MovementState};
 const CLAIMS_PER_STEP: usize = 256;
 
 impl CaseState {
-    /// Owed and not recovered. Cases after a loss are not owed by the holder.
+    /// Owed and not recovered. What is refunded, such as after a loss, is not owed by the holder.
     pub(crate) fn outstanding(&self) -> Fen {
-        if self.reason == CaseReason::Loss { Fen::ZERO } else { self.opened - self.recovered }
+        if self.reason.is_refunded() { Fen::ZERO } else { self.opened - self.recovered }
     }
 }
 
@@ -157,15 +157,15 @@ impl Round<'_> {
         money::put_case(self.db, after)
     }
 
-    /// Writes how the case of a debit after a loss report stands; above the refund cap a person looks at it.
+    /// Writes how the case of a debit stands that the holder is to have back; above the refund cap a person looks at it.
     pub(crate) fn move_loss_case(
         &mut self,
         debit: EntryRef,
         account: AccountId,
         wallet: Wallet,
         movement: &MovementState,
-        opened: Fen,
-        refunded: Fen,
+        reason: CaseReason,
+        (opened, refunded): (Fen, Fen),
     ) -> Result<(), StoreError> {
         let before = money::loss_case(self.db, account, wallet, debit)?;
         let bearer = if refunded == opened { Bearer::RiskFund } else { Bearer::Suspense };
@@ -174,7 +174,7 @@ impl Round<'_> {
             wallet,
             debit,
             order_key: movement.order_key,
-            reason: CaseReason::Loss,
+            reason,
             bearer,
             opened,
             recovered: Fen::ZERO,

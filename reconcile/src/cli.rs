@@ -152,6 +152,11 @@ enum Action {
         #[command(subcommand)]
         what: Card,
     },
+    /// Virtual cards: the keys of phones, and what they pay and open doors by.
+    VirtualCard {
+        #[command(subcommand)]
+        what: VirtualCard,
+    },
     /// Shows how the centre stands.
     Status {
         #[command(flatten)]
@@ -284,6 +289,57 @@ enum Account {
         #[command(flatten)]
         of: LossOf,
     },
+}
+
+#[derive(Subcommand)]
+enum VirtualCard {
+    /// Prints a voucher key for the campus file. Publish it a month before its first use; a number that is taken out of the
+    /// file again ends all its vouchers. Works without the service.
+    Key {
+        /// Its number; one that was withdrawn is not used again.
+        #[arg(long, default_value_t = 1)]
+        number: u8,
+        /// Days from now until its first use.
+        #[arg(long, value_name = "DAYS", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=3_650))]
+        after: u16,
+        /// Days of use.
+        #[arg(long, value_name = "DAYS", default_value_t = 400, value_parser = clap::value_parser!(u16).range(1..=3_650))]
+        days: u16,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Makes a virtual card of a phone's key, and prints its number.
+    Activate {
+        /// A card of the account.
+        #[arg(long)]
+        card: CardNumber,
+        /// The key's algorithm: p256 or ed25519.
+        #[arg(long, default_value = "p256")]
+        algorithm: String,
+        /// The public key in hexadecimal: 33 bytes compressed (p256), or 32 (ed25519).
+        #[arg(long, value_name = "HEX")]
+        key: String,
+        /// Who says so.
+        #[arg(long, default_value = "operator")]
+        operator: Key,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Signs a voucher for a virtual card, and prints it: the phone shows codes by it until it ends.
+    Voucher {
+        /// The virtual card.
+        card: CardNumber,
+        /// How long it is good; three days where it is not given.
+        #[arg(long)]
+        minutes: Option<u16>,
+        #[command(flatten)]
+        data: Data,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revokes a virtual card, for ever. The account's other cards stay as they are.
+    Revoke(LossOf),
 }
 
 #[derive(Subcommand)]
@@ -441,6 +497,7 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             change(out, of, SettingCommand::ReplaceCard { new_card: new })?;
         }
         Action::Card { what: Card::Void(of) } => change(out, of, SettingCommand::VoidCard)?,
+        Action::VirtualCard { what } => virtual_card(out, what)?,
         Action::Status { data, json } => {
             let status = without_ok(say(&data.dir, &Command::Status)?);
             if json {
@@ -475,6 +532,39 @@ fn start_log(json: bool) {
 
 fn say(dir: &Path, command: &Command) -> anyhow::Result<Value> {
     Ok(Client::connect(dir)?.command(command)?)
+}
+
+fn virtual_card(out: &mut impl Write, what: VirtualCard) -> anyhow::Result<()> {
+    match what {
+        VirtualCard::Key { number, after, days, data } => {
+            let key = run::identity(&data.dir)?.voucher_key(number).verifying_key();
+            let day_ms = 24 * 3_600_000;
+            let from = real_now().plus_ms(i64::from(after) * day_ms);
+            let to = from.plus_ms(i64::from(days) * day_ms);
+            writeln!(out, "[[voucher_keys]]\nnumber = {number}\nkey = \"{}\"", hex(key.as_bytes()))?;
+            writeln!(out, "from_ms = {} # {}", from.0, local_time(from))?;
+            writeln!(out, "to_ms = {} # {}", to.0, local_time(to))?;
+        }
+        VirtualCard::Activate { card, algorithm, key, operator, data } => {
+            let command = Command::ActivateVirtualCard { card, algorithm, key, operator };
+            let reply = say(&data.dir, &command)?;
+            writeln!(out, "{}", reply.get("card").and_then(Value::as_str).unwrap_or_default())?;
+        }
+        VirtualCard::Voucher { card, minutes, data, json } => {
+            let reply = without_ok(say(&data.dir, &Command::Voucher { card, life_minutes: minutes })?);
+            if json {
+                writeln!(out, "{reply}")?;
+            } else {
+                writeln!(out, "{}", reply.get("voucher").and_then(Value::as_str).unwrap_or_default())?;
+            }
+        }
+        VirtualCard::Revoke(LossOf { card, operator, data }) => {
+            anyhow::ensure!(card.is_virtual(), "{card} is no virtual card");
+            say(&data.dir, &Command::ChangeSetting { card, change: SettingCommand::VoidCard, operator })?;
+            writeln!(out, "revoked")?;
+        }
+    }
+    Ok(())
 }
 
 fn without_ok(mut reply: Value) -> Value {

@@ -15,7 +15,7 @@ use feiqian_protocol::chain::{
     ChainError, Cursor, Piece, SignedHead, VerifiedCommit, VerifiedEntry, salvage, verify_prefix,
 };
 use feiqian_protocol::entry::{
-    Body, CaseReason, Debit, Entry, EntryRef, Proof, Refund, Release, Reversal, ShareRelease, TakenIn,
+    Body, CaseReason, Debit, Entry, EntryRef, Refund, Release, Reversal, ShareRelease, TakenIn,
 };
 use feiqian_protocol::frame::{Entries, Mark};
 use feiqian_protocol::ids::{AccountId, Epoch, LogId, NodeId, Wallet};
@@ -358,6 +358,10 @@ impl Round<'_> {
         }
         match &entry.body {
             Body::Debit(debit) => self.debit(place, entry, debit),
+            Body::Access(access) if access.code.is_some() && accounts::exists(self.db, access.account)? => {
+                let code = access.code.as_ref();
+                self.note_code(place.at, &entry.actor, access.account, &access.tap, code).map(drop)
+            }
             Body::Reversal(reversal) => self.reversal(place, reversal),
             Body::Release(release) => self.release(place, release),
             Body::TakenIn(taken_in) => self.taken_in(place, taken_in),
@@ -483,6 +487,7 @@ impl Round<'_> {
         )?;
         self.changed(place.at, account, wallet, -amount)?;
         self.note_purchase(place.node, account, place.order_key, amount)?;
+        let replayed = self.note_code(place.at, &entry.actor, account, &debit.tap, debit.code.as_ref())?;
         if self.is_recovering()
             && let Some(case) = money::loss_case(self.db, account, wallet, place.at)?
         {
@@ -490,13 +495,17 @@ impl Round<'_> {
             let movement = MovementState { refunded: case.refunded, ..movement };
             return money::put_movement(self.db, account, wallet, place.at, &movement);
         }
-        let refundable = entry.actor.proof != Proof::CardAndPin
-            && self.is_after_report(&debit.card, place.order_key, account, place.at)?;
-        let late = planted(Canary::LossOnlyWhereHeard) && self.state.time.ms_since(place.order_key) > 1_000;
-        if refundable && !late {
-            self.refund_after_loss(place.at, account, wallet, movement)
+        let reason = if entry.actor.proof.has_pin() {
+            None
+        } else if self.is_after_report(&debit.card, place.order_key, account, place.at)? {
+            Some(CaseReason::Loss)
         } else {
-            money::put_movement(self.db, account, wallet, place.at, &movement)
+            replayed.then_some(CaseReason::CodeReplayed)
+        };
+        let late = planted(Canary::LossOnlyWhereHeard) && self.state.time.ms_since(place.order_key) > 1_000;
+        match reason.filter(|_| !late) {
+            Some(reason) => self.refund_tap(place.at, account, wallet, movement, reason),
+            None => money::put_movement(self.db, account, wallet, place.at, &movement),
         }
     }
 
@@ -598,20 +607,22 @@ impl Round<'_> {
         money::put_movement(self.db, account, wallet, debit_at, &debit)
     }
 
-    /// A tap with a card that was reported lost before the tap was ingested: the holder does not pay.
-    pub(crate) fn refund_after_loss(
+    /// A tap that the holder does not pay: with a card that was reported lost before the tap was ingested, or by a code that
+    /// had been used before.
+    pub(crate) fn refund_tap(
         &mut self,
         at: EntryRef,
         account: AccountId,
         wallet: Wallet,
         mut movement: MovementState,
+        reason: CaseReason,
     ) -> Result<(), StoreError> {
         let left = -movement.amount - movement.reversed;
         let refunded = if -movement.amount <= self.state.policy().refund_cap_fen { left } else { Fen::ZERO };
-        self.move_loss_case(at, account, wallet, &movement, left, refunded)?;
+        self.move_loss_case(at, account, wallet, &movement, reason, (left, refunded))?;
         if refunded.is_positive() {
             movement.refunded = refunded;
-            self.refund(at, account, wallet, refunded)?;
+            self.refund(at, account, wallet, refunded, reason)?;
         }
         money::put_movement(self.db, account, wallet, at, &movement)
     }
@@ -629,9 +640,10 @@ impl Round<'_> {
         let refunded = debit.refunded.min(left);
         let back = debit.refunded - refunded;
         debit.refunded = refunded;
-        self.move_loss_case(at, account, wallet, debit, left.min(case.opened), refunded)?;
+        let moved = (left.min(case.opened), refunded);
+        self.move_loss_case(at, account, wallet, debit, case.reason, moved)?;
         if back.is_positive() {
-            self.refund(at, account, wallet, -back)?;
+            self.refund(at, account, wallet, -back, case.reason)?;
         }
         Ok(())
     }
@@ -642,11 +654,12 @@ impl Round<'_> {
         account: AccountId,
         wallet: Wallet,
         amount: Fen,
+        reason: CaseReason,
     ) -> Result<(), StoreError> {
         let holding = self.holding(account, wallet)?;
         holding.wallet.funds += amount;
         holding.wallet.free += amount;
-        self.refunds.push(Refund { debit, account, wallet, amount, reason: CaseReason::Loss });
+        self.refunds.push(Refund { debit, account, wallet, amount, reason });
         self.state.hand_out.soon(account);
         self.resolve.insert((account, wallet));
         Ok(())

@@ -115,6 +115,25 @@ pub enum Command {
         /// The card.
         card: CardNumber,
     },
+    /// Makes a virtual card of the key of a phone, whose holder is logged in. Answered with the card's number.
+    ActivateVirtualCard {
+        /// A card of the account.
+        card: CardNumber,
+        /// `p256` or `ed25519`.
+        algorithm: String,
+        /// The key as hex: 33 bytes compressed, or 32.
+        key: String,
+        /// Who says so: the channel, or an operator.
+        operator: Key,
+    },
+    /// Signs a voucher for a virtual card. Answered with its text, its end, and the centre's time.
+    Voucher {
+        /// The virtual card.
+        card: CardNumber,
+        /// How long it is good; three days where absent.
+        #[serde(default)]
+        life_minutes: Option<u16>,
+    },
     /// Shows the account of a card.
     Account {
         /// The card.
@@ -310,7 +329,7 @@ pub type Reply = Result<serde_json::Value, CommandError>;
 pub struct CommandError {
     /// A stable code: `unknown_card`, `card_in_use`, `not_lost`, `already_lost`, `amount`, `key_reused`,
     /// `enrolment_unknown`, `enrolment_expired`, `enrolment_used`, `campus`, `account`, `unknown_node`, `time`, `node_open`,
-    /// `not_renewed`, `log`.
+    /// `not_renewed`, `log`, `phone_key`, `too_many_phones`, `not_virtual`, `card_lost`, `card_void`, `life`, `voucher_key`.
     pub code: &'static str,
     /// What is wrong, for a person.
     pub message: String,

@@ -20,6 +20,7 @@ pub mod ingest;
 pub mod io;
 pub mod ledger;
 pub mod overspend;
+mod phones;
 pub mod recovery;
 mod revocation;
 pub mod session;

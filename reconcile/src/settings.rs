@@ -7,7 +7,7 @@
 use feiqian_protocol::account::{AccountError, AccountSettings, Document, Intent, actor_id};
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::Cursor;
-use feiqian_protocol::entry::{Actor, Entry, EntryRef, Proof, Setting, SettingAnswered};
+use feiqian_protocol::entry::{Actor, CaseReason, Entry, EntryRef, Setting, SettingAnswered};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, NodeId, Wallet};
 use feiqian_protocol::limits::LOSSES_PER_ACCOUNT_MAX;
 use feiqian_protocol::money::Fen;
@@ -167,7 +167,7 @@ impl Round<'_> {
                 {
                     continue;
                 }
-                self.refund_after_loss(at, account, wallet, movement)?;
+                self.refund_tap(at, account, wallet, movement, CaseReason::Loss)?;
             }
         }
         Ok(())
@@ -175,7 +175,7 @@ impl Round<'_> {
 
     fn is_proven_by_pin(&self, at: EntryRef) -> Result<bool, StoreError> {
         let Some((_, record)) = logs::entry(self.db, at.log, at.position)? else { return Ok(false) };
-        Ok(Entry::from_record(&record)?.actor.proof == Proof::CardAndPin)
+        Ok(Entry::from_record(&record)?.actor.proof.has_pin())
     }
 }
 

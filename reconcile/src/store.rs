@@ -20,8 +20,10 @@
 //! | `rights` | (account, wallet, node, epoch): see [`crate::escrow`] | replaced |
 //! | `shares` | (account, node, epoch): allowance a day; `out` counts until `closed_day` is over | replaced |
 //! | `movements` | what moved a wallet: a debit (with its card, unbacked part, and what of it was reversed or refunded), cash taken in, a credit, a recovery (which moves only claims). Written where the log ends, not where the account is, so that a backlog touches few pages; a wallet's movements are a list from its last to the one before | replaced |
+//! | `vouchers` | the number of an account's newest voucher | replaced |
+//! | `code_uses` | the first use of a code: entry and tap; forgotten 90 days after the end of its voucher | once |
 //! | `credits` | a credit of a channel by its key, and its answer | once |
-//! | `cases` | a case; `loss` 1 for those after a loss report | replaced |
+//! | `cases` | a case; `loss` 1 for those that the holder has back, after a loss report or by a replayed code | replaced |
 //! | `postings` | a line of the ledger, by the entry that caused it; `day` is the open business day, `own_day` the entry's own | once |
 //! | `ledger` | the balance of a ledger account other than wallets | replaced |
 //! | `habits` | (account, node, business day): purchases, fen, meal periods with any | replaced |
@@ -35,6 +37,7 @@
 //! | `faults` | an entry that breaks a rule, and which | once |
 
 pub mod accounts;
+pub(crate) mod codes;
 pub mod logs;
 pub mod money;
 pub mod nodes;
@@ -195,6 +198,7 @@ pub(crate) fn prepare(connection: &Connection, institution: InstitutionId) -> Re
         ))?;
         put_meta(connection, "institution", i64::from(institution.0))?;
     }
+    connection.execute_batch(codes::SCHEMA)?;
     check(connection, institution)
 }
 

@@ -230,7 +230,7 @@ impl Round<'_> {
                 notes::put_report(self.db, card, loss, at.position)?;
             }
             Intent::LiftLoss { card, losses } => accounts::lift_losses(self.db, card, losses, time)?,
-            Intent::IssueCard { card } => {
+            Intent::IssueCard { card } | Intent::ActivateVirtualCard { card, .. } => {
                 accounts::insert_card(self.db, card, account)?;
             }
             Intent::SetLimits { .. } => self.state.debts.check_allowance(account),
@@ -270,7 +270,7 @@ impl Round<'_> {
 
     fn replay_case(&mut self, at: EntryRef, time: Timestamp, moved: &CaseMoved) -> Result<(), StoreError> {
         let CaseMoved { debit, account, wallet, reason, bearer, opened, recovered } = moved.clone();
-        let before = if reason == CaseReason::Loss {
+        let before = if reason.is_refunded() {
             money::loss_case(self.db, account, wallet, debit)?
         } else {
             let cases = money::overspend_cases(self.db, debit.log.institution, account, wallet)?;

@@ -470,11 +470,18 @@ pub(crate) const fn reason_number(reason: CaseReason) -> u8 {
         CaseReason::AfterClose => 1,
         CaseReason::Loss => 2,
         CaseReason::NodeFault => 3,
+        CaseReason::CodeReplayed => 4,
     }
 }
 
 pub(crate) fn reason_of(number: u8) -> Result<CaseReason, StoreError> {
-    let all = [CaseReason::StandIn, CaseReason::AfterClose, CaseReason::Loss, CaseReason::NodeFault];
+    let all = [
+        CaseReason::StandIn,
+        CaseReason::AfterClose,
+        CaseReason::Loss,
+        CaseReason::NodeFault,
+        CaseReason::CodeReplayed,
+    ];
     corrupt(all.get(usize::from(number)).copied(), "a case's reason")
 }
 
@@ -564,7 +571,7 @@ pub(crate) fn overspend_cases(
     cases_by(db, institution, condition, params![account.0 as i64, wallet.number()])
 }
 
-/// The case of a debit after a loss report.
+/// The case of a debit that the holder has back: after a loss report, or by a replayed code.
 pub(crate) fn loss_case(
     db: &Connection,
     account: AccountId,
@@ -597,7 +604,7 @@ pub(crate) fn put_case(db: &Connection, case: &CaseState) -> Result<(), StoreErr
         case.wallet.number(),
         case.debit.log.key(),
         case.debit.position as i64,
-        u8::from(case.reason == CaseReason::Loss),
+        u8::from(case.reason.is_refunded()),
         case.order_key.0,
         reason_number(case.reason),
         bearer_number(case.bearer),

@@ -483,7 +483,7 @@ fn allowance(books: &Books) -> Checked {
 fn cases(books: &Books) -> Checked {
     let mut owed: BTreeMap<(AccountId, Wallet), Fen> = BTreeMap::new();
     let mut opened: BTreeMap<(AccountId, Wallet), Fen> = BTreeMap::new();
-    for (wallet, case) in books.cases.iter().filter(|(_, case)| case.reason != CaseReason::Loss as u8) {
+    for (wallet, case) in books.cases.iter().filter(|(_, case)| !is_refunded(case.reason)) {
         *owed.entry((case.account, *wallet)).or_default() += case.opened - case.recovered;
         *opened.entry((case.account, *wallet)).or_default() += case.opened;
         promise!(
@@ -505,6 +505,11 @@ fn cases(books: &Books) -> Checked {
         );
     }
     Ok(())
+}
+
+/// True for cases that the holder has back from the risk fund.
+fn is_refunded(reason: u8) -> bool {
+    [CaseReason::Loss, CaseReason::CodeReplayed].into_iter().any(|refunded| refunded as u8 == reason)
 }
 
 /// I6: everything that was written is applied and ingested everywhere.
@@ -537,7 +542,7 @@ pub fn bearers(books: &Books) -> Checked {
     for (_, case) in &books.cases {
         let open = case.opened > case.recovered;
         promise!(
-            case.reason == CaseReason::Loss as u8 || !open || case.bearer != Bearer::Suspense as u8,
+            is_refunded(case.reason) || !open || case.bearer != Bearer::Suspense as u8,
             Cases,
             "nobody bears {case:?}, though everybody was heard"
         );

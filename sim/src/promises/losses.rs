@@ -155,7 +155,7 @@ fn paid(log: LogId, entries: &[Kept]) -> Vec<Paid> {
             card: debit.card.to_string(),
             order_key: kept.order_key,
             amount: debit.amount(),
-            proven: kept.entry.actor.proof == Proof::CardAndPin,
+            proven: kept.entry.actor.proof.has_pin(),
         })
     };
     entries.iter().filter_map(debit).collect()

@@ -1,0 +1,93 @@
+//! Vouchers of virtual cards by their last number, and the first use of every code.
+
+use feiqian_protocol::entry::{CodeUse, EntryRef};
+use feiqian_protocol::ids::{AccountId, InstitutionId, LogId};
+use feiqian_protocol::time::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::StoreError;
+
+pub(super) const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS vouchers (account INTEGER PRIMARY KEY, number INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS code_uses (until INTEGER NOT NULL, account INTEGER NOT NULL, voucher INTEGER NOT NULL,
+  counter INTEGER NOT NULL, log INTEGER NOT NULL, position INTEGER NOT NULL, tap TEXT NOT NULL,
+  PRIMARY KEY (until, account, voucher, counter)) WITHOUT ROWID;
+";
+
+/// How long after the end of its voucher a use is kept, in seconds: a building that is silent for longer was closed.
+const USES_KEPT_S: i64 = 90 * 24 * 3_600;
+
+/// Uses that one new one forgets at most, so that a step stays short.
+const FORGOTTEN_PER_USE: i64 = 16;
+
+/// What a code was first used for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct FirstUse {
+    /// The first entry.
+    pub at: EntryRef,
+    /// Terminal, epoch and sequence: one tap may have two debits.
+    pub tap: String,
+}
+
+/// The number of the newest voucher of an account.
+pub(crate) fn last_voucher(db: &Connection, account: AccountId) -> Result<Option<u32>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT number FROM vouchers WHERE account = ?1")?;
+    Ok(statement.query_row([account.0 as i64], |row| row.get(0)).optional()?)
+}
+
+/// Keeps it.
+pub(crate) fn put_last_voucher(db: &Connection, account: AccountId, number: u32) -> Result<(), StoreError> {
+    let mut statement = db.prepare_cached("INSERT OR REPLACE INTO vouchers VALUES (?1, ?2)")?;
+    statement.execute(params![account.0 as i64, number])?;
+    Ok(())
+}
+
+/// What a code was first used for, where it was.
+pub(crate) fn first_use(
+    db: &Connection,
+    institution: InstitutionId,
+    account: AccountId,
+    code: &CodeUse,
+) -> Result<Option<FirstUse>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT log, position, tap FROM code_uses WHERE until = ?1 AND account = ?2 AND voucher = ?3 AND counter = ?4",
+    )?;
+    let key = params![code.until, account.0 as i64, code.voucher, code.counter];
+    let found = statement
+        .query_row(key, |row| {
+            let log = LogId::from_key(institution, row.get(0)?);
+            Ok(FirstUse { at: EntryRef { log, position: row.get::<_, i64>(1)? as u64 }, tap: row.get(2)? })
+        })
+        .optional()?;
+    Ok(found)
+}
+
+/// Keeps it.
+pub(crate) fn put_first_use(
+    db: &Connection,
+    account: AccountId,
+    code: &CodeUse,
+    first: &FirstUse,
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO code_uses VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?.execute(params![
+        code.until,
+        account.0 as i64,
+        code.voucher,
+        code.counter,
+        first.at.log.key(),
+        first.at.position as i64,
+        first.tap
+    ])?;
+    Ok(())
+}
+
+/// Forgets some uses of vouchers that ended long ago.
+pub(crate) fn forget_uses(db: &Connection, now: Timestamp) -> Result<(), StoreError> {
+    let before = now.0.div_euclid(1_000).saturating_sub(USES_KEPT_S);
+    db.prepare_cached(
+        "DELETE FROM code_uses WHERE (until, account, voucher, counter) IN
+         (SELECT until, account, voucher, counter FROM code_uses WHERE until < ?1 ORDER BY until LIMIT ?2)",
+    )?
+    .execute(params![before, FORGOTTEN_PER_USE])?;
+    Ok(())
+}
