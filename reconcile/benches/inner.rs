@@ -108,6 +108,7 @@ fn debit(number: u64) -> Debit {
         merchant: 1,
         card: CardNumber::new(format!("c{:05}", 1 + number * 7_919 % ACCOUNTS)).unwrap(),
         measured: None,
+        code: None,
     }
 }
 
@@ -129,6 +130,7 @@ impl Centre {
             single_limit_fen: Fen::new(2_000),
             daily_limit_fen: Fen::new(5_000),
             policy: Policy::default(),
+            voucher_keys: Vec::new(),
             merchants: vec![Merchant { id: 1, name: "counter".to_owned(), tariff: Default::default() }],
             buildings: vec![Building { node: node.clone(), terminals: vec![terminal] }],
         };

@@ -196,6 +196,7 @@ impl World {
             single_limit_fen: self.setup.limits.0,
             daily_limit_fen: self.setup.limits.1,
             policy: self.setup.policy.clone(),
+            voucher_keys: Vec::new(),
             merchants: (1..=self.setup.nodes)
                 .map(|id| Merchant { id, name: format!("merchant {id}"), tariff: BTreeMap::new() })
                 .collect(),

@@ -457,6 +457,7 @@ impl Plan {
             single_limit_fen: Fen::new(2_000),
             daily_limit_fen: Fen::new(5_000),
             policy: self.policy.clone(),
+            voucher_keys: Vec::new(),
             merchants,
             buildings,
         }

@@ -25,6 +25,7 @@ use crate::export::{Format, Table, export};
 use crate::io::{Command, Identity, Input, LinkId, Now, Output, Reply, Ticket};
 use crate::verify::verify;
 
+mod codes;
 mod hostile;
 mod settings;
 
@@ -168,6 +169,7 @@ fn campus(mode: Mode) -> CampusConfig {
         single_limit_fen: Fen::new(2_000),
         daily_limit_fen: Fen::new(5_000),
         policy: Policy { mode, ..Policy::default() },
+        voucher_keys: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "canteen".to_owned(), tariff: BTreeMap::new() }],
         buildings: vec![Building { node: NodeName::new("n1").unwrap(), terminals: vec![terminal] }],
     }
@@ -338,6 +340,7 @@ impl Bench {
             merchant: 1,
             card: card(&format!("c{account}")),
             measured: None,
+            code: None,
         };
         node.write(wall, Proof::Card, debit)
     }

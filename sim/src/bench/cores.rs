@@ -113,6 +113,7 @@ fn campus(node: &NodeName) -> Result<CampusConfig> {
         single_limit_fen: Fen::new(1_000_000),
         daily_limit_fen: Fen::new(10_000_000),
         policy: Policy::default(),
+        voucher_keys: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "canteen".to_owned(), tariff: Default::default() }],
         buildings: vec![Building { node: node.clone(), terminals }],
     })
@@ -124,6 +125,7 @@ fn tap(number: u64, accounts: u64) -> Result<node_io::Input> {
     let request = TapRequest {
         key: TapKey { terminal, epoch: 1, sequence: Key::new(number.to_string())? },
         card: card(1 + number * 7_919 % accounts)?,
+        code: None,
         kind: TapKind::Amount(Fen::new(100)),
         pin: Pin::Absent,
     };

@@ -139,6 +139,7 @@ impl Workload {
             single_limit_fen: Fen::new(2_000),
             daily_limit_fen: Fen::new(5_000),
             policy: Policy { mode, ..Policy::default() },
+            voucher_keys: Vec::new(),
             merchants,
             buildings,
         }

@@ -226,7 +226,13 @@ impl<'a> Play<'a> {
             self.keys += 1;
             let sequence = Key::new(self.keys.to_string()).context("a sequence")?;
             let key = TapKey { terminal: till(building)?, epoch: 1, sequence };
-            let request = TapRequest { key, card: card(person)?, kind: TapKind::Amount(Fen::new(fen)), pin };
+            let request = TapRequest {
+                key,
+                card: card(person)?,
+                code: None,
+                kind: TapKind::Amount(Fen::new(fen)),
+                pin,
+            };
             requests.push((building, request));
             asked.push(index);
         }

@@ -70,6 +70,7 @@ impl Workload {
             single_limit_fen: Fen::new(2_000),
             daily_limit_fen: Fen::new(5_000),
             policy: policy.clone(),
+            voucher_keys: Vec::new(),
             merchants,
             buildings,
         })

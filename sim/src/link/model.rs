@@ -36,6 +36,7 @@ impl Request {
         let tap = TapRequest {
             key: key.clone(),
             card: CardNumber::new(card)?,
+            code: None,
             kind: TapKind::Amount(amount),
             pin: Pin::Absent,
         };

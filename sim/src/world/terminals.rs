@@ -82,7 +82,7 @@ impl World<'_> {
             Ask::Quantity(quantity) => TapKind::Quantity(quantity),
         };
         let key = TapKey { terminal, epoch: 1, sequence };
-        let sent = Sent::Tap(TapRequest { key, card: tap.card.clone(), kind, pin: tap.pin });
+        let sent = Sent::Tap(TapRequest { key, card: tap.card.clone(), code: None, kind, pin: tap.pin });
         let index = self.ledger.begin(site, tap.number, sent, self.now);
         self.ledger.requests[index].may_be_lost = self.sites[site].may_lose;
         self.numbers.insert(tap.number, index);

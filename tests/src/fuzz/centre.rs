@@ -561,6 +561,7 @@ impl Rig {
             merchant: 1,
             card: CardNumber::new("c1").expect("a letter and a digit make a name"),
             measured: None,
+            code: None,
         };
         if debit.from_right.is_positive() {
             let actor = Actor {

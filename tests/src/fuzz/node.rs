@@ -121,6 +121,7 @@ pub(crate) fn campus(mode: Mode) -> CampusConfig {
         single_limit_fen: Fen::new(2_000),
         daily_limit_fen: Fen::new(5_000),
         policy: Policy { mode, ..Policy::default() },
+        voucher_keys: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "counter".to_owned(), tariff }],
         buildings: vec![Building {
             node: identity().name,
@@ -762,7 +763,7 @@ fn tap(script: &mut Script<'_>) -> Asked {
         _ => TapKind::Amount(script.fen()),
     };
     let pin = script.pick(&[Pin::Absent, Pin::Absent, Pin::Right, Pin::Wrong]);
-    Asked::Tap(TapRequest { key, card, kind, pin })
+    Asked::Tap(TapRequest { key, card, code: None, kind, pin })
 }
 
 fn reversal(script: &mut Script<'_>) -> Asked {

@@ -244,7 +244,13 @@ impl<'a> Script<'a> {
     }
 
     fn reason(&mut self) -> CaseReason {
-        self.pick(&[CaseReason::StandIn, CaseReason::AfterClose, CaseReason::Loss, CaseReason::NodeFault])
+        self.pick(&[
+            CaseReason::StandIn,
+            CaseReason::AfterClose,
+            CaseReason::Loss,
+            CaseReason::NodeFault,
+            CaseReason::CodeReplayed,
+        ])
     }
 
     fn grant(&mut self, epoch: Epoch) -> Grant {
@@ -275,6 +281,7 @@ impl<'a> Script<'a> {
                 merchant: u16::from(self.byte()),
                 card: self.card(),
                 measured: None,
+                code: None,
             }
             .into(),
             3 => Reversal {
@@ -295,7 +302,7 @@ impl<'a> Script<'a> {
             6 => EpochEnd { epoch }.into(),
             7 => ShareRelease { account, epoch, from_day: self.day(), amount: self.fen() }.into(),
             8 => Tombstone { tap, original: self.tap() }.into(),
-            9 if self.rarely(2) => Access { tap, account, card: self.card() }.into(),
+            9 if self.rarely(2) => Access { tap, account, card: self.card(), code: None }.into(),
             9 => Decline {
                 tap,
                 account: self.rarely(2).then_some(account),

@@ -1,0 +1,239 @@
+//! Virtual cards: activation, vouchers, and codes that were used at two buildings.
+
+use feiqian_protocol::code::{PhoneAlgorithm, PhoneSecret, SignedVoucher, VoucherKey};
+use feiqian_protocol::entry::{Access, CodeUse};
+
+use super::*;
+use crate::io::SettingCommand;
+
+fn phone(seed: u8) -> PhoneSecret {
+    PhoneSecret::new(PhoneAlgorithm::P256, &[seed; 32]).unwrap()
+}
+
+fn activate(bench: &mut Bench, of: &str, secret: &PhoneSecret) -> Reply {
+    bench.command(Command::ActivateVirtualCard {
+        card: card(of),
+        algorithm: "p256".to_owned(),
+        key: feiqian_protocol::chain::hex(secret.key().as_bytes()),
+        operator: key("app"),
+    })
+}
+
+fn voucher(bench: &mut Bench, of: &CardNumber) -> Reply {
+    bench.command(Command::Voucher { card: of.clone(), life_minutes: None })
+}
+
+fn code_of(reply: Reply) -> &'static str {
+    reply.unwrap_err().code
+}
+
+/// Publishes voucher keys of these numbers, each for so many days from now on.
+fn publish_keys(bench: &mut Bench, keys: &[(u8, i64, i64)]) -> Reply {
+    let identity = Identity { institution: INSTITUTION, log_key: bench.centre_key.clone() };
+    let mut config = campus(Mode::Strict);
+    config.voucher_keys = keys
+        .iter()
+        .map(|(number, from, to)| VoucherKey {
+            number: *number,
+            key: identity.voucher_key(*number).verifying_key(),
+            from_ms: bench.now.wall.plus_ms(from * 86_400_000),
+            to_ms: bench.now.wall.plus_ms(to * 86_400_000),
+        })
+        .collect();
+    bench.command(Command::PublishCampus { config: serde_json::to_value(config).unwrap() })
+}
+
+#[test]
+fn a_phone_gets_a_virtual_card_and_vouchers_until_it_is_revoked() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000, 5_000]);
+    let secret = phone(1);
+    let number = CardNumber::of_phone(&secret.key());
+    let reply = activate(&mut bench, "c1", &secret).unwrap();
+    assert_eq!(reply["card"], number.as_str());
+    let entries = bench.number("SELECT COUNT(*) FROM entries");
+    assert_eq!(activate(&mut bench, "c1", &secret).unwrap(), reply, "said again it changes nothing");
+    assert_eq!(bench.number("SELECT COUNT(*) FROM entries"), entries);
+    assert_eq!(code_of(activate(&mut bench, "c2", &secret)), "card_in_use");
+    assert_eq!(code_of(activate(&mut bench, "c9", &secret)), "unknown_card");
+    for (algorithm, key_text) in [("p256", "00"), ("rsa", "00"), ("ed25519", "zz")] {
+        let command = Command::ActivateVirtualCard {
+            card: card("c1"),
+            algorithm: algorithm.to_owned(),
+            key: key_text.to_owned(),
+            operator: key("app"),
+        };
+        assert_eq!(code_of(bench.command(command)), "phone_key");
+    }
+
+    assert_eq!(code_of(voucher(&mut bench, &number)), "voucher_key", "none is published");
+    publish_keys(&mut bench, &[(1, 0, 30), (2, 10, 40)]).unwrap();
+    let first = voucher(&mut bench, &number).unwrap();
+    let signed = SignedVoucher::from_text(first["voucher"].as_str().unwrap()).unwrap();
+    let terms = signed.voucher();
+    assert_eq!((terms.account, terms.centre_key, terms.ceiling), (AccountId(1), 1, Fen::ZERO));
+    assert_eq!((terms.card(), terms.phone.clone()), (number.clone(), secret.key()));
+    assert_eq!(first["until_ms"].as_i64().unwrap() - first["issued_ms"].as_i64().unwrap(), 3 * 86_400_000);
+    let second = voucher(&mut bench, &number).unwrap();
+    assert!(second["number"].as_u64() > first["number"].as_u64());
+    // The next key is used from its day on.
+    bench.advance(11 * 86_400_000);
+    let later = voucher(&mut bench, &number).unwrap();
+    let later = SignedVoucher::from_text(later["voucher"].as_str().unwrap()).unwrap();
+    assert_eq!(later.voucher().centre_key, 2);
+
+    assert_eq!(code_of(voucher(&mut bench, &card("c1"))), "not_virtual");
+    let life = Command::Voucher { card: number.clone(), life_minutes: Some(20_161) };
+    assert_eq!(code_of(bench.command(life)), "life");
+    bench.command(Command::ReportLoss { card: card("c1"), operator: key("op") }).unwrap();
+    assert!(voucher(&mut bench, &number).is_ok(), "without the card it lives on");
+    bench.command(Command::ReportLoss { card: number.clone(), operator: key("op") }).unwrap();
+    assert_eq!(code_of(voucher(&mut bench, &number)), "card_lost");
+    let void = |card: &CardNumber| Command::ChangeSetting {
+        card: card.clone(),
+        change: SettingCommand::VoidCard,
+        operator: key("op"),
+    };
+    bench.command(void(&number)).unwrap();
+    assert_eq!(code_of(voucher(&mut bench, &number)), "card_void");
+    assert_eq!(code_of(activate(&mut bench, "c1", &secret)), "phone_used", "void is final");
+    bench.check();
+}
+
+#[test]
+fn virtual_cards_are_few_and_their_numbers_are_no_other_cards() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000]);
+    for seed in 1..=4 {
+        activate(&mut bench, "c1", &phone(seed)).unwrap();
+    }
+    assert_eq!(code_of(activate(&mut bench, "c1", &phone(5))), "too_many_phones");
+    let number = CardNumber::of_phone(&phone(6).key());
+    assert_eq!(code_of(bench.import(&[(number.as_str(), 0)])), "account");
+    let replaced = Command::ChangeSetting {
+        card: card("c1"),
+        change: SettingCommand::ReplaceCard { new_card: number },
+        operator: key("op"),
+    };
+    assert_eq!(code_of(bench.command(replaced)), "not_virtual");
+    assert_eq!(bench.number("SELECT COUNT(*) FROM cards"), 5);
+    bench.check();
+}
+
+#[test]
+fn only_keys_of_this_centre_are_published() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000]);
+    let version = bench.number("SELECT value FROM meta WHERE key = 'campus_version'");
+    let mut config = campus(Mode::Strict);
+    let key = SigningKey::from_bytes(&[7; 32]).verifying_key();
+    config.voucher_keys =
+        vec![VoucherKey { number: 1, key, from_ms: Timestamp(0), to_ms: bench.now.wall.plus_ms(1) }];
+    let config = serde_json::to_value(config).unwrap();
+    assert_eq!(code_of(bench.command(Command::PublishCampus { config })), "voucher_key");
+    assert_eq!(code_of(publish_keys(&mut bench, &[(1, 2, 2)])), "campus", "a key of no time");
+    assert_eq!(code_of(publish_keys(&mut bench, &[(1, 0, 2), (1, 0, 3)])), "campus", "one number twice");
+    assert_eq!(bench.number("SELECT value FROM meta WHERE key = 'campus_version'"), version);
+}
+
+/// A purchase by a code, or a passage where nothing is paid.
+fn use_code(bench: &mut Bench, index: usize, fen: i64, counter: u16, proof: Proof) -> u64 {
+    let code = CodeUse { voucher: 7, counter, until: (START.0 / 1_000) as u32 + 86_400 };
+    let number = CardNumber::of_phone(&phone(1).key());
+    let wall = bench.now.wall;
+    let node = &mut bench.nodes[index];
+    let tap = TapRef { epoch: 1, sequence: key(&format!("s{}", node.records.len())) };
+    if fen == 0 {
+        let access = Access { tap, account: AccountId(1), card: number, code: Some(code) };
+        return node.write(wall, proof, access);
+    }
+    let debit = Debit {
+        tap,
+        account: AccountId(1),
+        wallet: Wallet::Cash,
+        epoch: Epoch::FIRST,
+        from_right: Fen::new(fen),
+        stand_in: Fen::ZERO,
+        allowance: Fen::ZERO,
+        day: BusinessDay(1),
+        merchant: 1,
+        card: number,
+        measured: None,
+        code: Some(code),
+    };
+    node.write(wall, proof, debit)
+}
+
+fn faults(bench: &Bench) -> Vec<String> {
+    let sql = "SELECT (log >> 32) || ' ' || position || ' ' || what FROM faults ORDER BY log, position";
+    let mut statement = bench.core.connection().prepare(sql).unwrap();
+    statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
+
+#[test]
+fn a_code_that_was_used_at_two_buildings_is_found_and_given_back() {
+    let mut bench = campus_of(Mode::Strict, 2, &[5_000]);
+    activate(&mut bench, "c1", &phone(1)).unwrap();
+    for index in 0..2 {
+        bench.cut(index);
+    }
+    use_code(&mut bench, 0, 400, 1, Proof::Code);
+    use_code(&mut bench, 0, 100, 2, Proof::Code);
+    use_code(&mut bench, 1, 700, 1, Proof::Code);
+    use_code(&mut bench, 1, 0, 2, Proof::Code);
+    use_code(&mut bench, 1, 300, 3, Proof::Code);
+    for index in 0..2 {
+        bench.connect(index);
+        bench.upload(index);
+    }
+    assert_eq!(
+        faults(&bench),
+        [
+            "2 1 code 1 of voucher 7 was used before, in node-1 1",
+            "2 2 code 2 of voucher 7 was used before, in node-1 2"
+        ]
+    );
+    let cases = bench.exported(Table::Cases, Format::Csv);
+    let card = CardNumber::of_phone(&phone(1).key());
+    assert_eq!(
+        cases,
+        format!(
+            "case,card,reason,bearer,opened_fen,recovered_fen,refunded_fen\n\
+             n2:1,{card},code_replayed,risk_fund,700,0,700\n"
+        )
+    );
+    let balance = 5_000 - 400 - 100 - 300;
+    assert_eq!(bench.number("SELECT funds FROM wallets"), balance);
+    bench.check();
+    // What comes again is what is known.
+    let again = bench.nodes[1].entries_after(0);
+    bench.frame(1, again);
+    assert_eq!((faults(&bench).len(), bench.number("SELECT funds FROM wallets")), (2, balance));
+    // With the PIN it was the holder; above the cap a person looks.
+    use_code(&mut bench, 0, 50, 3, Proof::CodeAndPin);
+    bench.upload(0);
+    assert_eq!(faults(&bench).len(), 3);
+    assert_eq!(bench.number("SELECT COUNT(*) FROM cases"), 1);
+    bench.check();
+}
+
+#[test]
+fn one_tap_of_two_wallets_uses_its_code_once() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000]);
+    bench.topup("c1", 10, "k1").unwrap();
+    bench.cut(0);
+    use_code(&mut bench, 0, 400, 1, Proof::Code);
+    // The second wallet of the same tap, which the sequence says.
+    let Ok(Entry { body: Body::Debit(mut debit), .. }) = Entry::from_record(&bench.nodes[0].records[0])
+    else {
+        panic!("no debit")
+    };
+    debit.from_right = Fen::new(30);
+    let wall = bench.now.wall;
+    bench.nodes[0].write(wall, Proof::Code, debit.clone());
+    // Another tap of the same building by the same code is a fault of the building.
+    debit.tap.sequence = key("other");
+    bench.nodes[0].write(wall, Proof::Code, debit);
+    bench.connect(0);
+    bench.upload(0);
+    assert_eq!(faults(&bench), ["1 3 code 1 of voucher 7 was used before, in node-1 1"]);
+    assert_eq!(bench.number("SELECT refunded FROM cases"), 30);
+    bench.check();
+}
