@@ -18,7 +18,7 @@ use crate::canaries;
 use crate::outcome::SimMode;
 use crate::plan::Plan;
 use crate::scenario::{BUILT_IN, Scenario, ScenarioError, Workload};
-use crate::{frontier, report, shrink, sweep, twice, world};
+use crate::{frontier, phone, report, shrink, sweep, twice, world};
 
 /// Shows that Feiqian keeps its promises: a whole campus on this machine.
 #[derive(Debug, Parser)]
@@ -50,6 +50,9 @@ enum Command {
     /// Draws false declines against overspend: the same taps under the same outages with every mode and with settings of the
     /// hybrid policy, decided by the shipping cores. Ends with 1 where more was overspent than the bound allows.
     Frontier(frontier::Arguments),
+    /// A phone with a virtual card, for trying it out: its key, its vouchers, fresh codes.
+    #[command(subcommand)]
+    Phone(phone::Action),
     /// Measures taps, catch-up, the way down and a node's start, each beside its baseline on the same disk.
     Bench(BenchArguments),
 }
@@ -395,6 +398,7 @@ async fn execute(command: Command) -> Result<bool> {
             print!("{}", frontier.table());
             Ok(frontier.holds())
         }
+        Command::Phone(action) => phone::run(action).map(|()| true),
         Command::Bench(BenchArguments { json, only, quick }) => {
             let figures = bench::run(&bench::Options { json, only, quick }).await?;
             print!("{}", figures.table());

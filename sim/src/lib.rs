@@ -17,6 +17,7 @@ pub mod frontier;
 pub mod full;
 pub mod link;
 pub mod outcome;
+pub mod phone;
 pub mod plan;
 pub mod promises;
 pub mod report;
