@@ -6,6 +6,7 @@ use divan::{Bencher, black_box};
 use ed25519_dalek::SigningKey;
 use feiqian_protocol::account::{Document, Intent, NewAccount, actor_id};
 use feiqian_protocol::chain::{Cursor, LogWriter, SignedHead, verify};
+use feiqian_protocol::code::{Code, PhoneAlgorithm, PhoneSecret, Voucher, VoucherKey};
 use feiqian_protocol::entry::{Actor, ActorKind, Body, Debit, Entry, Grant, Proof, TapRef};
 use feiqian_protocol::frame::{Entries, Frame};
 use feiqian_protocol::ids::{
@@ -83,6 +84,28 @@ fn sign_a_head(bencher: Bencher<'_, '_>) {
             writer
         })
         .bench_values(|mut writer| writer.sign_head(5, NOON, &key));
+}
+
+/// What a node's shell does for a tap by code: reading its digits, and two signatures.
+#[divan::bench(args = ["p256", "ed25519"])]
+fn check_a_code(bencher: Bencher<'_, '_>, algorithm: &str) {
+    let algorithm: PhoneAlgorithm = algorithm.parse().unwrap();
+    let (key, secret) = (SigningKey::from_bytes(&[7; 32]), PhoneSecret::new(algorithm, &[1; 32]).unwrap());
+    let voucher = Voucher {
+        institution: InstitutionId(1),
+        centre_key: 1,
+        account: AccountId(1),
+        number: 1,
+        issued: 1,
+        life_minutes: 60,
+        ceiling: Fen::ZERO,
+        phone: secret.key(),
+    };
+    let text = Code::sign(&voucher.sign(&key).unwrap(), &secret, 1, 1).unwrap().to_digits();
+    let keys =
+        [VoucherKey { number: 1, key: key.verifying_key(), from_ms: Timestamp(0), to_ms: Timestamp(9_999) }];
+    assert!(Code::from_text(&text).unwrap().check(InstitutionId(1), &keys).is_vouched_for());
+    bencher.bench(|| Code::from_text(black_box(&text)).unwrap().check(InstitutionId(1), &keys));
 }
 
 /// A frame of as many entries as one may have, in commits of so many.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use feiqian_protocol::campus::Mode;
 use feiqian_protocol::chain::{Countersignature, Cursor, Head};
+use feiqian_protocol::code::{Code, PhoneAlgorithm, PhoneSecret, Voucher};
 use feiqian_protocol::enrol::{
     EnrolAnswer, EnrolCode, EnrolRequest, Enrolled, RenewAnswer, RenewRequest, Role, SealedEnrolRequest,
 };
@@ -13,7 +14,7 @@ use feiqian_protocol::frame::{
     Ack, Ask, Branch, CentreHello, Entries, Frame, LOG_FILE_MAGIC, LogCursor, LossNotice, Mark, No,
     NodeHello, PROTOCOL_VERSION, Recall, Recalled, RefusalReason,
 };
-use feiqian_protocol::ids::{AccountId, CampusId, Epoch, LogId, NodeId, NodeName, Wallet};
+use feiqian_protocol::ids::{AccountId, CampusId, Epoch, InstitutionId, LogId, NodeId, NodeName, Wallet};
 use feiqian_protocol::limits::SHARDS;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::snapshot::{
@@ -59,7 +60,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "heads" => heads(),
         "history" => texts(&[HISTORY]),
         "log_file" => log_files(),
-        "names" => texts(&NAMES),
+        "names" => texts(&NAMES).into_iter().chain(codes()).collect(),
         "piece" => vec![[&[1][..], &piece()].concat()],
         "record" => entries().iter().map(Entry::to_record).collect(),
         "terminal" => texts(&REQUESTS),
@@ -132,6 +133,29 @@ const COMMANDS: [&str; 15] = [
     "{\"command\":\"import_log\",\"frame\":\"00\",\"branch\":1}",
     "{\"command\":\"status\",\"now_ms\":5}",
 ];
+
+/// A code in its three forms, and its voucher.
+fn codes() -> Vec<Vec<u8>> {
+    let secret = PhoneSecret::new(PhoneAlgorithm::P256, &[1; 32]).expect("a small number is a secret");
+    let voucher = Voucher {
+        institution: InstitutionId(1),
+        centre_key: 1,
+        account: AccountId(1),
+        number: 1,
+        issued: 1_788_235_200,
+        life_minutes: 60,
+        ceiling: Fen::ZERO,
+        phone: secret.key(),
+    };
+    let voucher = voucher.sign(&ed25519_dalek::SigningKey::from_bytes(&[1; 32])).expect("every field fits");
+    let code = Code::sign(&voucher, &secret, 1_788_235_200, 1).expect("the counter is 1");
+    vec![
+        code.to_digits().into_bytes(),
+        code.to_base64url().into_bytes(),
+        voucher.to_base64url().into_bytes(),
+        code.to_bytes(),
+    ]
+}
 
 fn campuses() -> Vec<Vec<u8>> {
     let json = super::node::campus(Mode::Optimistic).to_bytes().expect("a small configuration");

@@ -8,8 +8,9 @@ use feiqian_node::config::HostPort;
 use feiqian_node::http::{auth, body};
 use feiqian_protocol::campus::{CampusConfig, Mode};
 use feiqian_protocol::chain::{hex, unhex};
+use feiqian_protocol::code::{Code, SignedVoucher};
 use feiqian_protocol::enrol::{EnrolCode, Role};
-use feiqian_protocol::ids::{CardNumber, Key, NodeName, TerminalId, Wallet};
+use feiqian_protocol::ids::{CardNumber, InstitutionId, Key, NodeName, TerminalId, Wallet};
 use feiqian_protocol::limits::{AMOUNT_FEN_MAX, QUANTITY_MAX};
 use feiqian_protocol::money::{Fen, UnitPrice};
 use feiqian_protocol::time::Timestamp;
@@ -25,6 +26,9 @@ fn round_trip<T: FromStr<Err: Debug> + Display + PartialEq + Debug>(text: &str) 
 
 /// Names, numbers and codes.
 pub fn names(data: &[u8]) {
+    if let Ok(code) = Code::from_bytes(data) {
+        assert_eq!(code.to_bytes(), data);
+    }
     let Ok(text) = std::str::from_utf8(data) else { return };
     round_trip::<CardNumber>(text);
     round_trip::<HostPort>(text);
@@ -56,6 +60,12 @@ pub fn names(data: &[u8]) {
         assert_eq!(hex(&bytes), text.to_ascii_lowercase());
     }
     auth::parse_mac(text);
+    if let Ok(code) = Code::from_text(text) {
+        assert!(text == code.to_digits() || text == code.to_base64url(), "a code has one text in each form");
+    }
+    if let Ok(voucher) = SignedVoucher::from_text(text) {
+        assert_eq!(voucher.to_base64url(), text);
+    }
 }
 
 /// A campus configuration: as JSON, as it is published, and as TOML, as an operator writes it.
@@ -94,7 +104,7 @@ pub fn terminal(data: &[u8]) {
     let Some((which, json)) = data.split_first() else { return };
     let terminal = TerminalId::new("pos-1").expect("letters and a digit make a name");
     let said = match which % 3 {
-        0 => body::tap(&terminal, json).map(drop),
+        0 => body::tap(&terminal, json, |code| code.check(InstitutionId(1), &[])).map(drop),
         1 => body::reversal(&terminal, json).map(|request| {
             assert_eq!(request.key.terminal, request.original.terminal);
         }),
