@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use feiqian_protocol::account::Intent;
-use feiqian_protocol::entry::{Body, CaseReason, EntryRef, Proof};
+use feiqian_protocol::entry::{Body, CaseReason, EntryRef};
 use feiqian_protocol::ids::LogId;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
