@@ -68,7 +68,7 @@ impl Round<'_> {
             return Ok(Some(AccountError::NoRoom(document.save().len())));
         }
         let (document, change) = match self.merged(node, &stored, setting, &meant)? {
-            Merged::AsMeant(merged) => (merged, setting.change.to_vec()),
+            Merged::AsMeant(merged) => (*merged, setting.change.to_vec()),
             unlike => {
                 if matches!(unlike, Merged::Otherwise) {
                     self.fault(at.log, at.position, "a setting whose change is not what it says")?;
@@ -116,7 +116,7 @@ impl Round<'_> {
             return Ok(Merged::Not);
         }
         Ok(if merged.settings().is_ok_and(|settings| settings == *meant) {
-            Merged::AsMeant(merged)
+            Merged::AsMeant(Box::new(merged))
         } else {
             Merged::Otherwise
         })
@@ -181,7 +181,7 @@ impl Round<'_> {
 
 enum Merged {
     /// It does what it says.
-    AsMeant(Document),
+    AsMeant(Box<Document>),
     /// It does something else.
     Otherwise,
     /// It cannot be merged.

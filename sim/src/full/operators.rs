@@ -59,15 +59,19 @@ fn report(run: &Shared, account: usize, building: usize) {
             };
             let card = request.card.clone();
             let answer = terminals::ask(&run, site, Request::Setting(request)).await;
-            let mut state = run.borrow_mut();
-            state.say(|state| format!("{}: the report: {answer:?}", state.site_name(site)));
-            if let Some(Answer::Setting(Ok(_))) = answer {
-                let told_ns = state.time.now_ns();
-                state.reached(Coverage::LossInBuilding);
-                state.seen.ledger.building_losses.push(BuildingLoss { site, account, card, told_ns });
+            let taken = matches!(&answer, Some(Answer::Setting(Ok(_))));
+            {
+                let mut state = run.borrow_mut();
+                state.say(|state| format!("{}: the report: {answer:?}", state.site_name(site)));
+                if taken {
+                    let told_ns = state.time.now_ns();
+                    state.reached(Coverage::LossInBuilding);
+                    state.seen.ledger.building_losses.push(BuildingLoss { site, account, card, told_ns });
+                }
+            }
+            if taken {
                 return;
             }
-            drop(state);
             sleep(AGAIN).await;
         }
     });
