@@ -539,7 +539,9 @@ fn virtual_card(out: &mut impl Write, what: VirtualCard) -> anyhow::Result<()> {
         VirtualCard::Key { number, after, days, data } => {
             let key = run::identity(&data.dir)?.voucher_key(number).verifying_key();
             let day_ms = 24 * 3_600_000;
-            let from = real_now().plus_ms(i64::from(after) * day_ms);
+            // Vouchers say when they were issued in whole seconds.
+            let now = Timestamp(real_now().0.div_euclid(1_000) * 1_000);
+            let from = now.plus_ms(i64::from(after) * day_ms);
             let to = from.plus_ms(i64::from(days) * day_ms);
             writeln!(out, "[[voucher_keys]]\nnumber = {number}\nkey = \"{}\"", hex(key.as_bytes()))?;
             writeln!(out, "from_ms = {} # {}", from.0, local_time(from))?;

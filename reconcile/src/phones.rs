@@ -16,6 +16,7 @@ use feiqian_protocol::code::{PhoneAlgorithm, PhoneKey, Voucher};
 use feiqian_protocol::entry::{Actor, CaseReason, CodeUse, EntryRef, TapRef};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, Wallet};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::Timestamp;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -122,7 +123,7 @@ impl Round<'_> {
         let Ok(issued) = u32::try_from(now.0.div_euclid(1_000)) else {
             return Ok(refused("time", "the clock of the centre is none that a voucher can carry"));
         };
-        let Some((centre_key, key)) = self.key_in_use() else {
+        let Some((centre_key, key)) = self.key_in_use(Timestamp(i64::from(issued) * 1_000)) else {
             let message = "the campus configuration has no voucher key for this time; feiqian-reconcile virtual-card key \
                            writes one";
             return Ok(refused("voucher_key", message));
@@ -149,11 +150,10 @@ impl Round<'_> {
         })))
     }
 
-    /// Of the keys that are published for now, the one that came last.
-    fn key_in_use(&self) -> Option<(u8, SigningKey)> {
-        let now = self.state.time;
+    /// Of the keys that are published for a voucher issued at this time, by its own second, the one that came last.
+    fn key_in_use(&self, issued: Timestamp) -> Option<(u8, SigningKey)> {
         let published = &self.state.campus.as_ref()?.voucher_keys;
-        let in_use = published.iter().filter(|key| (key.from_ms..key.to_ms).contains(&now));
+        let in_use = published.iter().filter(|key| (key.from_ms..key.to_ms).contains(&issued));
         let number = in_use.max_by_key(|key| (key.from_ms, key.number))?.number;
         Some((number, self.state.identity.voucher_key(number)))
     }
