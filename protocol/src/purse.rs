@@ -7,8 +7,8 @@
 //! In reading order: [`values`] (serials, amounts, counters, dates), [`key`] (keys and how a card's come from the master),
 //! [`mac`] (what the MACs bind), [`status`] and [`apdu`] (commands and answers as bytes), [`file`](mod@file) and [`record`] (what is read
 //! from the card), [`profile`] (which cards are served, and how), [`sam`] (who holds the purchase key), [`identify`],
-//! [`purchase`] and [`load`] (a touch, step by step), [`journal`] (what is kept of it), [`torn`] (what became of a
-//! touch that was cut), [`recovery`] (how that is found out), [`issuer`] (the centre's part).
+//! [`purchase`] and [`load`] (a touch, step by step), [`journal`] (what is kept of it), [`recovery`] (how to find out about a touch
+//! that was cut) and [`torn`] (what became of it), [`touch`] (all of that over a link to a card), [`issuer`] (the centre's part).
 //!
 //! **What is standard.** Files, commands, status words, the flows of load, purchase and compound purchase and the MACs of algorithm
 //! 00 are those of the electronic purse of PBOC 2.0 (JR/T 0025.2-2005), which transit and campus cards kept when PBOC
@@ -28,8 +28,18 @@
 
 pub mod apdu;
 pub mod file;
+pub mod identify;
+pub mod issuer;
+pub mod journal;
 pub mod key;
+pub mod load;
 pub mod mac;
+pub mod profile;
+pub mod purchase;
 pub mod record;
+pub mod recovery;
+pub mod sam;
 pub mod status;
+pub mod torn;
+pub mod touch;
 pub mod values;

@@ -178,7 +178,7 @@ impl Command {
                 frame([0x00, 0xB0, 0x80 | (sfi & 0x1F), *offset], &[], Some(*length))
             }
             Self::ReadRecord { sfi, number, length } => {
-                frame([0x00, 0xB2, *number, (sfi & 0x1F) << 3 | 4], &[], Some(*length))
+                frame([0x00, 0xB2, *number, ((sfi & 0x1F) << 3) | 4], &[], Some(*length))
             }
             Self::VerifyPin { key, pin } => frame([0x00, 0x20, 0x00, *key], &[pin], None),
             Self::Balance => frame([0x80, 0x5C, 0x00, 0x02], &[], Some(4)),

@@ -342,7 +342,7 @@ fn from_bcd(byte: u8) -> Option<u8> {
 }
 
 fn to_bcd(number: u8) -> Option<u8> {
-    (number < 100).then_some((number / 10) << 4 | number % 10)
+    (number < 100).then_some(((number / 10) << 4) | (number % 10))
 }
 
 const fn days_of_month(year: u32, month: u8) -> u8 {
