@@ -93,8 +93,9 @@ impl VirtualCard {
         while !self.stopped() {
             match TcpStream::connect(reader) {
                 Ok(stream) => {
-                    if !self.insert(stream)? && !self.stopped() {
-                        thread::sleep(self.shared.away);
+                    let torn = !self.insert(stream)?;
+                    if !self.stopped() {
+                        thread::sleep(if torn { self.shared.away } else { RETRY });
                     }
                 }
                 Err(_) => thread::sleep(RETRY),
