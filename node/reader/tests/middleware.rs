@@ -3,6 +3,8 @@
 //! vpcd listens on every address and pcscd's socket has a fixed path, so all of it runs in a network and a mount namespace of
 //! its own: the test starts itself once more inside.
 
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
