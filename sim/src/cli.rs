@@ -54,7 +54,7 @@ enum Command {
     #[command(subcommand)]
     Phone(phone::Action),
     /// Puts a purse card in software into a virtual reader of pcscd, and tears it out again where it is told to.
-    VirtualCard(card::cli::Arguments),
+    PurseCard(card::cli::Arguments),
     /// Measures taps, catch-up, the way down and a node's start, each beside its baseline on the same disk.
     Bench(BenchArguments),
 }
@@ -401,7 +401,7 @@ async fn execute(command: Command) -> Result<bool> {
             Ok(frontier.holds())
         }
         Command::Phone(action) => phone::run(action).map(|()| true),
-        Command::VirtualCard(arguments) => card::cli::run(arguments).await.map(|()| true),
+        Command::PurseCard(arguments) => card::cli::run(arguments).await.map(|()| true),
         Command::Bench(BenchArguments { json, only, quick }) => {
             let figures = bench::run(&bench::Options { json, only, quick }).await?;
             print!("{}", figures.table());

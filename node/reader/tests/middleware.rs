@@ -19,7 +19,7 @@ use feiqian_protocol::purse::record::CardRecord;
 use feiqian_protocol::purse::values::PurseFen;
 use feiqian_sim::card::fault::{Fault, Faults};
 use feiqian_sim::card::state::{CardState, Masters};
-use feiqian_sim::card::vpcd::VirtualCard;
+use feiqian_sim::card::vpcd::SoftCard;
 use serde_json::{Value, json};
 
 const PCSCD: &str = "/usr/sbin/pcscd";
@@ -128,7 +128,7 @@ struct Stand {
     folder: tempfile::TempDir,
     compound: bool,
     service: Option<Running>,
-    card: VirtualCard,
+    card: SoftCard,
     serving: Option<thread::JoinHandle<()>>,
     /// What the POS holds as paid, in fen.
     paid: u32,
@@ -399,8 +399,8 @@ fn card(algorithm: Algorithm, serial: &str) -> CardState {
     CardState::issue(&Masters::example(), serial.parse().unwrap(), algorithm)
 }
 
-fn insert(state: CardState, path: PathBuf) -> (VirtualCard, thread::JoinHandle<()>) {
-    let card = VirtualCard::new(state, Some(path), Faults::default(), AWAY, SILENCE);
+fn insert(state: CardState, path: PathBuf) -> (SoftCard, thread::JoinHandle<()>) {
+    let card = SoftCard::new(state, Some(path), Faults::default(), AWAY, SILENCE);
     let reader: SocketAddr = READER.parse().unwrap();
     let serving = card.clone();
     (card, thread::spawn(move || serving.serve(reader).unwrap()))

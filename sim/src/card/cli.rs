@@ -1,4 +1,4 @@
-//! `feiqian-sim virtual-card`.
+//! `feiqian-sim purse-card`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use feiqian_protocol::purse::values::{CardSerial, PurseFen};
 
 use super::fault::{Fault, Faults};
 use super::state::{CardState, Masters};
-use super::vpcd::VirtualCard;
+use super::vpcd::SoftCard;
 
 /// What is asked for.
 #[derive(Clone, Debug, Args)]
@@ -85,7 +85,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     );
     let away = Duration::from_millis(arguments.away_ms);
     let silence = Duration::from_millis(arguments.silence_ms);
-    let card = VirtualCard::new(state, Some(arguments.state), Faults::new(arguments.faults), away, silence);
+    let card = SoftCard::new(state, Some(arguments.state), Faults::new(arguments.faults), away, silence);
     let out = TakeOut(card.clone());
     let served = tokio::task::spawn_blocking(move || card.serve(arguments.reader)).await?;
     drop(out);
@@ -93,7 +93,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
 }
 
 /// Takes the card out when it is dropped, so that an interruption ends the thread that serves it.
-struct TakeOut(VirtualCard);
+struct TakeOut(SoftCard);
 
 impl Drop for TakeOut {
     fn drop(&mut self) {

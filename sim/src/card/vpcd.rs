@@ -30,7 +30,7 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// A card that is put into virtual readers, shared with who watches it.
 #[derive(Clone, Debug)]
-pub struct VirtualCard {
+pub struct SoftCard {
     shared: Arc<Shared>,
 }
 
@@ -52,7 +52,7 @@ struct Inserted {
     faults: Faults,
 }
 
-impl VirtualCard {
+impl SoftCard {
     /// A card with its memory in `path`, if any, which stays out for `away` after a tear and in for `silence` where it is silent.
     pub fn new(
         state: CardState,
@@ -80,7 +80,7 @@ impl VirtualCard {
         self.lock().faults.add(fault);
     }
 
-    /// Takes the card out for good: [`VirtualCard::serve`] returns at the next frame or try.
+    /// Takes the card out for good: [`SoftCard::serve`] returns at the next frame or try.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::SeqCst);
     }
