@@ -96,7 +96,7 @@ impl fmt::Display for BusinessDay {
 }
 
 /// Date of a day number since 1970-01-01: eras of 400 years that start on 1 March, so that the leap day comes last.
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
+pub(crate) fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);

@@ -18,7 +18,7 @@ use crate::canaries;
 use crate::outcome::SimMode;
 use crate::plan::Plan;
 use crate::scenario::{BUILT_IN, Scenario, ScenarioError, Workload};
-use crate::{frontier, phone, report, shrink, sweep, twice, world};
+use crate::{card, frontier, phone, report, shrink, sweep, twice, world};
 
 /// Shows that Feiqian keeps its promises: a whole campus on this machine.
 #[derive(Debug, Parser)]
@@ -53,6 +53,8 @@ enum Command {
     /// A phone with a virtual card, for trying it out: its key, its vouchers, fresh codes.
     #[command(subcommand)]
     Phone(phone::Action),
+    /// Puts a purse card in software into a virtual reader of pcscd, and tears it out again where it is told to.
+    PurseCard(card::cli::Arguments),
     /// Measures taps, catch-up, the way down and a node's start, each beside its baseline on the same disk.
     Bench(BenchArguments),
 }
@@ -399,6 +401,7 @@ async fn execute(command: Command) -> Result<bool> {
             Ok(frontier.holds())
         }
         Command::Phone(action) => phone::run(action).map(|()| true),
+        Command::PurseCard(arguments) => card::cli::run(arguments).await.map(|()| true),
         Command::Bench(BenchArguments { json, only, quick }) => {
             let figures = bench::run(&bench::Options { json, only, quick }).await?;
             print!("{}", figures.table());

@@ -6,12 +6,13 @@
 //! [`seed`], [`vfs`] (a disk that loses what was not synced), [`link`] (both cores on crash disks and a virtual link, moved by
 //! hand); [`scenario`] (what a person writes), [`plan`] (what a seed makes of it), [`world`] (plays it), [`promises`] (what must
 //! hold), [`outcome`]; [`full`] (the shells, QUIC and TLS on a simulated network); [`sweep`], [`twice`], [`shrink`] (many runs);
-//! [`frontier`] (both cores with nothing between them, to choose a policy by).
+//! [`frontier`] (both cores with nothing between them, to choose a policy by); [`card`] (a CPU card in a virtual reader).
 
 pub mod bench;
 pub mod campus;
 #[cfg(feature = "canaries")]
 pub mod canaries;
+pub mod card;
 pub mod cli;
 pub mod frontier;
 pub mod full;

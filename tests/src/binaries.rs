@@ -16,7 +16,7 @@ pub fn binary(name: &str) -> PathBuf {
         let directory = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/test").to_owned();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
-        build.args(["build", "--workspace", "--bins", "--quiet"]);
+        build.args(["build", "--bins", "--quiet"]);
         if directory.ends_with("release") {
             build.arg("--release");
         }

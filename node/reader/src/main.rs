@@ -1,0 +1,5 @@
+//! The reader service's binary.
+
+fn main() -> std::process::ExitCode {
+    feiqian_reader::cli::main()
+}
