@@ -23,6 +23,7 @@ use feiqian_protocol::limits::HTTP_BODY_BYTES_MAX;
 
 use crate::drive::{Answer, CoreQueue, NoAnswer, Request};
 use crate::io::{SettingError, TapError};
+use crate::pin::hashing::PinHashing;
 use api::{BalanceAnswer, ErrorAnswer, HealthAnswer, SettingAnswer, TapAnswer};
 use auth::{MAC_HEADER, TERMINAL_HEADER, TerminalKey, TerminalSecret};
 
@@ -40,6 +41,8 @@ pub struct Terminals {
     pub secret: TerminalSecret,
     /// How long an ask may take.
     pub ask_deadline: Duration,
+    /// Hashes PINs.
+    pub pins: PinHashing,
     /// True while the core is open.
     pub open: Arc<AtomicBool>,
     /// True while a connection to the centre stands.
@@ -75,9 +78,7 @@ impl Failure {
 impl From<body::BodyError> for Failure {
     fn from(error: body::BodyError) -> Self {
         match error {
-            body::BodyError::Pin => {
-                Self::new(StatusCode::BAD_REQUEST, "pin_not_supported_here", error.to_string())
-            }
+            body::BodyError::Pin => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "pin", error.to_string()),
             body::BodyError::Quantity => TapError::Quantity.into(),
             _ => Self::new(StatusCode::BAD_REQUEST, "malformed", error.to_string()),
         }
@@ -197,7 +198,10 @@ async fn serve(State(terminals): State<Arc<Terminals>>, request: HttpRequest<Bod
 }
 
 async fn tap(terminals: &Terminals, terminal: &TerminalId, body: &[u8]) -> Result<Vec<u8>, Failure> {
-    let request = body::tap(terminal, body)?;
+    let (mut request, pin) = body::tap(terminal, body)?;
+    if let Some(pin) = pin {
+        request.pin = terminals.pins.enter(terminals, &request, pin).await?;
+    }
     let (epoch, sequence) = (request.key.epoch, request.key.sequence.clone());
     let answer = decided(terminals, Request::Tap(request)).await?;
     tracing::debug!(%terminal, epoch, %sequence, outcome = answer.outcome, repeat = answer.repeat, "tap");

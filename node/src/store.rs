@@ -15,6 +15,7 @@
 //! | `recent` | position | what taps left lately of `taps` and `wallets`, until it is folded into them: [`recent`] |
 //! | `debits`, `reversals` | position | own effects on balances: a debit with what is left of it for reversals, a reversal |
 //! | `posted` | shard | the position of the own log that the newest posted batch names: own effects after it are in no posted balance |
+//! | `pins` | account | what a payment PIN is compared with, and wrong ones in a row: [`pins`] |
 //! | `hotlist` | card, account | losses told ahead of their entries |
 //! | `snapshots`, `snapshot_pieces` | log, position(, piece) | snapshots of account streams: what a stream starts from, or one under way |
 //! | `campus` | 1 | the newest campus configuration |
@@ -27,6 +28,7 @@
 pub mod accounts;
 pub(crate) mod cards;
 pub(crate) mod log;
+pub(crate) mod pins;
 pub(crate) mod recent;
 pub(crate) mod settings;
 pub(crate) mod snapshots;
@@ -254,6 +256,7 @@ impl Store {
             }
             _ => self.check_owner(identity)?,
         }
+        self.connection.execute_batch(pins::SCHEMA)?;
         Ok(())
     }
 

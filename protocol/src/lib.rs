@@ -4,7 +4,7 @@
 //! upgrade, it belongs to one side.
 //!
 //! In reading order: [`money`], [`ids`], [`time`], [`tap`] (what a terminal asks and is told), [`entry`] (what is written
-//! about it), [`chain`] (how that is linked and signed), [`rights`] (who may spend), [`account`] (settings as documents),
+//! about it), [`chain`] (how that is linked and signed), [`rights`] (who may spend), [`account`] (settings as documents), [`pin`],
 //! [`campus`] (the published configuration), [`balance`] (the projection and its digest), [`frame`] and [`session`] (how
 //! it travels), [`snapshot`] (what stands for the beginning of a stream), [`enrol`] (how a node joins), [`limits`] (every bound),
 //! [`canary`] (planted bugs, of which nothing ships).
@@ -20,6 +20,7 @@ pub mod frame;
 pub mod ids;
 pub mod limits;
 pub mod money;
+pub mod pin;
 pub mod rights;
 pub mod session;
 pub mod snapshot;

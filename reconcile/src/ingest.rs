@@ -357,7 +357,10 @@ impl Round<'_> {
             return Ok(());
         }
         match &entry.body {
-            Body::Debit(debit) => self.debit(place, entry, debit),
+            Body::Debit(debit) => {
+                self.note_right_pin(place.node, entry, debit)?;
+                self.debit(place, entry, debit)
+            }
             Body::Reversal(reversal) => self.reversal(place, reversal),
             Body::Release(release) => self.release(place, release),
             Body::TakenIn(taken_in) => self.taken_in(place, taken_in),
@@ -366,6 +369,7 @@ impl Round<'_> {
             Body::Setting(setting) => {
                 self.node_setting(place.at, place.node, place.order_key, entry, setting)
             }
+            Body::Decline(decline) if place.at.log.stream == 0 => self.note_wrong_pin(place.node, decline),
             _ => Ok(()),
         }
     }

@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{CardNumber, Key, TerminalId};
+use feiqian_protocol::limits::PIN_DIGITS;
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::pin::PaymentPin;
 use feiqian_protocol::tap::{Pin, ReversalRequest, TapKey, TapKind, TapRequest};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -27,27 +29,25 @@ pub enum BodyError {
         /// What is wrong.
         why: String,
     },
-    /// A PIN cannot be taken here.
-    #[error("field \"pin\" is not supported by this node")]
+    /// What was entered is no PIN. It is in no message.
+    #[error("field \"pin\" must be a text of {PIN_DIGITS} digits")]
     Pin,
     /// The quantity is a number beyond every range.
     #[error("field \"quantity\" is out of range")]
     Quantity,
 }
 
-/// Reads a tap of this terminal.
+/// Reads a tap of this terminal, and the PIN that was entered, which is not hashed yet.
 ///
 /// # Errors
 /// [`BodyError`].
-pub fn tap(terminal: &TerminalId, body: &[u8]) -> Result<TapRequest, BodyError> {
+pub fn tap(terminal: &TerminalId, body: &[u8]) -> Result<(TapRequest, Option<PaymentPin>), BodyError> {
     let mut fields = Fields::parse(body)?;
-    if fields.values.contains_key("pin") {
-        return Err(BodyError::Pin);
-    }
     let key = fields.key(terminal)?;
     let card = fields.text("card")?;
     let amount = fields.amount()?;
     let quantity = fields.optional("quantity")?.map(quantity).transpose()?;
+    let pin = fields.optional("pin")?.map(pin).transpose()?;
     let kind = match (fields.required("kind")?.as_str(), amount, quantity) {
         (Some("purchase"), Some(amount), None) => TapKind::Amount(amount),
         (Some("purchase"), None, Some(quantity)) => TapKind::Quantity(quantity),
@@ -63,7 +63,11 @@ pub fn tap(terminal: &TerminalId, body: &[u8]) -> Result<TapRequest, BodyError> 
         _ => return Err(wrong("kind", "must be \"purchase\" or \"access\"")),
     };
     fields.finish()?;
-    Ok(TapRequest { key, card, kind, pin: Pin::Absent })
+    if kind == TapKind::Access && pin.is_some() {
+        return Err(wrong("pin", "cannot stand in an access"));
+    }
+    let entered = if pin.is_some() { Pin::NotHashed } else { Pin::Absent };
+    Ok((TapRequest { key, card, kind, pin: entered }, pin))
 }
 
 /// Reads a reversal of this terminal.
@@ -135,6 +139,10 @@ pub fn setting(terminal: &TerminalId, body: &[u8]) -> Result<SettingRequest, Bod
 
 fn wrong(field: &str, why: impl Into<String>) -> BodyError {
     BodyError::Field { field: field.to_owned(), why: why.into() }
+}
+
+fn pin(value: Value) -> Result<PaymentPin, BodyError> {
+    value.as_str().and_then(|text| text.parse().ok()).ok_or(BodyError::Pin)
 }
 
 /// A whole number that no quantity can be is a quantity out of range, not a malformed one.
@@ -258,7 +266,7 @@ mod tests {
 
     fn parsed(fields: &str) -> Result<TapKind, String> {
         let body = format!(r#"{{"epoch":1,"sequence":"2","card":"c1",{fields}}}"#);
-        tap(&terminal(), body.as_bytes()).map(|tap| tap.kind).map_err(|error| error.to_string())
+        tap(&terminal(), body.as_bytes()).map(|(tap, _)| tap.kind).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -271,8 +279,10 @@ mod tests {
             amount_fen: Some(1250),
             amount: None,
             quantity: None,
+            pin: None,
         };
-        let request = tap(&terminal(), &serde_json::to_vec(&client).unwrap()).unwrap();
+        let (request, pin) = tap(&terminal(), &serde_json::to_vec(&client).unwrap()).unwrap();
+        assert_eq!(pin, None);
         let card = CardNumber::new("c02346").unwrap();
         let kind = TapKind::Amount(Fen::new(1250));
         assert_eq!(request, TapRequest { key: key(1, "269-1"), card: card.clone(), kind, pin: Pin::Absent });
@@ -356,7 +366,13 @@ mod tests {
             (r#""kind":"purchase","quantity":4294967296"#, "field \"quantity\" is out of range"),
             (r#""kind":"refund","amount_fen":1"#, "field \"kind\" must be \"purchase\" or \"access\""),
             (r#""amount_fen":1"#, "field \"kind\" is missing"),
-            (r#""kind":"access","pin":"1""#, "field \"pin\" is not supported"),
+            (r#""kind":"access","pin":"123456""#, "field \"pin\" cannot stand in an access"),
+            (r#""kind":"purchase","amount_fen":1,"pin":"12345""#, "field \"pin\" must be a text of 6 digits"),
+            (
+                r#""kind":"purchase","amount_fen":1,"pin":"12345a""#,
+                "field \"pin\" must be a text of 6 digits",
+            ),
+            (r#""kind":"purchase","amount_fen":1,"pin":123456"#, "field \"pin\" must be a text of 6 digits"),
             (r#""kind":"access","sum":1"#, "field \"sum\" is not known"),
             (r#""kind":"access","epoch":1"#, "the body must be a JSON object: field \"epoch\" stands twice"),
         ];
