@@ -168,8 +168,6 @@ named! {
         DeclinedWrongPin = "declined_wrong_pin",
         /// A decline: no PIN that pays.
         DeclinedPinNotSet = "declined_pin_not_set",
-        /// A decline: PIN locked.
-        DeclinedPinLocked = "declined_pin_locked",
         /// A decline: PIN required.
         DeclinedPinRequired = "declined_pin_required",
         /// A decline: not enough money.
