@@ -188,6 +188,12 @@ impl NodeCore {
             Body::SettingAnswered(answered) => self.setting_answered(&answered)?,
             Body::Hint(hint) => self.store.put_hint(&hint)?,
             Body::Pool(pool) => self.store.put_pool(&pool)?,
+            Body::PinVerifiers(pins) => {
+                for verifier in &pins.verifiers {
+                    self.store.put_verifier(verifier)?;
+                    touched.accounts.insert(verifier.account);
+                }
+            }
             Body::NodeEnrolled(_) | Body::Unknown { .. } => {}
             other => return Err(Fault::peer(format!("a {} in the stream for a node", other.name()))),
         }

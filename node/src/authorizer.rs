@@ -143,6 +143,8 @@ pub struct Funds<'a> {
 pub fn cover(amount: Fen, pin: Pin, funds: &Funds<'_>) -> Result<Cover, DeclineReason> {
     match pin {
         Pin::Wrong => return Err(DeclineReason::WrongPin),
+        // Judged before ([`crate::pin`]).
+        Pin::Entered { .. } | Pin::NotHashed => return Err(DeclineReason::PinNotSet),
         Pin::Right => {}
         Pin::Absent => {
             let used = funds.share.used_on.get(&funds.day).copied().unwrap_or_default();

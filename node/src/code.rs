@@ -167,9 +167,9 @@ pub(crate) fn code_use(request: &TapRequest) -> Option<CodeUse> {
 }
 
 /// The terminal, and what showed it whose tap it was.
-pub(crate) fn actor_of(request: &TapRequest) -> Actor {
+pub(crate) fn actor_of(request: &TapRequest, judged: Pin) -> Actor {
     let id = Key::new(request.key.terminal.as_str()).expect("a terminal's name is a name");
-    let proof = match (request.code.is_some(), request.pin == Pin::Right) {
+    let proof = match (request.code.is_some(), judged == Pin::Right) {
         (false, false) => Proof::Card,
         (false, true) => Proof::CardAndPin,
         (true, false) => Proof::Code,

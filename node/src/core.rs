@@ -225,6 +225,10 @@ impl NodeCore {
                     outputs.push(Output::Balance(ticket, balance));
                 }
                 Input::Setting(ticket, request) => self.on_setting(now, ticket, &request, outputs)?,
+                Input::Pin(ticket, key, card) => {
+                    let generation = self.pin_to_hash(&key, &card)?;
+                    outputs.push(Output::PinGeneration(ticket, generation));
+                }
                 Input::Status(ticket) => {
                     let status = self.status(now)?;
                     outputs.push(Output::Status(ticket, Box::new(status)));

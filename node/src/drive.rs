@@ -358,6 +358,7 @@ impl Driver {
                 self.waiting.insert(ticket, reply);
                 Some(match request {
                     Request::Balance(card) => Input::Balance(ticket, card),
+                    Request::Pin(key, card) => Input::Pin(ticket, key, card),
                     Request::Reversal(request) => Input::Reversal(ticket, request),
                     Request::Setting(request) => Input::Setting(ticket, request),
                     Request::Status => Input::Status(ticket),
@@ -432,6 +433,9 @@ impl Driver {
             }
             Output::Decided { ticket, decision, repeat } => {
                 self.answer(ticket, Answer::Decided { decision, repeat });
+            }
+            Output::PinGeneration(ticket, generation) => {
+                self.answer(ticket, Answer::PinGeneration(generation));
             }
             Output::Refused(ticket, error) => self.answer(ticket, Answer::Refused(error)),
             Output::Send(link, frame) => {

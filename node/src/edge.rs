@@ -75,6 +75,7 @@ impl NodeCore {
             tickets: vec![ticket],
             deadline_ms: now.mono_ms + self.settings.ask_deadline_ms,
             asks: Asks::default(),
+            pin: Pin::Absent,
             request,
         };
         let known = self.tap_row(&waiting.request.key)?.filter(|_| !planted(Canary::DedupeSkipped));
@@ -219,6 +220,10 @@ impl NodeCore {
         if self.needs_pin_for_code(now, request) {
             return self.write_decline(now, waiting, account, amount, DeclineReason::PinRequired).map(Some);
         }
+        waiting.pin = match self.judge_pin(waiting.request.pin, holder.account)? {
+            Ok(pin) => pin,
+            Err(reason) => return self.write_decline(now, waiting, account, amount, reason).map(Some),
+        };
         let mut purchase = Purchase {
             holder: &holder,
             amount,
@@ -244,7 +249,7 @@ impl NodeCore {
         let account = purchase.holder.account;
         let (day, mode) = (purchase.day, purchase.mode);
         let funds = Funds { holder: purchase.holder, purse: &purse, share: &share, day, mode };
-        let covered = cover(purchase.amount, waiting.request.pin, &funds);
+        let covered = cover(purchase.amount, waiting.pin, &funds);
         let short = match covered {
             Ok(Cover::Full(split)) => {
                 purchase.split = split;
@@ -328,7 +333,7 @@ impl NodeCore {
     }
 
     /// What the terminal's key was used for before.
-    fn tap_row(&mut self, key: &TapKey) -> Result<Option<TapRow>, StoreError> {
+    pub(crate) fn tap_row(&mut self, key: &TapKey) -> Result<Option<TapRow>, StoreError> {
         match self.terminal_number(&key.terminal)? {
             Some(terminal) => self.store.tap(terminal, key.epoch, &key.sequence),
             None => Ok(None),
@@ -405,8 +410,10 @@ impl NodeCore {
         self.write_or_out_of_service(|core| {
             let access = request.kind == TapKind::Access;
             let tap = tap_ref(&request.key);
-            let decline = Decline { tap, account, card: request.card.clone(), amount, reason, access };
-            let (position, clock) = core.append(now, actor_of(request), decline.into())?;
+            let card = request.card.clone();
+            let pin_tries = core.count_pin(account, waiting.pin)?;
+            let decline = Decline { tap, account, card, amount, reason, access, pin_tries };
+            let (position, clock) = core.append(now, actor_of(request, waiting.pin), decline.into())?;
             let row = TapRow {
                 used: if access { TapUse::Access } else { TapUse::Purchase },
                 digest: Some(waiting.digest),
@@ -443,7 +450,7 @@ impl NodeCore {
                 card: request.card.clone(),
                 code: code_use(request),
             };
-            let (position, clock) = core.append(now, actor_of(request), access.into())?;
+            let (position, clock) = core.append(now, actor_of(request, waiting.pin), access.into())?;
             let row = TapRow {
                 used: TapUse::Access,
                 digest: Some(waiting.digest),
@@ -478,8 +485,9 @@ impl NodeCore {
             purchase.amount,
             "a purchase is paid in full"
         );
-        let counts = request.pin == Pin::Absent;
+        let counts = waiting.pin != Pin::Right;
         self.write_or_out_of_service(|core| {
+            core.count_pin(Some(account), waiting.pin)?;
             let mut first = None;
             let mut debits = 0;
             let mut measured = purchase.measured.clone();
@@ -503,7 +511,8 @@ impl NodeCore {
                     measured: measured.take(),
                     code: code_use(request),
                 };
-                let (position, clock) = core.append(now, actor_of(request), Body::Debit(debit.clone()))?;
+                let actor = actor_of(request, waiting.pin);
+                let (position, clock) = core.append(now, actor, Body::Debit(debit.clone()))?;
                 core.book_debit(position, &debit, &mut purse, purchase.mode)?;
                 first.get_or_insert((position, clock));
                 debits += 1;
@@ -606,7 +615,8 @@ fn actor(terminal: &TerminalId, proof: Proof) -> Actor {
     Actor { kind: ActorKind::Terminal, id, proof }
 }
 
-/// What a repeat must have in common with the first request.
+/// What a repeat must have in common with the first request. Of a PIN only that there was one: this is kept, and a PIN, or
+/// what it could be found by, is not.
 pub(crate) fn request_digest(request: &TapRequest) -> [u8; 16] {
     digest_with(request, code_use(request))
 }
@@ -618,11 +628,7 @@ fn digest_with(request: &TapRequest, code: Option<CodeUse>) -> [u8; 16] {
         TapKind::Amount(amount) => (1, amount.get()),
         TapKind::Quantity(quantity) => (2, i64::from(quantity)),
     };
-    let pin = match request.pin {
-        Pin::Absent => 0_u8,
-        Pin::Right => 1,
-        Pin::Wrong => 2,
-    };
+    let pin = u8::from(request.pin != Pin::Absent);
     let parts: [&[u8]; 3] = [&[tag, pin], &number.to_be_bytes(), request.card.as_str().as_bytes()];
     match code {
         None => digest(&parts),

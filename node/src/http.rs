@@ -26,6 +26,7 @@ use tokio::sync::watch;
 
 use crate::drive::{Answer, CoreQueue, NoAnswer, Request};
 use crate::io::{SettingError, TapError};
+use crate::pin::hashing::PinHashing;
 use api::{BalanceAnswer, ErrorAnswer, HealthAnswer, SettingAnswer, TapAnswer};
 use auth::{MAC_HEADER, TERMINAL_HEADER, TerminalKey, TerminalSecret};
 
@@ -47,6 +48,8 @@ pub struct Terminals {
     pub voucher_keys: watch::Receiver<Arc<[VoucherKey]>>,
     /// How long an ask may take.
     pub ask_deadline: Duration,
+    /// Hashes PINs.
+    pub pins: PinHashing,
     /// True while the core is open.
     pub open: Arc<AtomicBool>,
     /// True while a connection to the centre stands.
@@ -88,9 +91,7 @@ impl Failure {
 impl From<body::BodyError> for Failure {
     fn from(error: body::BodyError) -> Self {
         match error {
-            body::BodyError::Pin => {
-                Self::new(StatusCode::BAD_REQUEST, "pin_not_supported_here", error.to_string())
-            }
+            body::BodyError::Pin => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "pin", error.to_string()),
             body::BodyError::Quantity => TapError::Quantity.into(),
             _ => Self::new(StatusCode::BAD_REQUEST, "malformed", error.to_string()),
         }
@@ -210,10 +211,13 @@ async fn serve(State(terminals): State<Arc<Terminals>>, request: HttpRequest<Bod
 }
 
 async fn tap(terminals: &Terminals, terminal: &TerminalId, body: &[u8]) -> Result<Vec<u8>, Failure> {
-    let request = match body::tap(terminal, body, |code| terminals.check(code))? {
-        Ok(request) => request,
+    let (mut request, pin) = match body::tap(terminal, body, |code| terminals.check(code))? {
+        Ok(read) => read,
         Err(reason) => return Ok(to_json(&TapAnswer::decided(&Decision::Declined(reason), false))),
     };
+    if let Some(pin) = pin {
+        request.pin = terminals.pins.enter(terminals, &request, pin).await?;
+    }
     let (epoch, sequence) = (request.key.epoch, request.key.sequence.clone());
     let answer = decided(terminals, Request::Tap(request)).await?;
     tracing::debug!(%terminal, epoch, %sequence, outcome = answer.outcome, repeat = answer.repeat, "tap");

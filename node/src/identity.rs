@@ -1,6 +1,6 @@
 //! The files of a node's data directory.
 //!
-//! `tls.key`, `node.crt`, `ca.crt` (PEM), `log.key`, `terminal.secret` (hexadecimal), `identity.json`; all of them mode 0600.
+//! `tls.key`, `node.crt`, `ca.crt` (PEM), `log.key`, `terminal.secret`, `pin.key` (hexadecimal), `identity.json`; all of them mode 0600.
 //! `identity.json` is written last: where it exists, the node is joined. Beside them lie `node.db`, `control.sock` and
 //! `lock`.
 
@@ -13,6 +13,7 @@ use ed25519_dalek::{SigningKey, VerifyingKey};
 use feiqian_protocol::chain::{hex, unhex};
 use feiqian_protocol::enrol::{Enrolled, Role};
 use feiqian_protocol::ids::{CampusId, InstitutionId, NodeId, NodeName};
+use feiqian_protocol::pin::PinKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
@@ -68,9 +69,11 @@ pub struct NodeFiles {
     pub ca: CertificateDer<'static>,
     /// What the keys of its terminals are derived from.
     pub terminal_secret: TerminalSecret,
+    /// What digests of PINs are made with; absent in a directory of a build that knew no PINs.
+    pub pin_key: Option<PinKey>,
 }
 
-/// Keys made here, which leave this machine never.
+/// Keys made here. They leave this machine never, but for `pin_key`, of which the centre is told.
 pub struct NewKeys {
     /// The TLS key, as PEM of PKCS #8.
     pub tls_key_pem: String,
@@ -78,6 +81,8 @@ pub struct NewKeys {
     pub log_key: [u8; 32],
     /// What the keys of terminals are derived from.
     pub terminal_secret: [u8; 32],
+    /// What digests of PINs are made with; told to the centre.
+    pub pin_key: PinKey,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -186,6 +191,7 @@ impl DataDir {
             certificate: self.pem("node.crt")?,
             ca: self.pem("ca.crt")?,
             terminal_secret: TerminalSecret::new(self.secret("terminal.secret")?),
+            pin_key: self.optional_secret("pin.key")?.map(PinKey::new),
         })
     }
 
@@ -196,6 +202,7 @@ impl DataDir {
     pub fn store_keys(&self, keys: &NewKeys) -> Result<(), DataDirError> {
         self.write("tls.key", keys.tls_key_pem.as_bytes())?;
         self.write("log.key", format!("{}\n", hex(&keys.log_key)).as_bytes())?;
+        self.write("pin.key", format!("{}\n", hex(&keys.pin_key.to_bytes())).as_bytes())?;
         self.write("terminal.secret", format!("{}\n", hex(&keys.terminal_secret)).as_bytes())
     }
 
@@ -248,6 +255,10 @@ impl DataDir {
             File::open(&self.path)?.sync_all()
         };
         write().map_err(self.at(&path))
+    }
+
+    fn optional_secret(&self, name: &str) -> Result<Option<[u8; 32]>, DataDirError> {
+        if self.path.join(name).exists() { self.secret(name).map(Some) } else { Ok(None) }
     }
 
     fn secret(&self, name: &str) -> Result<[u8; 32], DataDirError> {
@@ -316,7 +327,8 @@ mod tests {
         dir.create().unwrap();
         assert!(matches!(dir.load(), Err(DataDirError::NotJoined(_))));
         let tls_key_pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
-        dir.store_keys(&NewKeys { tls_key_pem, log_key: [4; 32], terminal_secret: [5; 32] }).unwrap();
+        let (log_key, terminal_secret, pin_key) = ([4; 32], [5; 32], PinKey::new([6; 32]));
+        dir.store_keys(&NewKeys { tls_key_pem, log_key, terminal_secret, pin_key }).unwrap();
         assert!(!dir.is_joined());
         dir.store_enrolled(&enrolled("canteen-red")).unwrap();
         let files = dir.load().unwrap();
@@ -324,10 +336,13 @@ mod tests {
         assert_eq!(files.identity.log_key.to_bytes(), [4; 32]);
         assert_eq!(files.certificate.as_ref(), (0..100).collect::<Vec<u8>>());
         assert_eq!(files.ca.as_ref(), [7; 49]);
+        assert_eq!(files.pin_key, Some(PinKey::new([6; 32])));
         for entry in fs::read_dir(dir.path()).unwrap() {
             let entry = entry.unwrap();
             assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
         }
+        fs::remove_file(dir.path().join("pin.key")).unwrap();
+        assert!(dir.load().unwrap().pin_key.is_none(), "a directory of before");
         fs::write(dir.path().join("log.key"), "short").unwrap();
         let error = dir.load().err().unwrap().to_string();
         assert!(error.ends_with("log.key: 64 hexadecimal digits are expected"), "{error}");

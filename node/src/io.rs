@@ -6,6 +6,7 @@ use feiqian_protocol::account::AccountError;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, InstitutionId, NodeId, NodeName};
+use feiqian_protocol::pin::PinGeneration;
 use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapKey, TapRequest};
 use feiqian_protocol::time::Timestamp;
 use serde::Serialize;
@@ -71,6 +72,8 @@ pub enum Input {
     Balance(Ticket, CardNumber),
     /// A change of settings. Answered by [`Output::Setting`].
     Setting(Ticket, SettingRequest),
+    /// A PIN was entered for a tap that is to come. Answered by [`Output::PinGeneration`].
+    Pin(Ticket, TapKey, CardNumber),
     /// Asks for [`Output::Status`].
     Status(Ticket),
     /// A connection to the centre stands, authenticated both ways. Replaces an older one.
@@ -101,6 +104,8 @@ pub enum Output {
     Balance(Ticket, Result<BalanceView, DeclineReason>),
     /// A change of settings was written, or why not.
     Setting(Ticket, Result<SettingDone, SettingError>),
+    /// What the PIN is to be hashed for; absent where there is nothing to compare it with, or the tap was decided before.
+    PinGeneration(Ticket, Option<PinGeneration>),
     /// The answer to a status enquiry.
     Status(Ticket, Box<Status>),
     /// A frame for the centre; its lane is [`Frame::lane`].

@@ -13,6 +13,7 @@ use feiqian_protocol::enrol::{
 use feiqian_protocol::frame::ALPN_ENROL;
 use feiqian_protocol::ids::{NodeId, NodeName};
 use feiqian_protocol::limits::ENROL_BYTES_MAX;
+use feiqian_protocol::pin::PinKey;
 use quinn::EndpointConfig;
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -85,8 +86,12 @@ pub async fn join(dir: &DataDir, centre: &HostPort, code: &str) -> Result<Joined
     dir.create()?;
     let _lock = dir.lock()?;
     let tls_key = KeyPair::generate_for(&PKCS_ED25519).map_err(|error| JoinError::Keys(error.to_string()))?;
-    let keys =
-        NewKeys { tls_key_pem: tls_key.serialize_pem(), log_key: random()?, terminal_secret: random()? };
+    let keys = NewKeys {
+        tls_key_pem: tls_key.serialize_pem(),
+        log_key: random()?,
+        terminal_secret: random()?,
+        pin_key: PinKey::new(random()?),
+    };
     // Before anybody vouches for them, so that a full disk does not use the code up.
     dir.store_keys(&keys)?;
     let request = request(&code, &tls_key, &keys)?;
@@ -115,6 +120,7 @@ fn request(code: &EnrolCode, tls_key: &KeyPair, keys: &NewKeys) -> Result<Sealed
         lookup: code.lookup(),
         certificate_request: certificate_request.der().to_vec().into(),
         log_key,
+        pin_key: Some(keys.pin_key),
     };
     let mac = code.mac(&request);
     Ok(SealedEnrolRequest { request, mac })

@@ -19,6 +19,7 @@ use crate::http::{self, Terminals, server};
 use crate::identity::{DataDir, DataDirError, NodeFiles};
 use crate::io::Settings;
 use crate::link::{self, LinkError, LinkSettings};
+use crate::pin::hashing::PinHashing;
 use crate::renew::Renewal;
 use crate::store::StoreError;
 use crate::tls::{self, CertificateTime, NodeCertificate, TlsError};
@@ -143,6 +144,7 @@ async fn serve(
         secret: files.terminal_secret.clone(),
         institution: files.identity.institution,
         voucher_keys: core.voucher_keys(),
+        pins: PinHashing::new(files.pin_key),
         ask_deadline: Duration::from_millis(config.ask_deadline_ms),
         open: core.open_flag(),
         connected: connected.clone(),

@@ -16,6 +16,7 @@
 //! | `counters` | voucher | the last code used of each: [`codes`] |
 //! | `debits`, `reversals` | position | own effects on balances: a debit with what is left of it for reversals, a reversal |
 //! | `posted` | shard | the position of the own log that the newest posted batch names: own effects after it are in no posted balance |
+//! | `pins` | account | what a payment PIN is compared with, and wrong ones in a row: [`pins`] |
 //! | `hotlist` | card, account | losses told ahead of their entries |
 //! | `snapshots`, `snapshot_pieces` | log, position(, piece) | snapshots of account streams: what a stream starts from, or one under way |
 //! | `campus` | 1 | the newest campus configuration |
@@ -29,6 +30,7 @@ pub mod accounts;
 pub(crate) mod cards;
 pub(crate) mod codes;
 pub(crate) mod log;
+pub(crate) mod pins;
 pub(crate) mod recent;
 pub(crate) mod settings;
 pub(crate) mod snapshots;
@@ -257,6 +259,7 @@ impl Store {
             _ => self.check_owner(identity)?,
         }
         self.connection.execute_batch(codes::SCHEMA)?;
+        self.connection.execute_batch(pins::SCHEMA)?;
         Ok(())
     }
 

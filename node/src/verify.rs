@@ -1,13 +1,15 @@
 //! Recomputes everything that the database claims, from its entries alone.
 //!
-//! Three things, each by itself: every chain and every signed head; the account streams folded with
+//! Four things, each by itself: every chain and every signed head; the account streams folded with
 //! [`feiqian_protocol::balance::Projection`] (from the snapshot on that a stream starts from, where it does) against the
 //! balances and documents of the tables, by digest; and the own log
-//! with the centre's stream for this node folded into [`feiqian_protocol::rights::Rows`] against the rows of the tables.
+//! with the centre's stream for this node folded into [`feiqian_protocol::rights::Rows`] against the rows of the tables; and
+//! the verifiers of PINs in that stream against those in the tables.
 //! It only reads, so it may run beside the service, in one read transaction.
 
 mod answers;
 mod codes;
+mod pins;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -120,6 +122,7 @@ fn examine(connection: &Connection, identity: &Identity) -> Result<Report, Store
     rows::compare(connection, identity, &mut report)?;
     answers::compare(connection, identity, &mut report)?;
     codes::compare(connection, identity, &mut report)?;
+    pins::compare(connection, identity, &mut report)?;
     if report.more > 0 {
         let more = format!("and {} more", report.more);
         report.problems.push(more);

@@ -10,6 +10,7 @@
 //! | `frozen` | map key → time | centre, desk | narrowing | present is frozen |
 //! | `closed` | map key → time | centre | narrowing, final | present is closed |
 //! | `limits` | map `single`, `daily` → fen | centre; nodes lower | either | the lower of concurrent values |
+//! | `pins` | map generation → `chosen` or `initial`, and a time | centre | widening | a PIN that is set deletes those that its author had seen: two at once leave two, and then none pays until one is confirmed |
 //! | `groups` | map group → time | centre | widening | present is member |
 //!
 //! Documents from before virtual cards have no `phones`; the centre, which alone writes it, makes it with the first.
@@ -28,7 +29,7 @@
 
 mod chunk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::transaction::Transactable;
@@ -39,14 +40,17 @@ use data_encoding::BASE64URL_NOPAD;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+use crate::canary::{Canary, planted};
 use crate::chain::hex;
 use crate::code::PhoneKey;
 use crate::enrol::Role;
 use crate::ids::{AccountId, CardNumber, InstitutionId, Key, NodeId};
 use crate::limits::{
     AMOUNT_FEN_MAX, DOCUMENT_BYTES_KEPT, DOCUMENT_BYTES_MAX, DOCUMENT_BYTES_SLACK, NAME_BYTES_MAX,
+    PINS_PER_ACCOUNT_MAX,
 };
 use crate::money::Fen;
+use crate::pin::PinGeneration;
 use crate::time::Timestamp;
 
 /// What a change of settings means. The change itself must do this and no more.
@@ -138,6 +142,36 @@ pub enum Intent {
         #[n(1)]
         phone: Key,
     },
+    /// The holder has chosen a payment PIN. It is named here and told nowhere.
+    #[n(10)]
+    SetPin {
+        /// The new one.
+        #[n(0)]
+        generation: PinGeneration,
+        /// Those that the author had seen.
+        #[n(1)]
+        replaces: Vec<PinGeneration>,
+    },
+    /// The payment PIN is the initial one again, which opens nothing but its own change.
+    #[n(11)]
+    ResetPin {
+        /// The new one.
+        #[n(0)]
+        generation: PinGeneration,
+        /// Those that the author had seen.
+        #[n(1)]
+        replaces: Vec<PinGeneration>,
+    },
+    /// Of several PINs the holder has shown this one.
+    #[n(12)]
+    ConfirmPin {
+        /// The one that stays.
+        #[n(0)]
+        generation: PinGeneration,
+        /// The others that the author had seen.
+        #[n(1)]
+        others: Vec<PinGeneration>,
+    },
 }
 
 impl Intent {
@@ -176,6 +210,27 @@ pub enum CardStatus {
     Void,
 }
 
+/// A payment PIN as a document has it: never the PIN itself.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PinReference {
+    /// True for one that was made by the campus's rule, which anybody may guess.
+    pub initial: bool,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl PinReference {
+    fn to_text(self) -> String {
+        format!("{} {}", if self.initial { "initial" } else { "chosen" }, self.since.0)
+    }
+
+    /// What is not written by an intent pays nothing.
+    fn from_text(text: &str) -> Self {
+        let (kind, since) = text.split_once(' ').unwrap_or((text, ""));
+        Self { initial: kind != "chosen", since: Timestamp(since.parse().unwrap_or(0)) }
+    }
+}
+
 /// A document's projection: what authorization needs of it. Equal change sets have equal projections.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AccountSettings {
@@ -198,6 +253,9 @@ pub struct AccountSettings {
     /// The phones behind virtual cards; see [`phone_text`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub phones: BTreeMap<CardNumber, String>,
+    /// Payment PINs; none where the holder has the initial one of those who told no ID number.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pins: BTreeMap<PinGeneration, PinReference>,
 }
 
 /// A phone's key as documents have it: the name of its algorithm, a colon, its bytes in base64url.
@@ -213,6 +271,17 @@ pub fn read_phone(text: &str) -> Option<PhoneKey> {
 }
 
 impl AccountSettings {
+    /// The PIN that pays: the only one, and a chosen one.
+    pub fn paying_pin(&self) -> Option<PinGeneration> {
+        let mut pins = self.pins.iter();
+        match (pins.next(), pins.next()) {
+            (Some((generation, pin)), None) if !pin.initial || planted(Canary::InitialPinPays) => {
+                Some(*generation)
+            }
+            _ => None,
+        }
+    }
+
     /// The canonical text that digests are made of.
     pub fn canonical(&self) -> String {
         serde_json::to_string(self).expect("plain data serializes")
@@ -249,8 +318,28 @@ impl AccountSettings {
             Intent::ActivateVirtualCard { card, .. } if self.cards.contains_key(card) => {
                 Err(AccountError::PhoneUsed)
             }
+            Intent::SetPin { generation, replaces } | Intent::ResetPin { generation, replaces } => {
+                self.check_pins(replaces)?;
+                if self.pins.contains_key(generation) {
+                    return Err(AccountError::KeyUsed);
+                }
+                let left = self.pins.len() - replaces.len();
+                if left < PINS_PER_ACCOUNT_MAX { Ok(()) } else { Err(AccountError::TooManyPins) }
+            }
+            Intent::ConfirmPin { generation, others } => {
+                self.check_pins(others)?;
+                let stays = self.pins.contains_key(generation) && !others.contains(generation);
+                if stays && !others.is_empty() { Ok(()) } else { Err(AccountError::NoSuchPin) }
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the account has these PINs, each named once.
+    fn check_pins(&self, pins: &[PinGeneration]) -> Result<(), AccountError> {
+        let distinct: BTreeSet<_> = pins.iter().collect();
+        let here = pins.iter().all(|pin| self.pins.contains_key(pin));
+        if here && distinct.len() == pins.len() { Ok(()) } else { Err(AccountError::NoSuchPin) }
     }
 
     /// The same for a node of this role, which may narrow and no more.
@@ -297,7 +386,10 @@ impl AccountSettings {
             | Intent::IssueCard { .. }
             | Intent::Unfreeze { .. }
             | Intent::JoinGroup { .. }
-            | Intent::ActivateVirtualCard { .. } => {}
+            | Intent::ActivateVirtualCard { .. }
+            | Intent::SetPin { .. }
+            | Intent::ResetPin { .. }
+            | Intent::ConfirmPin { .. } => {}
         }
     }
 }
@@ -344,6 +436,12 @@ pub enum AccountError {
     /// A phone's key that is a virtual card of the account already.
     #[error("the phone's key is, or was, a virtual card of this account")]
     PhoneUsed,
+    /// An intent about a PIN that the account does not have.
+    #[error("the account has no such PIN")]
+    NoSuchPin,
+    /// More PINs at once than [`PINS_PER_ACCOUNT_MAX`].
+    #[error("the account has too many unconfirmed PINs")]
+    TooManyPins,
     /// The account is closed: only reading is left.
     #[error("the account is closed")]
     Closed,
@@ -363,6 +461,8 @@ impl AccountError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NoSuchCard => "no_such_card",
+            Self::NoSuchPin => "no_such_pin",
+            Self::TooManyPins => "too_many_pins",
             Self::NotLost => "not_lost",
             Self::KeyUsed => "key_used",
             Self::LimitOutOfRange => "limit_out_of_range",
@@ -431,7 +531,7 @@ impl Document {
         }
         let mut doc = AutoCommit::new().with_actor(actor);
         doc.put(ROOT, "class", new.class.as_str())?;
-        for field in ["void", "losses", "frozen", "closed"] {
+        for field in ["void", "losses", "frozen", "closed", "pins"] {
             doc.put_object(ROOT, field, ObjType::Map)?;
         }
         let cards = doc.put_object(ROOT, "cards", ObjType::Map)?;
@@ -527,6 +627,14 @@ impl Document {
                 self.0.put(&phones, card.as_str(), phone.as_str())?;
                 self.put_key("cards", card.as_str(), now)?;
             }
+            Intent::SetPin { generation, replaces } | Intent::ResetPin { generation, replaces } => {
+                self.remove_pins(replaces)?;
+                let initial = matches!(intent, Intent::ResetPin { .. });
+                let pin = PinReference { initial, since: at };
+                let pins = self.pins()?;
+                self.0.put(&pins, generation.to_string(), pin.to_text())?;
+            }
+            Intent::ConfirmPin { others, .. } => self.remove_pins(others)?,
         }
         self.0.commit();
         let change = self.0.get_last_local_change().ok_or(AccountError::Change)?;
@@ -642,7 +750,24 @@ impl Document {
             daily_limit: self.limit("daily")?,
             groups: self.keys("groups")?,
             phones: self.phones()?,
+            pins: self.pin_references()?,
         })
+    }
+
+    /// Where the PINs are. A document of an older build gets its place for them with its first one.
+    fn pins(&mut self) -> Result<ObjId, AccountError> {
+        match self.0.get(ROOT, "pins")? {
+            None => Ok(self.0.put_object(ROOT, "pins", ObjType::Map)?),
+            Some(_) => self.map("pins"),
+        }
+    }
+
+    fn remove_pins(&mut self, gone: &[PinGeneration]) -> Result<(), AccountError> {
+        let pins = self.pins()?;
+        for pin in gone {
+            self.0.delete(&pins, pin.to_string())?;
+        }
+        Ok(())
     }
 
     fn map(&self, field: &'static str) -> Result<ObjId, AccountError> {
@@ -694,6 +819,25 @@ impl Document {
             }
         }
         Ok(phones)
+    }
+
+    /// Rule: a PIN is a key that is present, and an initial one where any of its values says so.
+    fn pin_references(&self) -> Result<BTreeMap<PinGeneration, PinReference>, AccountError> {
+        let mut pins = BTreeMap::new();
+        if self.0.get(ROOT, "pins")?.is_none() {
+            return Ok(pins);
+        }
+        let map = self.map("pins")?;
+        for key in self.0.keys(&map) {
+            // A key that no intent writes is a PIN too, so that it cannot be passed over.
+            let generation = key.parse().unwrap_or(PinGeneration::UNREADABLE);
+            for (value, _) in self.0.get_all(&map, key.as_str())? {
+                let new = PinReference::from_text(value.as_str().unwrap_or_default());
+                let pin = pins.entry(generation).or_insert(new);
+                *pin = PinReference { initial: pin.initial || new.initial, since: pin.since.max(new.since) };
+            }
+        }
+        Ok(pins)
     }
 
     /// Rule: of concurrent classes the lexically first; any fixed choice converges, and only the centre writes it.
@@ -798,6 +942,74 @@ mod tests {
         assert_eq!((settings.single_limit, settings.daily_limit), (Fen::new(1000), Fen::new(4000)));
         assert_eq!(settings.cards[&card("c1")], CardStatus::Void);
         assert_eq!(settings, right.settings().unwrap());
+    }
+
+    fn pin(number: u8) -> PinGeneration {
+        PinGeneration([number; 16])
+    }
+
+    #[test]
+    fn two_pins_at_once_pay_nothing_until_one_is_confirmed() {
+        let mut centre = document();
+        let initial = Intent::ResetPin { generation: pin(1), replaces: vec![] };
+        centre.carry_out(&initial, Timestamp(2)).unwrap();
+        assert_eq!(centre.settings().unwrap().paying_pin(), None, "an initial PIN pays nothing");
+        let chosen = Intent::SetPin { generation: pin(2), replaces: vec![pin(1)] };
+        centre.carry_out(&chosen, Timestamp(3)).unwrap();
+        assert_eq!(centre.settings().unwrap().paying_pin(), Some(pin(2)));
+        let mut left = copy(&mut centre, 1);
+        let mut right = copy(&mut centre, 2);
+        let set = |number| Intent::SetPin { generation: pin(number), replaces: vec![pin(2)] };
+        let one = left.carry_out(&set(3), Timestamp(4)).unwrap();
+        let two = right.carry_out(&set(4), Timestamp(4)).unwrap();
+        assert_eq!(left.settings().unwrap().paying_pin(), Some(pin(3)));
+        left.merge_change(&two).unwrap();
+        right.merge_change(&one).unwrap();
+        for document in [&left, &right] {
+            let settings = document.settings().unwrap();
+            assert_eq!(settings.pins.keys().copied().collect::<Vec<_>>(), [pin(3), pin(4)]);
+            assert_eq!(settings.paying_pin(), None);
+        }
+        let confirm = Intent::ConfirmPin { generation: pin(4), others: vec![pin(3)] };
+        let confirmed = left.carry_out(&confirm, Timestamp(5)).unwrap();
+        right.merge_change(&confirmed).unwrap();
+        assert_eq!(right.settings().unwrap().paying_pin(), Some(pin(4)));
+        assert_eq!(left.heads(), right.heads());
+    }
+
+    #[test]
+    fn an_intent_about_pins_that_are_not_there_is_refused() {
+        let mut centre = document();
+        let unseen = Intent::SetPin { generation: pin(1), replaces: vec![pin(9)] };
+        assert!(matches!(centre.carry_out(&unseen, Timestamp(2)), Err(AccountError::NoSuchPin)));
+        let set = Intent::SetPin { generation: pin(1), replaces: vec![] };
+        centre.carry_out(&set, Timestamp(2)).unwrap();
+        assert!(matches!(centre.carry_out(&set, Timestamp(2)), Err(AccountError::KeyUsed)));
+        let confirm = |others| Intent::ConfirmPin { generation: pin(1), others };
+        for others in [vec![], vec![pin(1)], vec![pin(2)]] {
+            assert!(matches!(centre.carry_out(&confirm(others), Timestamp(3)), Err(AccountError::NoSuchPin)));
+        }
+        let count = fill_pins(&mut centre);
+        assert_eq!(count, PINS_PER_ACCOUNT_MAX - 1);
+        assert_eq!(centre.settings().unwrap().paying_pin(), None);
+    }
+
+    /// Sets PINs that have not seen each other until no more are taken.
+    fn fill_pins(document: &mut Document) -> usize {
+        let set = |number| Intent::SetPin { generation: pin(number), replaces: vec![] };
+        (100..).take_while(|number| document.carry_out(&set(*number), Timestamp(4)).is_ok()).count()
+    }
+
+    #[test]
+    fn a_value_that_no_intent_writes_pays_nothing() {
+        let mut odd = document();
+        let pins = odd.pins().unwrap();
+        odd.0.put(&pins, pin(1).to_string(), 7).unwrap();
+        assert_eq!(odd.settings().unwrap().paying_pin(), None);
+        let mut odd = document();
+        odd.carry_out(&Intent::SetPin { generation: pin(1), replaces: vec![] }, Timestamp(2)).unwrap();
+        odd.0.put(&pins, "no generation", "chosen 1").unwrap();
+        assert_eq!(odd.settings().unwrap().paying_pin(), None);
     }
 
     #[test]

@@ -56,6 +56,8 @@ canaries! {
     GrantAddedOnEveryDelivery = "grant-added-on-every-delivery",
     /// Grants under way when a session begins are granted once more.
     GrantResentAfterRestart = "grant-resent-after-restart",
+    /// The PIN by the campus rule, which anybody may guess, pays like one of the holder's choice.
+    InitialPinPays = "initial-pin-pays",
     /// A case, once opened, is not lowered by what a late entry shows.
     LateEntryUnsettlesCase = "late-entry-unsettles-case",
     /// Entries of a closed epoch are booked as if it were open.
@@ -68,6 +70,8 @@ canaries! {
     LossOnlyWhereHeard = "loss-only-where-heard",
     /// A setting that a building has written does not act there before the centre has it.
     OwnSettingForgotten = "own-setting-forgotten",
+    /// Wrong PINs are not counted.
+    PinTriesNotCounted = "pin-tries-not-counted",
     /// A recall is obeyed beyond what is there.
     RecallBeyondUnspent = "recall-beyond-unspent",
     /// A node forgets refunds where it adds up balances.

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::chain::{hex, unhex};
 use crate::ids::{CampusId, InstitutionId, NodeId, NodeName};
 use crate::limits::ENROL_BYTES_MAX;
+use crate::pin::PinKey;
 
 /// What a node may write; checked at ingest.
 #[derive(Clone, Copy, Debug, Decode, Deserialize, Encode, Eq, PartialEq, Serialize)]
@@ -156,6 +157,9 @@ pub struct EnrolRequest {
     /// The public key (Ed25519) of the node's log.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub log_key: [u8; 32],
+    /// The key under which the centre makes verifiers of PINs for this node; absent from nodes that cannot check a PIN.
+    #[n(3)]
+    pub pin_key: Option<PinKey>,
 }
 
 /// A request and the MAC that binds it to a code.
@@ -270,11 +274,15 @@ mod tests {
         let code = EnrolCode::new([7; 16], b"public key");
         assert_eq!(code.to_string().parse::<EnrolCode>().unwrap(), code);
         assert!("7".parse::<EnrolCode>().is_err());
-        let request =
-            EnrolRequest { lookup: code.lookup(), certificate_request: vec![1, 2].into(), log_key: [3; 32] };
+        let request = EnrolRequest {
+            lookup: code.lookup(),
+            certificate_request: vec![1, 2].into(),
+            log_key: [3; 32],
+            pin_key: None,
+        };
         let mac = code.mac(&request);
         assert!(code.verify(&request, &mac));
-        let other = EnrolRequest { log_key: [4; 32], ..request };
+        let other = EnrolRequest { pin_key: Some(PinKey::new([4; 32])), ..request };
         assert!(!code.verify(&other, &mac));
         let sealed = SealedEnrolRequest { request: other, mac };
         let bytes = minicbor::to_vec(&sealed).unwrap();

@@ -29,6 +29,7 @@
 //! | 26 | [`Hint`] | to node | what prices a stand-in; not critical |
 //! | 27 | [`Pool`] | to node | stand-in of all accounts together, a day |
 //! | 28 | [`NodeEnrolled`] | to node | none: who the stream is for, as its first entry; not critical |
+//! | 29 | [`PinVerifiers`] | to node | what PINs are compared with there; not critical |
 //! | 35 | [`SettingAnswered`] | to node | a setting that it wrote is in the account's stream, or refused |
 //! | 40 | [`AccountOpened`] | shard | creates the account and its document |
 //! | 41 | [`Setting`] | shard, node | an intent and the change that carries it out |
@@ -47,6 +48,7 @@ use crate::enrol::Role;
 use crate::ids::{AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::money::{Fen, UnitPrice};
+use crate::pin::{PinDigest, PinGeneration};
 use crate::tap::DeclineReason;
 use crate::time::{BusinessDay, Hlc, Timestamp};
 
@@ -334,6 +336,9 @@ pub struct Decline {
     /// True for access.
     #[n(5)]
     pub access: bool,
+    /// Wrong PINs in a row of this account at this node, this one included, where a wrong PIN was the reason.
+    #[n(6)]
+    pub pin_tries: Option<u8>,
 }
 
 /// A door opened.
@@ -513,6 +518,29 @@ pub struct NodeEnrolled {
     /// Signs its log (Ed25519).
     #[cbor(n(4), with = "minicbor::bytes")]
     pub log_key: [u8; 32],
+}
+
+/// What this node compares PINs with. Of several for one account the newest counts, and wrong tries are counted anew from it.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct PinVerifiers {
+    /// At most [`crate::limits::PIN_VERIFIERS_PER_ENTRY_MAX`].
+    #[n(0)]
+    pub verifiers: Vec<PinVerifier>,
+}
+
+/// What one PIN is compared with at one node.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct PinVerifier {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// The PIN, as the account's document names it.
+    #[n(1)]
+    pub generation: PinGeneration,
+    /// The digest of the right one, under the node's key.
+    #[n(2)]
+    #[serde(skip)]
+    pub digest: PinDigest,
 }
 
 /// An account and its document.
@@ -851,6 +879,7 @@ bodies! {
     Hint(Hint) = 26, critical false, "hint";
     Pool(Pool) = 27, critical true, "pool";
     NodeEnrolled(NodeEnrolled) = 28, critical false, "node_enrolled";
+    PinVerifiers(PinVerifiers) = 29, critical false, "pin_verifiers";
     SettingAnswered(SettingAnswered) = 35, critical true, "setting_answered";
     AccountOpened(AccountOpened) = 40, critical true, "account_opened";
     Setting(Setting) = 41, critical true, "setting";

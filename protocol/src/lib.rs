@@ -4,7 +4,7 @@
 //! upgrade, it belongs to one side.
 //!
 //! In reading order: [`money`], [`ids`], [`time`], [`tap`] (what a terminal asks and is told), [`entry`] (what is written
-//! about it), [`chain`] (how that is linked and signed), [`rights`] (who may spend), [`account`] (settings as documents),
+//! about it), [`chain`] (how that is linked and signed), [`rights`] (who may spend), [`account`] (settings as documents), [`pin`],
 //! [`campus`] (the published configuration), [`code`] (the virtual card), [`purse`] (money on a CPU card),
 //! [`balance`] (the projection and its digest), [`frame`] and [`session`] (how
 //! it travels), [`snapshot`] (what stands for the beginning of a stream), [`enrol`] (how a node joins), [`limits`] (every bound),
@@ -22,6 +22,7 @@ pub mod frame;
 pub mod ids;
 pub mod limits;
 pub mod money;
+pub mod pin;
 pub mod purse;
 pub mod rights;
 pub mod session;

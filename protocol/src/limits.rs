@@ -116,6 +116,30 @@ pub const LOSSES_PER_ACCOUNT_MAX: usize = 256;
 /// Reports of loss that one setting lifts; more are lifted by several settings, since each stands in it twice.
 pub const LOSSES_PER_LIFT_MAX: usize = 128;
 
+/// Digits of a payment PIN, as campus cards have them.
+pub const PIN_DIGITS: usize = 6;
+
+/// Wrong PINs in a row at one node after which the PIN is locked there: with a million PINs, three guesses at each building
+/// of a large campus stay far below one in a thousand.
+pub const PIN_TRIES_MAX: u8 = 3;
+
+/// Argon2id of a PIN: memory in KiB, passes, lanes. One of the equally strong settings of the OWASP Password Storage Cheat
+/// Sheet, the one with the least memory: a node is a small machine, and hashes while taps are decided. A PIN has a million
+/// values only, so no setting makes a stolen hash safe (RFC 9106 section 4 has the trade); this one makes each guess cost
+/// some tens of milliseconds.
+pub const PIN_ARGON2_KIB: u32 = 7 * 1024;
+/// See [`PIN_ARGON2_KIB`].
+pub const PIN_ARGON2_PASSES: u32 = 5;
+/// See [`PIN_ARGON2_KIB`].
+pub const PIN_ARGON2_LANES: u32 = 1;
+
+/// PINs that an account may have at once: more than kiosks at which one holder may stand, and few in a document.
+pub const PINS_PER_ACCOUNT_MAX: usize = 16;
+
+/// Verifiers of PINs in one entry, so that it fits a record and is a millisecond of work; and a step writes one such entry
+/// for a node, since taps wait for it.
+pub const PIN_VERIFIERS_PER_ENTRY_MAX: usize = 256;
+
 /// Deltas or heads in one posted batch entry, so that it fits a record.
 pub const DELTAS_PER_POSTED_MAX: usize = 2_000;
 
@@ -142,6 +166,7 @@ const _: () = assert!(FRAME_RECORDS_BYTES_TARGET + RECORD_BYTES_MAX + 64 * 1024 
 const _: () = assert!(CAMPUS_CONFIG_BYTES_MAX < RECORD_BYTES_MAX && DOCUMENT_BYTES_MAX < RECORD_BYTES_MAX);
 const _: () =
     assert!(ENTRIES_PER_FRAME_TARGET <= ENTRIES_PER_FRAME_MAX && FRAMES_IN_FLIGHT_MAX < LINK_QUEUE_MAX);
+const _: () = assert!(PIN_VERIFIERS_PER_ENTRY_MAX * 72 < FRAME_RECORDS_BYTES_TARGET);
 const _: () = assert!(DELTAS_PER_POSTED_MAX * 24 < RECORD_BYTES_MAX);
 const _: () = assert!(ENTRIES_PER_FRAME_MAX < FRAME_LIST_MAX && (SHARDS as usize) < HELLO_LIST_MAX);
 const _: () =

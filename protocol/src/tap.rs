@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::code::CheckedCode;
 use crate::ids::{AccountId, CardNumber, Key, TerminalId};
 use crate::money::Fen;
+use crate::pin::{PinDigest, PinGeneration};
 use crate::time::Timestamp;
 
 /// The identity of a tap, made by the terminal: a retry carries the same key and gets the first answer.
@@ -48,11 +49,21 @@ pub enum TapKind {
     Quantity(u32),
 }
 
-/// The payment PIN as the core sees it; hashing happens outside.
+/// The payment PIN as the core sees it; hashing happens outside. [`Pin::Right`] and [`Pin::Wrong`] are what the core makes of
+/// one that was entered; a shell never says them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Pin {
     /// None was entered.
     Absent,
+    /// One was entered, and hashed under the salt of this generation and this node's key.
+    Entered {
+        /// The PIN that it was hashed to be compared with.
+        generation: PinGeneration,
+        /// What is compared.
+        digest: PinDigest,
+    },
+    /// One was entered, and not hashed: there was nothing here to compare it with.
+    NotHashed,
     /// The right one was entered.
     Right,
     /// A wrong one was entered.
@@ -167,6 +178,11 @@ decline_reasons! {
     NotPermitted = 57, "not_permitted", false, "Not permitted here", "无权限";
     /// No tariff for this holder at this terminal.
     NoTariff = 58, "no_tariff", false, "No price for this holder", "无适用费率";
+    /// A PIN was entered, and the account has none here that pays: none was chosen, or two were and neither is confirmed, or
+    /// word of it has not come yet. Code 86 is the card schemes' "PIN cannot be verified".
+    PinNotSet = 86, "pin_not_set", true, "No valid PIN here; choose or confirm one", "支付密码未生效，请先修改或确认";
+    /// Too many wrong PINs in a row at this building.
+    PinLocked = 75, "pin_locked", true, "PIN locked here after wrong tries", "支付密码错误次数超限，已锁定";
     /// A wrong payment PIN was entered.
     WrongPin = 55, "wrong_pin", true, "Wrong PIN", "支付密码错误";
     /// Over the no-PIN limit of a purchase or of the day.

@@ -10,8 +10,8 @@ use feiqian_protocol::enrol::{
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
     CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd, Grant, Hint,
-    Measured, NodeEnrolled, Pool, Posted, PostedHead, Proof, RecordError, Refund, Release, Reversal, Setting,
-    ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone,
+    Measured, NodeEnrolled, PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof, RecordError, Refund,
+    Release, Reversal, Setting, ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone,
 };
 use feiqian_protocol::frame::{
     Ack, Ask, Branch, CentreHello, Entries, Frame, FrameError, LogCursor, LossNotice, Mark, No, NodeHello,
@@ -24,6 +24,7 @@ use feiqian_protocol::limits::{
     ACCOUNT_END, ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, HELLO_LIST_MAX, RECORD_BYTES_MAX,
 };
 use feiqian_protocol::money::{Fen, UnitPrice};
+use feiqian_protocol::pin::{PinDigest, PinGeneration, PinKey};
 use feiqian_protocol::snapshot::{CampusState, SignedSnapshot, Snapshot, SnapshotAck, SnapshotPiece};
 use feiqian_protocol::tap::DeclineReason;
 use feiqian_protocol::time::{BusinessDay, Hlc, Timestamp};
@@ -34,8 +35,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 /// Kinds that this build knows; any other number is an unknown kind.
-const KNOWN_KINDS: [u16; 25] =
-    [1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 41, 42, 43, 44, 45, 46];
+const KNOWN_KINDS: [u16; 26] =
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 40, 41, 42, 43, 44, 45, 46];
 
 const NAME: &str = "[!#-&(-+\\--~]{1,64}";
 
@@ -203,7 +204,15 @@ fn intent() -> impl Strategy<Value = Intent> {
         key().prop_map(|group| Intent::JoinGroup { group }),
         key().prop_map(|group| Intent::LeaveGroup { group }),
         (card(), key()).prop_map(|(card, phone)| Intent::ActivateVirtualCard { card, phone }),
+        (pin(), vec(pin(), 0..3)).prop_map(|(generation, replaces)| Intent::SetPin { generation, replaces }),
+        (pin(), vec(pin(), 0..3))
+            .prop_map(|(generation, replaces)| Intent::ResetPin { generation, replaces }),
+        (pin(), vec(pin(), 0..3)).prop_map(|(generation, others)| Intent::ConfirmPin { generation, others }),
     ]
+}
+
+fn pin() -> impl Strategy<Value = PinGeneration> {
+    uniform16(any::<u8>()).prop_map(PinGeneration)
 }
 
 fn entry_ref() -> impl Strategy<Value = EntryRef> {
@@ -225,11 +234,18 @@ fn node_body() -> impl Strategy<Value = Body> {
         (tap(), account(), wallet(), epoch(), fen()).prop_map(|(tap, account, wallet, epoch, amount)| {
             Body::from(TakenIn { tap, account, wallet, epoch, amount })
         });
-    let decline =
-        (tap(), option::of(account()), card(), fen(), select(DeclineReason::ALL.to_vec()), any::<bool>())
-            .prop_map(|(tap, account, card, amount, reason, access)| {
-                Body::from(Decline { tap, account, card, amount, reason, access })
-            });
+    let decline = (
+        tap(),
+        option::of(account()),
+        card(),
+        fen(),
+        select(DeclineReason::ALL.to_vec()),
+        any::<bool>(),
+        option::of(any::<u8>()),
+    )
+        .prop_map(|(tap, account, card, amount, reason, access, pin_tries)| {
+            Body::from(Decline { tap, account, card, amount, reason, access, pin_tries })
+        });
     let access = (tap(), account(), card(), code())
         .prop_map(|(tap, account, card, code)| Body::from(Access { tap, account, card, code }));
     let share_release = (account(), epoch(), day(), fen()).prop_map(|(account, epoch, from_day, amount)| {
@@ -266,6 +282,10 @@ fn to_node_body() -> impl Strategy<Value = Body> {
             })
         },
     );
+    let verifier = (account(), pin(), uniform32(any::<u8>())).prop_map(|(account, generation, digest)| {
+        PinVerifier { account, generation, digest: PinDigest::new(digest) }
+    });
+    let pins = vec(verifier, 0..4).prop_map(|verifiers| Body::from(PinVerifiers { verifiers }));
     let role = select(vec![Role::Pos, Role::Door, Role::Kiosk, Role::Desk]);
     let enrolled = (
         any::<u16>(),
@@ -292,6 +312,7 @@ fn to_node_body() -> impl Strategy<Value = Body> {
             habit_only
         })),
         enrolled,
+        pins,
     ]
 }
 
@@ -484,11 +505,13 @@ fn snapshot_ack() -> impl Strategy<Value = Frame> {
 }
 
 fn enrol_request() -> impl Strategy<Value = EnrolRequest> {
-    (uniform32(any::<u8>()), vec(any::<u8>(), 0..300), uniform32(any::<u8>())).prop_map(
-        |(lookup, certificate_request, log_key)| EnrolRequest {
+    let pin_key = option::of(uniform32(any::<u8>()));
+    (uniform32(any::<u8>()), vec(any::<u8>(), 0..300), uniform32(any::<u8>()), pin_key).prop_map(
+        |(lookup, certificate_request, log_key, pin_key)| EnrolRequest {
             lookup,
             certificate_request: certificate_request.into(),
             log_key,
+            pin_key: pin_key.map(PinKey::new),
         },
     )
 }

@@ -144,6 +144,7 @@ impl Centre {
             single_limit_fen: None,
             daily_limit_fen: None,
             groups: Vec::new(),
+            initial_pin: None,
             opened: None,
         });
         for command in [
@@ -154,7 +155,7 @@ impl Centre {
                 lookup: lookup.clone(),
                 secret: hex(&[1; 16]),
             },
-            Command::Enrol { lookup, log_key },
+            Command::Enrol { lookup, log_key, pin_key: None },
             Command::ImportAccounts { accounts: accounts.collect() },
         ] {
             centre.step(vec![Input::Command(Ticket(1), command)]);

@@ -19,6 +19,7 @@ use feiqian_protocol::frame::{Frame, LossNotice};
 use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
 use feiqian_protocol::limits::{AMOUNT_FEN_MAX, ENROL_CODE_SECONDS, ENROL_TRIES_MAX, LOSSES_PER_LIFT_MAX};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::pin::PinKey;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 use serde_json::{Value, json};
 
@@ -64,7 +65,13 @@ impl Round<'_> {
                 self.create_enrolment(name, role, &lookup, &secret)
             }
             Command::LookUpEnrolment { lookup } => self.look_up_enrolment(&lookup),
-            Command::Enrol { lookup, log_key } => self.enrol(&lookup, &log_key),
+            Command::Enrol { lookup, log_key, pin_key } => self.enrol(&lookup, &log_key, pin_key),
+            Command::PinStatus { card } => self.pin_status(&card),
+            Command::SetPin { card, pin, operator } => self.set_pin(&card, &pin, false, operator),
+            Command::ResetPin { card, pin, operator } => self.set_pin(&card, &pin, true, operator),
+            Command::ChangePin { card, current, pin } => self.change_pin(&card, &current, &pin),
+            Command::ConfirmPin { card, typed, operator } => self.confirm_pin(&card, &typed, operator),
+            Command::UnlockPin { card } => self.unlock_pin(&card),
             Command::Retire { node, force } => self.retire(&node, force),
             Command::Revoke { node, enrolment } => self.revoke(&node, enrolment),
             Command::Renew { node, incarnation } => Ok(self.renew(node, incarnation)),
@@ -116,7 +123,13 @@ impl Round<'_> {
                 actor_id(institution, NodeId::CENTRE, 1, 1, account),
                 self.state.time,
             )
-            .and_then(|mut document| Ok((document.settings()?, document.heads(), document.save())));
+            .and_then(|mut document| {
+                if let Some(pin) = &new.initial_pin {
+                    let intent = Intent::ResetPin { generation: pin.generation, replaces: Vec::new() };
+                    document.carry_out(&intent, self.state.time)?;
+                }
+                Ok((document.settings()?, document.heads(), document.save()))
+            });
             match document {
                 Ok(document) => opened.push((account, new, document)),
                 Err(error) => return Ok(refused("account", format!("row {row}: {error}"))),
@@ -125,6 +138,9 @@ impl Round<'_> {
         let count = opened.len();
         for (account, new, (settings, heads, document)) in opened {
             self.open_account(account, new, document, &settings, &heads)?;
+            if let Some(pin) = &new.initial_pin {
+                self.keep_initial_pin(account, pin)?;
+            }
             for (wallet, amount) in [(Wallet::Cash, new.opening_fen), (Wallet::Subsidy, new.subsidy_fen)] {
                 if amount.is_positive() {
                     let key = Key::new(format!("opening-{account}-{wallet}"));
@@ -289,6 +305,17 @@ impl Round<'_> {
         intent: Intent,
         operator: Key,
     ) -> Result<Result<(), CommandError>, StoreError> {
+        let actor = Actor { kind: ActorKind::Operator, id: operator, proof: Proof::Login };
+        self.settle_as(account, intent, actor)
+    }
+
+    /// Carries out an intent of whoever it is.
+    pub(crate) fn settle_as(
+        &mut self,
+        account: AccountId,
+        intent: Intent,
+        actor: Actor,
+    ) -> Result<Result<(), CommandError>, StoreError> {
         let Some((mut document, _)) = self.document(account)? else {
             return Ok(Err(CommandError {
                 code: "account",
@@ -297,7 +324,6 @@ impl Round<'_> {
         };
         match document.carry_out(&intent, self.state.time) {
             Ok(change) => {
-                let actor = Actor { kind: ActorKind::Operator, id: operator, proof: Proof::Login };
                 self.write_setting(account, document, intent, change, actor)?;
                 Ok(Ok(()))
             }
@@ -439,7 +465,7 @@ impl Round<'_> {
         Ok(Ok(json!({ "name": code.name, "role": code.role, "secret": secret })))
     }
 
-    fn enrol(&mut self, lookup: &str, log_key: &str) -> Result<Reply, StoreError> {
+    fn enrol(&mut self, lookup: &str, log_key: &str, pin_key: Option<PinKey>) -> Result<Reply, StoreError> {
         let (lookup, mut code) = match self.valid_enrolment(lookup)? {
             Ok(found) => found,
             Err(error) => return Ok(Err(error)),
@@ -491,6 +517,9 @@ impl Round<'_> {
         self.state.means = None;
         // First in the stream for it: whoever holds anything of the stream holds this.
         self.append(self.state.to_node(id), Actor::centre(), enrolled)?;
+        if let Some(key) = pin_key {
+            self.keep_pin_key(id, key)?;
+        }
         if let Some((older, _)) = older {
             self.end_sessions(older, "the node was enrolled anew");
             self.shut_out(older, "enrolled anew", NodeState::Retired)?;

@@ -23,9 +23,10 @@ use crate::control::Client;
 use crate::driver::real_now;
 use crate::export::{self, Format, Table};
 use crate::io::{Building, CardLoss, Command, Identity, RecoveryStatus, SettingCommand, Status};
+use crate::pin::command::PinAction;
 use crate::run::{self, CAMPUS, DATABASE, Origin};
 use crate::verify;
-use crate::{history, import};
+use crate::{history, import, pin};
 
 /// A configuration that is wrong (`EX_USAGE` of sysexits.h).
 const EXIT_CONFIGURATION: u8 = 64;
@@ -38,11 +39,19 @@ struct Cli {
     command: Action,
 }
 
+/// Where the centre is.
 #[derive(Args)]
-struct Data {
+pub struct Data {
     /// The data directory of the centre.
     #[arg(long = "data", value_name = "DIR", env = "FEIQIAN_DATA")]
     dir: PathBuf,
+}
+
+impl Data {
+    /// The data directory.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
 }
 
 #[derive(Subcommand)]
@@ -157,6 +166,12 @@ enum Action {
         #[command(subcommand)]
         what: VirtualCard,
     },
+    /// The payment PIN of an account: what a purchase over the limits is asked for. PINs are read from standard input, never
+    /// from arguments, and go no further than this process, which hashes them.
+    Pin {
+        #[command(subcommand)]
+        what: PinAction,
+    },
     /// Shows how the centre stands.
     Status {
         #[command(flatten)]
@@ -202,7 +217,8 @@ enum Import {
     },
     /// Accounts from a CSV file with a header: card, patron_class, opening_fen, and where wanted subsidy_fen,
     /// single_limit_fen, daily_limit_fen, groups (separated by spaces), opened (a day; an account younger than two weeks is not
-    /// stood in for).
+    /// stood in for), id_last_six (the end of the holder's ID number, of which the initial payment PIN is made; hashing takes
+    /// some tens of milliseconds for each).
     Accounts {
         /// The file.
         file: PathBuf,
@@ -469,6 +485,7 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             say(&data.dir, &Command::LiftLoss { card, operator })?;
             writeln!(out, "lifted")?;
         }
+        Action::Pin { what } => pin::command::act(what, out)?,
         Action::Loss { what: Loss::Show { card, data, json } } => {
             let reply = without_ok(say(&data.dir, &Command::CardLoss { card })?);
             if json {

@@ -25,6 +25,7 @@ use crate::asks::{AskQueue, Debts};
 use crate::escrow::{HandOut, PendingGrants, Sweep};
 use crate::habit::CampusMeans;
 use crate::io::{Command, CommandError, Identity, Input, LinkId, Now, Output, Reply, Ticket};
+use crate::pin::Pins;
 use crate::recovery::Recovery;
 use crate::session::Link;
 pub use crate::store::StoreError;
@@ -60,6 +61,7 @@ pub(crate) struct State {
     /// How many of them each node has.
     pub asks_of: BTreeMap<NodeId, usize>,
     pub debts: Debts,
+    pub pins: Pins,
     pub hand_out: HandOut,
     pub sweep: Sweep,
     pub gathered: Gathered,
@@ -117,6 +119,7 @@ impl State {
             asks: BTreeMap::new(),
             asks_of: BTreeMap::new(),
             debts: Debts::default(),
+            pins: Pins::load(db)?,
             hand_out: HandOut::default(),
             sweep: Sweep::default(),
             gathered: Gathered::default(),
@@ -506,6 +509,7 @@ impl<'a> Round<'a> {
             self.fresh = false;
             self.recall_debts()?;
             self.hand_out()?;
+            self.send_pins()?;
         }
         self.flush()?;
         for log in std::mem::take(&mut self.unsigned) {

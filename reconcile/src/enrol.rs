@@ -210,7 +210,8 @@ impl Desk {
             return Err("the log key is not an Ed25519 public key".to_owned());
         }
 
-        let enrol = Command::Enrol { lookup, log_key: hex(&request.log_key) };
+        let (log_key, pin_key) = (hex(&request.log_key), request.pin_key);
+        let enrol = Command::Enrol { lookup, log_key, pin_key };
         let made = self.core.command(enrol).await.map_err(|error| error.message)?;
         let made: Made = serde_json::from_value(made).map_err(|_| internal("enrolment"))?;
         if (&made.name, made.role) != (&known.name, known.role) {
@@ -375,7 +376,12 @@ mod tests {
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
         let log_key = ed25519_dalek::SigningKey::from_bytes(&[5; 32]).verifying_key().to_bytes();
-        EnrolRequest { lookup: code.lookup(), certificate_request: request.der().to_vec().into(), log_key }
+        EnrolRequest {
+            lookup: code.lookup(),
+            certificate_request: request.der().to_vec().into(),
+            log_key,
+            pin_key: None,
+        }
     }
 
     fn sealed(code: &EnrolCode) -> SealedEnrolRequest {

@@ -349,7 +349,7 @@ impl Round<'_> {
     }
 
     /// Nodes that may be granted something now: open, in a session whose anchor is acknowledged, and taking purchases.
-    fn receivers(&self) -> Vec<NodeId> {
+    pub(crate) fn receivers(&self) -> Vec<NodeId> {
         let anchored: BTreeSet<NodeId> =
             self.state.links.values().filter(|link| link.is_anchored()).map(|link| link.node).collect();
         anchored

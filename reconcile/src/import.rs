@@ -11,10 +11,12 @@ use feiqian_protocol::frame::LOG_FILE_MAGIC;
 use feiqian_protocol::ids::{CardNumber, Key};
 use feiqian_protocol::limits::{AMOUNT_FEN_MAX, FRAME_BYTES_MAX};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::pin::PaymentPin;
 use feiqian_protocol::time::BusinessDay;
 
 use crate::control::{Client, ClientError};
 use crate::io::{Command, ImportedAccount};
+use crate::pin::command::hashed;
 
 /// Accounts of one command: one step of the core, which taps wait for.
 const BATCH: usize = 100;
@@ -22,7 +24,7 @@ const BATCH: usize = 100;
 /// Errors that are shown of one file.
 const ERRORS_SHOWN_MAX: usize = 20;
 
-const COLUMNS: [&str; 8] = [
+const COLUMNS: [&str; 9] = [
     "card",
     "patron_class",
     "opening_fen",
@@ -31,6 +33,7 @@ const COLUMNS: [&str; 8] = [
     "daily_limit_fen",
     "groups",
     "opened",
+    "id_last_six",
 ];
 const COLUMNS_REQUIRED: usize = 3;
 
@@ -54,7 +57,7 @@ pub fn accounts(out: &mut impl Write, file: &Path, data_dir: &Path) -> anyhow::R
     let mut done = 0;
     let progress = std::io::stderr().is_terminal();
     for batch in accounts.chunks(BATCH) {
-        let accounts = batch.to_vec();
+        let accounts = with_pins(batch)?;
         if let Err(error) = client.command(&Command::ImportAccounts { accounts }) {
             let state = match &error {
                 ClientError::Refused { .. } => format!("{done} of {total} accounts were imported before"),
@@ -79,6 +82,27 @@ pub fn accounts(out: &mut impl Write, file: &Path, data_dir: &Path) -> anyhow::R
     }
     writeln!(out, "{done} accounts imported")?;
     Ok(())
+}
+
+/// The accounts of a batch, each with its initial PIN hashed: by all processors, since it takes a while.
+fn with_pins(batch: &[(ImportedAccount, Option<PaymentPin>)]) -> anyhow::Result<Vec<ImportedAccount>> {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let hash = |(account, pin): &(ImportedAccount, Option<PaymentPin>)| {
+        let initial_pin = pin.map(hashed).transpose()?;
+        anyhow::Ok(ImportedAccount { initial_pin, ..account.clone() })
+    };
+    std::thread::scope(|scope| {
+        let parts = batch.chunks(batch.len().div_ceil(threads).max(1));
+        let parts: Vec<_> = parts
+            .map(|part| scope.spawn(move || part.iter().map(hash).collect::<anyhow::Result<Vec<_>>>()))
+            .collect();
+        let mut accounts = Vec::with_capacity(batch.len());
+        for part in parts {
+            let part = part.join().map_err(|_| anyhow::anyhow!("a PIN could not be hashed"))??;
+            accounts.extend(part);
+        }
+        Ok(accounts)
+    })
 }
 
 /// Imports a node's log through the running service; says on `out` what became of it.
@@ -140,11 +164,11 @@ pub fn next_frame(input: &mut impl Read) -> anyhow::Result<Option<Vec<u8>>> {
     Ok(Some(frame))
 }
 
-/// Reads all accounts, or says for each line what is wrong with it.
+/// Reads all accounts with their initial PINs where they are told, or says for each line what is wrong with it.
 ///
 /// # Errors
 /// Line numbers, from 1, and what is wrong there.
-pub fn parse(input: impl Read) -> Result<Vec<ImportedAccount>, Vec<(u64, String)>> {
+pub fn parse(input: impl Read) -> Result<Vec<(ImportedAccount, Option<PaymentPin>)>, Vec<(u64, String)>> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
     let columns = match reader.headers() {
         Ok(header) => columns(header).map_err(|error| vec![(1, error)])?,
@@ -164,11 +188,11 @@ pub fn parse(input: impl Read) -> Result<Vec<ImportedAccount>, Vec<(u64, String)
         };
         let line = record.position().map_or(0, csv::Position::line);
         match account(&columns, &record) {
-            Ok(account) => {
+            Ok((account, pin)) => {
                 if let Some(first) = lines.insert(account.card.clone(), line) {
                     errors.push((line, format!("card: the same one as in line {first}")));
                 }
-                accounts.push(account);
+                accounts.push((account, pin));
             }
             Err(error) => errors.push((line, error)),
         }
@@ -201,13 +225,13 @@ fn columns(header: &csv::StringRecord) -> Result<[Option<usize>; COLUMNS.len()],
 fn account(
     columns: &[Option<usize>; COLUMNS.len()],
     record: &csv::StringRecord,
-) -> Result<ImportedAccount, String> {
-    let [card, class, opening, subsidy, single, daily, groups, opened] =
+) -> Result<(ImportedAccount, Option<PaymentPin>), String> {
+    let [card, class, opening, subsidy, single, daily, groups, opened, id_last_six] =
         columns.map(|place| place.and_then(|place| record.get(place)).unwrap_or_default());
     if class.is_empty() {
         return Err("patron_class: is empty".to_owned());
     }
-    Ok(ImportedAccount {
+    let account = ImportedAccount {
         // Not the text itself: errors end up in mails and logs.
         card: CardNumber::new(card).map_err(|_| {
             "card: 1 to 64 visible ASCII characters without comma and quotes are expected".to_owned()
@@ -222,8 +246,11 @@ fn account(
             .map(Key::new)
             .collect::<Result<_, _>>()
             .map_err(|error| format!("groups: {error}"))?,
+        initial_pin: None,
         opened: if opened.is_empty() { None } else { Some(day(opened)?) },
-    })
+    };
+    let pin = (!id_last_six.is_empty()).then(|| PaymentPin::initial(id_last_six)).transpose();
+    Ok((account, pin.map_err(|error| format!("id_last_six: {error}"))?))
 }
 
 /// A day such as 2025-09-01.
@@ -253,12 +280,27 @@ mod tests {
     fn columns_come_in_any_order_and_what_is_left_out_is_the_campus_default() {
         let text = "\u{feff}opening_fen, card,patron_class,groups,daily_limit_fen,opened\n500,c1,student,a b,,\n\
                     0,c2,staff,,7,2025-09-08\n";
-        let accounts = parse(text.as_bytes()).unwrap();
+        let accounts: Vec<_> =
+            parse(text.as_bytes()).unwrap().into_iter().map(|(account, _)| account).collect();
         assert_eq!(accounts.len(), 2);
         assert_eq!((accounts[0].opening_fen, accounts[0].subsidy_fen), (Fen::new(500), Fen::ZERO));
         assert_eq!((accounts[0].daily_limit_fen, accounts[1].daily_limit_fen), (None, Some(Fen::new(7))));
         assert_eq!(accounts[0].groups.len(), 2);
         assert_eq!((accounts[0].opened, accounts[1].opened), (None, Some(BusinessDay(20_339))));
+    }
+
+    #[test]
+    fn the_end_of_an_id_number_becomes_the_initial_pin() {
+        let text = "card,patron_class,opening_fen,id_last_six\nc1,student,5,12345X\nc2,student,5,\n";
+        let accounts = parse(text.as_bytes()).unwrap();
+        let pins: Vec<_> = accounts.iter().map(|(_, pin)| *pin).collect();
+        assert_eq!(pins, ["123450".parse().ok(), None]);
+        let hashed = with_pins(&accounts).unwrap();
+        let pin = hashed[0].initial_pin.as_ref().unwrap();
+        assert_eq!(pin.hash, "123450".parse::<PaymentPin>().unwrap().hash(pin.generation));
+        assert!(hashed[1].initial_pin.is_none());
+        let error = parse("card,patron_class,opening_fen,id_last_six\nc1,student,5,1234\n".as_bytes());
+        assert!(error.unwrap_err()[0].1.starts_with("id_last_six"));
     }
 
     #[test]

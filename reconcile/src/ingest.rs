@@ -357,7 +357,10 @@ impl Round<'_> {
             return Ok(());
         }
         match &entry.body {
-            Body::Debit(debit) => self.debit(place, entry, debit),
+            Body::Debit(debit) => {
+                self.note_right_pin(place.node, entry, debit)?;
+                self.debit(place, entry, debit)
+            }
             Body::Access(access) if access.code.is_some() && accounts::exists(self.db, access.account)? => {
                 let code = access.code.as_ref();
                 self.note_code(place.at, &entry.actor, access.account, &access.tap, code).map(drop)
@@ -370,6 +373,7 @@ impl Round<'_> {
             Body::Setting(setting) => {
                 self.node_setting(place.at, place.node, place.order_key, entry, setting)
             }
+            Body::Decline(decline) if place.at.log.stream == 0 => self.note_wrong_pin(place.node, decline),
             _ => Ok(()),
         }
     }

@@ -6,8 +6,11 @@ use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{CardNumber, InstitutionId, Key, NodeId, NodeName, Wallet};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::pin::PinKey;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 use serde::{Deserialize, Serialize};
+
+use crate::pin::HashedPin;
 
 /// The clocks, as they are when a step begins.
 #[derive(Clone, Copy, Debug)]
@@ -175,6 +178,9 @@ pub enum Command {
         lookup: String,
         /// The node's log key, as hex.
         log_key: String,
+        /// Its key for verifiers of PINs, where it told one.
+        #[serde(default)]
+        pin_key: Option<PinKey>,
     },
     /// Closes a node's rights: orderly (asks it to end its epoch; right comes home when it has), or by force, at the
     /// head ingested so far. A closed node gets no rights until it is enrolled anew.
@@ -208,6 +214,52 @@ pub enum Command {
         /// The branch that an earlier frame of the file went to.
         #[serde(default)]
         branch: Option<u32>,
+    },
+    /// How an account's payment PIN stands; says for which PINs one that is typed must be hashed.
+    PinStatus {
+        /// A card of the account.
+        card: CardNumber,
+    },
+    /// The holder stands before an operator and has typed a new PIN.
+    SetPin {
+        /// A card of the account.
+        card: CardNumber,
+        /// The new PIN.
+        pin: HashedPin,
+        /// Who set it.
+        operator: Key,
+    },
+    /// The holder changes the PIN by showing the one that there is.
+    ChangePin {
+        /// A card of the account.
+        card: CardNumber,
+        /// The one that there is, hashed for each that the account has; empty where the account has none.
+        current: Vec<HashedPin>,
+        /// The new one.
+        pin: HashedPin,
+    },
+    /// Makes the PIN the initial one again.
+    ResetPin {
+        /// A card of the account.
+        card: CardNumber,
+        /// The initial PIN.
+        pin: HashedPin,
+        /// Who reset it.
+        operator: Key,
+    },
+    /// Of several PINs, set at once, the holder has typed this one before an operator.
+    ConfirmPin {
+        /// A card of the account.
+        card: CardNumber,
+        /// What was typed, hashed for each that the account has.
+        typed: Vec<HashedPin>,
+        /// Who confirmed it.
+        operator: Key,
+    },
+    /// Forgets wrong tries, everywhere.
+    UnlockPin {
+        /// A card of the account.
+        card: CardNumber,
     },
     /// How the centre stands.
     Status,
@@ -301,6 +353,9 @@ pub struct ImportedAccount {
     /// Groups (doors).
     #[serde(default)]
     pub groups: Vec<Key>,
+    /// The initial PIN by the end of the holder's ID number; absent where that was not told.
+    #[serde(default)]
+    pub initial_pin: Option<HashedPin>,
     /// The day on which the account was opened, where that was lately: a young one is not stood in for.
     #[serde(default)]
     pub opened: Option<BusinessDay>,

@@ -5,7 +5,7 @@
 //!
 //! | table | one row is | written |
 //! |---|---|---|
-//! | `meta` | a named value: `home` (the file that this database is, or was copied from), `recovery` (1 while the centre collects what an old copy lacks, 2 while it replays it), `recovered_until`, `node_numbers_from`, `institution`, `campus` (JSON), `campus_version`, `unlimited` (present once a campus let stand-in be unlimited), `day` (the open business day) | replaced |
+//! | `meta` | a named value: `home` (the file that this database is, or was copied from), `recovery` (1 while the centre collects what an old copy lacks, 2 while it replays it), `recovered_until`, `node_numbers_from`, `pin_changes` (how many there were), `institution`, `campus` (JSON), `campus_version`, `unlimited` (present once a campus let stand-in be unlimited), `day` (the open business day) | replaced |
 //! | `logs` | a log: its end (`position`, `hash`, `clock`), the last `order_key`, the newest head's `applied` and `anchor`, `posted` (how far it acts on money), `named` (how far posted batches include it), `quarantined` (the position that stopped it) | replaced |
 //! | `entries` | a record of any log, as received; `order_key` as recorded at first ingest | once |
 //! | `heads` | a signed head | once |
@@ -34,6 +34,9 @@
 //! | `pruned` | (account, wallet): what posted batches that were dropped had posted | replaced |
 //! | `stream_acks` | (node, account stream): how far it was acknowledged, as noted at the end of a session and once a day | replaced |
 //! | `heard`, `named`, `reports`, `unnamed`, `unheard` | while the centre takes back what an old copy lacks: nodes heard; logs that a batch named, and where; at which position a card was reported lost; what a batch that is not whole posted; (account, wallet): what was posted of entries that are not here, and the batch that it is booked under. Of `named` and `unheard` there stays what was never heard again | replaced |
+//! | `pins` | a payment PIN by its name: the hash that verifiers are made of, and, but for initial ones, the number of its last change | replaced |
+//! | `pin_keys` | a node: its key for verifiers, and the last change that was written for it | replaced |
+//! | `pin_tries` | (account, node): wrong PINs in a row, as last heard; node 0 is the centre | replaced |
 //! | `faults` | an entry that breaks a rule, and which | once |
 
 pub mod accounts;
@@ -41,6 +44,7 @@ pub(crate) mod codes;
 pub mod logs;
 pub mod money;
 pub mod nodes;
+pub mod pins;
 pub mod recovery;
 pub mod snapshots;
 
@@ -199,6 +203,7 @@ pub(crate) fn prepare(connection: &Connection, institution: InstitutionId) -> Re
         put_meta(connection, "institution", i64::from(institution.0))?;
     }
     connection.execute_batch(codes::SCHEMA)?;
+    connection.execute_batch(pins::SCHEMA)?;
     check(connection, institution)
 }
 

@@ -22,9 +22,10 @@ use self::figures::Figures;
 use self::measure::Scale;
 
 /// Everything that can be measured, by its name in the JSON.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 17] = [
     "tap_one",
     "tap_open_100",
+    "pin_10",
     "core_64",
     "http_64",
     "slow_disk_64",

@@ -222,7 +222,8 @@ impl World {
             secret,
         })?;
         let log_key_hex = hex(log_key.verifying_key().as_bytes());
-        let reply = self.command(centre_io::Command::Enrol { lookup, log_key: log_key_hex })?;
+        let reply =
+            self.command(centre_io::Command::Enrol { lookup, log_key: log_key_hex, pin_key: None })?;
         let number_of = |field: &str| {
             reply[field].as_u64().ok_or_else(|| anyhow!("the answer to an enrolment has no {field}"))
         };
@@ -333,7 +334,7 @@ impl World {
                     self.model.decided(ticket, decision, repeat)?;
                 }
                 node_io::Output::Refused(ticket, error) => self.model.refused(ticket, error)?,
-                node_io::Output::Balance(..) => {}
+                node_io::Output::Balance(..) | node_io::Output::PinGeneration(..) => {}
                 node_io::Output::Setting(ticket, done) => {
                     self.settings.insert(ticket, done);
                 }
@@ -419,6 +420,7 @@ fn import(card: &str, opening: Fen, limits: (Fen, Fen)) -> Result<centre_io::Imp
         single_limit_fen: Some(limits.0),
         daily_limit_fen: Some(limits.1),
         groups: Vec::new(),
+        initial_pin: None,
         opened: None,
     })
 }

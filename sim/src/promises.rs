@@ -3,6 +3,7 @@
 pub mod books;
 pub mod ledger;
 pub mod losses;
+pub mod pins;
 pub mod receipts;
 
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,8 @@ named! {
         Cases = "cases",
         /// After a loss report the holder does not pay.
         AfterLoss = "after_loss",
+        /// Over the limits only the right PIN pays, of the holder's choice, and none after three wrong ones.
+        Pin = "pin",
         /// Copies, forks, forged and replayed frames change nothing unseen.
         History = "history",
         /// A door opens to whom its groups say.
@@ -163,6 +166,8 @@ named! {
         DeclinedNoTariff = "declined_no_tariff",
         /// A decline: wrong PIN.
         DeclinedWrongPin = "declined_wrong_pin",
+        /// A decline: no PIN that pays.
+        DeclinedPinNotSet = "declined_pin_not_set",
         /// A decline: PIN required.
         DeclinedPinRequired = "declined_pin_required",
         /// A decline: not enough money.

@@ -18,6 +18,7 @@ mod links;
 mod network;
 pub(crate) mod observed;
 mod operators;
+mod pins;
 mod samples;
 mod terminals;
 

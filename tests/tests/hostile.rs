@@ -230,6 +230,7 @@ fn a_wrong_used_or_late_code_makes_no_node() -> Result<()> {
         lookup: code.lookup(),
         certificate_request: request.der().to_vec().into(),
         log_key: ed25519_dalek::SigningKey::from_bytes(&[1; 32]).verifying_key().to_bytes(),
+        pin_key: None,
     };
     let mac = code.mac(&request);
     request.log_key = ed25519_dalek::SigningKey::from_bytes(&[2; 32]).verifying_key().to_bytes();

@@ -68,6 +68,7 @@ fn a_document_opens_in_javascript_and_what_is_changed_there_merges_here() -> Res
         "closed": {},
         "limits": {"single": 2_000, "daily": 5_000},
         "groups": {"dorm-1": at},
+        "pins": {},
     });
     ensure!(said["values"] == expected, "{said}");
     ensure!(said["heads"] == json!(document.heads()), "{said}");

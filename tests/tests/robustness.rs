@@ -58,7 +58,10 @@ fn a_wrong_request_is_named_and_nothing_of_it_stays() -> Result<()> {
         (purchase(r#""amount":"99999999999999999999.00""#), 400, "malformed", "amount"),
         (purchase(r#""quantity":0"#), 422, "quantity", "quantity"),
         (purchase(r#""quantity":4294967296"#), 422, "quantity", "quantity"),
-        (purchase(r#""amount_fen":1,"pin":"123456""#), 400, "pin_not_supported_here", "pin"),
+        (purchase(r#""amount_fen":1,"pin":"12345""#), 422, "pin", "6 digits"),
+        (purchase(r#""amount_fen":1,"pin":"1234567""#), 422, "pin", "6 digits"),
+        (purchase(r#""amount_fen":1,"pin":"12345a""#), 422, "pin", "6 digits"),
+        (purchase(r#""amount_fen":1,"pin":123456"#), 422, "pin", "6 digits"),
         (
             purchase(r#""amount_fen":1"#).replace("\"epoch\":1", "\"epoch\":4294967296"),
             400,

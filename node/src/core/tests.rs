@@ -8,6 +8,8 @@ use feiqian_protocol::ids::{CardNumber, Epoch, Key, LogId, Unit, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{DeclineReason, Pin, TapKind, TapRequest};
 
+mod pins;
+
 use super::testing::*;
 use crate::io::{Input, LinkState, Output, TapError, Ticket};
 

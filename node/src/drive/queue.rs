@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use feiqian_protocol::frame::{Frame, Lane};
 use feiqian_protocol::ids::CardNumber;
-use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapRequest};
+use feiqian_protocol::pin::PinGeneration;
+use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapKey, TapRequest};
 use feiqian_protocol::time::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -23,6 +24,8 @@ pub enum Request {
     Balance(CardNumber),
     /// A change of settings.
     Setting(SettingRequest),
+    /// What the PIN of a tap that is to come is to be hashed for.
+    Pin(TapKey, CardNumber),
     /// How the node stands.
     Status,
 }
@@ -43,6 +46,8 @@ pub enum Answer {
     Balance(Result<BalanceView, DeclineReason>),
     /// A change of settings acts here, or why not.
     Setting(Result<SettingDone, SettingError>),
+    /// What a PIN is to be hashed for, where there is anything to compare it with.
+    PinGeneration(Option<PinGeneration>),
     /// How the node stands.
     Status(Box<Status>),
 }

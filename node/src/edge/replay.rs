@@ -27,6 +27,9 @@ impl NodeCore {
                     card: Some(decline.card.clone()),
                     ..row(used, decline.account.unwrap_or(AccountId(0)), place)
                 };
+                if let (Some(account), Some(tries)) = (decline.account, decline.pin_tries) {
+                    self.store.put_pin_tries(account, tries)?;
+                }
                 self.put_tap_row(&key(&entry.actor, &decline.tap)?, &row)
             }
             Body::Access(access) => {
@@ -62,6 +65,9 @@ impl NodeCore {
         actor: &Actor,
         debit: &Debit,
     ) -> Result<(), StoreError> {
+        if actor.proof.has_pin() {
+            self.store.put_pin_tries(debit.account, 0)?;
+        }
         self.store.put_debit(&DebitRow::new(position, debit))?;
         self.replay_code(debit.account, debit.code)?;
         let amount = debit.amount();

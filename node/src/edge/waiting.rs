@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use feiqian_protocol::ids::AccountId;
-use feiqian_protocol::tap::{TapKey, TapRequest};
+use feiqian_protocol::tap::{Pin, TapKey, TapRequest};
 
 use super::asks::Asks;
 use crate::io::Ticket;
@@ -16,6 +16,8 @@ pub(crate) struct Waiting {
     /// Who asked; more than one where the terminal tried again meanwhile.
     pub(super) tickets: Vec<Ticket>,
     pub(super) deadline_ms: u64,
+    /// What the PIN was found to be when it was last judged.
+    pub(super) pin: Pin,
     /// What was asked of the centre, and what it said.
     pub(crate) asks: Asks,
 }
@@ -53,6 +55,11 @@ impl Queues {
     /// The first waiting tap of an account.
     pub(crate) fn head_mut(&mut self, account: AccountId) -> Option<&mut Waiting> {
         self.by_account.get_mut(&account)?.front_mut()
+    }
+
+    /// True where a tap of this key waits.
+    pub(crate) fn is_waiting(&self, key: &TapKey) -> bool {
+        self.by_key.contains_key(key)
     }
 
     pub(super) fn push(&mut self, account: AccountId, waiting: Waiting) {

@@ -40,6 +40,10 @@ pub struct TapBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = 552, minimum = 1, maximum = 1_000_000)]
     pub quantity: Option<u32>,
+    /// The payment PIN of a purchase, where the holder was asked for it: six digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "271828", pattern = "^[0-9]{6}$")]
+    pub pin: Option<String>,
 }
 
 /// What a tap is for.
@@ -363,12 +367,12 @@ mod paths {
         request_body = TapBody,
         responses(
             (status = 200, description = "Approved, declined or pending; authenticated by `x-feiqian-mac`.", body = TapAnswer),
-            (status = 400, description = "`malformed` (the message names the field), `pin_not_supported_here`.", body = ErrorAnswer),
+            (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
             (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
             (status = 403, description = "`unknown_terminal`, `no_merchant`.", body = ErrorAnswer),
             (status = 409, description = "`key_reused`: epoch and sequence were used for another request.", body = ErrorAnswer),
             (status = 413, description = "The body is too long.", body = ErrorAnswer),
-            (status = 422, description = "`amount`, `quantity`: out of range.", body = ErrorAnswer),
+            (status = 422, description = "`amount`, `quantity`: out of range. `pin`: not six digits.", body = ErrorAnswer),
             (status = 503, description = "`busy`, `unavailable`: ask again with the same epoch and sequence.", body = ErrorAnswer),
         )
     )]

@@ -7,7 +7,9 @@ use std::str::FromStr;
 use feiqian_protocol::code::{CheckedCode, Code};
 use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{CardNumber, Key, TerminalId};
+use feiqian_protocol::limits::PIN_DIGITS;
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::pin::PaymentPin;
 use feiqian_protocol::tap::{DeclineReason, Pin, ReversalRequest, TapKey, TapKind, TapRequest};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -28,13 +30,16 @@ pub enum BodyError {
         /// What is wrong.
         why: String,
     },
-    /// A PIN cannot be taken here.
-    #[error("field \"pin\" is not supported by this node")]
+    /// What was entered is no PIN. It is in no message.
+    #[error("field \"pin\" must be a text of {PIN_DIGITS} digits")]
     Pin,
     /// The quantity is a number beyond every range.
     #[error("field \"quantity\" is out of range")]
     Quantity,
 }
+
+/// What a tap is, and the PIN that was entered, which is not hashed yet.
+pub type Read = (TapRequest, Option<PaymentPin>);
 
 /// Reads a tap of this terminal, and has the code checked that stands in place of a card. The decline where what was presented
 /// as one is none: a scanner that misread is nothing that the terminal did wrong.
@@ -45,11 +50,8 @@ pub fn tap(
     terminal: &TerminalId,
     body: &[u8],
     check: impl FnOnce(Code) -> CheckedCode,
-) -> Result<Result<TapRequest, DeclineReason>, BodyError> {
+) -> Result<Result<Read, DeclineReason>, BodyError> {
     let mut fields = Fields::parse(body)?;
-    if fields.values.contains_key("pin") {
-        return Err(BodyError::Pin);
-    }
     let key = fields.key(terminal)?;
     let code = fields.optional("code")?;
     let card = match code {
@@ -67,6 +69,7 @@ pub fn tap(
     };
     let amount = fields.amount()?;
     let quantity = fields.optional("quantity")?.map(quantity).transpose()?;
+    let pin = fields.optional("pin")?.map(pin).transpose()?;
     let kind = match (fields.required("kind")?.as_str(), amount, quantity) {
         (Some("purchase"), Some(amount), None) => TapKind::Amount(amount),
         (Some("purchase"), None, Some(quantity)) => TapKind::Quantity(quantity),
@@ -82,6 +85,10 @@ pub fn tap(
         _ => return Err(wrong("kind", "must be \"purchase\" or \"access\"")),
     };
     fields.finish()?;
+    if kind == TapKind::Access && pin.is_some() {
+        return Err(wrong("pin", "cannot stand in an access"));
+    }
+    let entered = if pin.is_some() { Pin::NotHashed } else { Pin::Absent };
     let (card, code) = match (card, code) {
         (Some(card), _) => (card, None),
         (None, Some(Ok(code))) => {
@@ -90,7 +97,7 @@ pub fn tap(
         }
         (None, _) => return Ok(Err(DeclineReason::CodeUnreadable)),
     };
-    Ok(Ok(TapRequest { key, card, code, kind, pin: Pin::Absent }))
+    Ok(Ok((TapRequest { key, card, code, kind, pin: entered }, pin)))
 }
 
 /// Reads a reversal of this terminal.
@@ -162,6 +169,10 @@ pub fn setting(terminal: &TerminalId, body: &[u8]) -> Result<SettingRequest, Bod
 
 fn wrong(field: &str, why: impl Into<String>) -> BodyError {
     BodyError::Field { field: field.to_owned(), why: why.into() }
+}
+
+fn pin(value: Value) -> Result<PaymentPin, BodyError> {
+    value.as_str().and_then(|text| text.parse().ok()).ok_or(BodyError::Pin)
 }
 
 /// A whole number that no quantity can be is a quantity out of range, not a malformed one.
@@ -288,10 +299,10 @@ mod tests {
 
     fn parsed(fields: &str) -> Result<TapKind, String> {
         let body = format!(r#"{{"epoch":1,"sequence":"2","card":"c1",{fields}}}"#);
-        read(body.as_bytes()).map(|tap| tap.unwrap().kind).map_err(|error| error.to_string())
+        read(body.as_bytes()).map(|tap| tap.unwrap().0.kind).map_err(|error| error.to_string())
     }
 
-    fn read(body: &[u8]) -> Result<Result<TapRequest, DeclineReason>, BodyError> {
+    fn read(body: &[u8]) -> Result<Result<Read, DeclineReason>, BodyError> {
         tap(&terminal(), body, |code| code.check(InstitutionId(1), &[]))
     }
 
@@ -306,8 +317,10 @@ mod tests {
             amount_fen: Some(1250),
             amount: None,
             quantity: None,
+            pin: None,
         };
-        let request = read(&serde_json::to_vec(&client).unwrap()).unwrap().unwrap();
+        let (request, pin) = read(&serde_json::to_vec(&client).unwrap()).unwrap().unwrap();
+        assert_eq!(pin, None);
         let card = CardNumber::new("c02346").unwrap();
         let kind = TapKind::Amount(Fen::new(1250));
         let expected =
@@ -377,7 +390,7 @@ mod tests {
         let code = Code::sign(&voucher, &secret, 1, 1).unwrap();
         let body = |fields: &str| format!(r#"{{"epoch":1,"sequence":"2","kind":"access",{fields}}}"#);
         for text in [code.to_digits(), code.to_base64url()] {
-            let request = read(body(&format!(r#""code":"{text}""#)).as_bytes()).unwrap().unwrap();
+            let (request, _) = read(body(&format!(r#""code":"{text}""#)).as_bytes()).unwrap().unwrap();
             assert_eq!(request.card, CardNumber::of_phone(&secret.key()));
             assert_eq!(request.code, Some(Box::new(code.clone().check(InstitutionId(1), &[]))));
         }
@@ -427,7 +440,13 @@ mod tests {
             (r#""kind":"purchase","quantity":4294967296"#, "field \"quantity\" is out of range"),
             (r#""kind":"refund","amount_fen":1"#, "field \"kind\" must be \"purchase\" or \"access\""),
             (r#""amount_fen":1"#, "field \"kind\" is missing"),
-            (r#""kind":"access","pin":"1""#, "field \"pin\" is not supported"),
+            (r#""kind":"access","pin":"123456""#, "field \"pin\" cannot stand in an access"),
+            (r#""kind":"purchase","amount_fen":1,"pin":"12345""#, "field \"pin\" must be a text of 6 digits"),
+            (
+                r#""kind":"purchase","amount_fen":1,"pin":"12345a""#,
+                "field \"pin\" must be a text of 6 digits",
+            ),
+            (r#""kind":"purchase","amount_fen":1,"pin":123456"#, "field \"pin\" must be a text of 6 digits"),
             (r#""kind":"access","sum":1"#, "field \"sum\" is not known"),
             (r#""kind":"access","epoch":1"#, "the body must be a JSON object: field \"epoch\" stands twice"),
         ];

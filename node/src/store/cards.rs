@@ -190,6 +190,7 @@ mod tests {
             single_limit: Fen::new(1),
             daily_limit: Fen::new(2),
             groups: Vec::new(),
+            pins: Default::default(),
             cards: [(CardNumber::new("c1").unwrap(), status)].into(),
             losses: Default::default(),
             phones: Default::default(),

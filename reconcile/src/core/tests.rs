@@ -16,6 +16,7 @@ use feiqian_protocol::ids::{
     AccountId, CampusId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,
 };
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::pin::PinKey;
 use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Hlc, Timestamp};
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -27,6 +28,7 @@ use crate::verify::verify;
 
 mod codes;
 mod hostile;
+mod pins;
 mod settings;
 
 const INSTITUTION: InstitutionId = InstitutionId(7);
@@ -251,7 +253,8 @@ impl Bench {
         let secret = "00".repeat(16);
         self.command(Command::CreateEnrolment { name, role, lookup: lookup.clone(), secret }).unwrap();
         let log_key = feiqian_protocol::chain::hex(signing.verifying_key().as_bytes());
-        let enrolled = self.command(Command::Enrol { lookup, log_key }).unwrap();
+        let enrolled =
+            self.command(Command::Enrol { lookup, log_key, pin_key: Some(PinKey::new([seed; 32])) }).unwrap();
         let id = NodeId(enrolled["node"].as_u64().unwrap() as u16);
         let log = LogId::node(INSTITUTION, id);
         self.nodes.push(FakeNode {

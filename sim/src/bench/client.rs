@@ -100,6 +100,17 @@ impl Till {
         self.request("/v1/taps", body)
     }
 
+    /// The same with a PIN.
+    ///
+    /// # Errors
+    /// Never, as things are.
+    pub fn tap_with_pin(&self, sequence: &str, card: &str, pin: &str) -> Result<Request<Full<Bytes>>> {
+        let body = format!(
+            "{{\"epoch\":1,\"sequence\":\"{sequence}\",\"card\":\"{card}\",\"kind\":\"purchase\",\"amount_fen\":100,\"pin\":\"{pin}\"}}"
+        );
+        self.request("/v1/taps", body)
+    }
+
     /// Sends a request; the answer's body and how long it took.
     ///
     /// # Errors

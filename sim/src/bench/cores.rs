@@ -172,7 +172,7 @@ impl Centre {
             secret,
         })?;
         let log_key = hex(log_key.verifying_key().as_bytes());
-        let reply = self.command(centre_io::Command::Enrol { lookup, log_key })?;
+        let reply = self.command(centre_io::Command::Enrol { lookup, log_key, pin_key: None })?;
         Ok(u16::try_from(reply["node"].as_u64().context("the answer to an enrolment names no node")?)?)
     }
 
@@ -406,6 +406,7 @@ fn person(number: u64) -> Result<centre_io::ImportedAccount> {
         single_limit_fen: None,
         daily_limit_fen: None,
         groups: Vec::new(),
+        initial_pin: None,
         opened: None,
     })
 }

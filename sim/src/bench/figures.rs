@@ -25,6 +25,17 @@ pub struct Open {
     pub p99_us: u64,
 }
 
+/// The slowest taps of a fixed rate, beside the same taps while nothing else comes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Beside {
+    /// 99th percentile.
+    pub p99_us: u64,
+    /// The same while nothing else comes.
+    pub baseline_p99_us: u64,
+    /// The one by the other.
+    pub ratio: f64,
+}
+
 /// A rate beside its baseline.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Rate {
@@ -73,6 +84,9 @@ pub struct Figures {
     /// 100 taps a second, whether answered or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tap_open_100: Option<Open>,
+    /// 100 taps a second while ten others a second come with a PIN, which is hashed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pin_10: Option<Beside>,
     /// 64 clients of one core.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub core_64: Option<Rate>,
@@ -189,6 +203,10 @@ impl Figures {
         if let Some(Open { p50_us, p99_us }) = self.tap_open_100 {
             table.alone("tap_open_100 p50", format!("{p50_us} us"), "", true);
             table.alone("tap_open_100 p99", format!("{p99_us} us"), "<= 10000 us", p99_us <= 10_000);
+        }
+        if let Some(Beside { p99_us, baseline_p99_us, ratio }) = self.pin_10 {
+            let baseline = format!("{baseline_p99_us} us");
+            table.with("pin_10 p99", format!("{p99_us} us"), baseline, ratio, "ratio <= 1.2", ratio <= 1.2);
         }
         let rates = [
             ("core_64", self.core_64, "ratio >= 0.7", 0.7),

@@ -12,8 +12,10 @@ use feiqian_protocol::campus::Mode;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, NodeName, TerminalId};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::pin::{PaymentPin, PinGeneration};
 use feiqian_protocol::time::Timestamp;
 use feiqian_reconcile::driver::real_now;
+use feiqian_reconcile::pin::HashedPin;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -22,7 +24,7 @@ use tokio::time::{sleep, sleep_until};
 use super::Wanted;
 use super::bare::{self, BareTaps};
 use super::client::{Building, Till, approved};
-use super::figures::{Downlink, Figures, Open, Rate, TapOne, micros, millis, percent, seconds};
+use super::figures::{Beside, Downlink, Figures, Open, Rate, TapOne, micros, millis, percent, seconds};
 use super::measure::{Scale, median, median_rate, percentile, rate};
 use crate::campus::layout::Layout;
 use crate::campus::process::{Process, RECONCILE, run_to_end};
@@ -35,6 +37,10 @@ const TILLS: usize = 64;
 const OPEN_PER_SECOND: u64 = 100;
 /// Taps a second of a calm hour.
 const CALM_PER_SECOND: u32 = 10;
+/// Purchases a second with a PIN, by the holders of so many accounts, each with this one.
+const PINS_PER_SECOND: u32 = 10;
+const WITH_PIN: u64 = 20;
+const BENCH_PIN: &str = "271829";
 /// Balance of every account, in fen.
 const OPENING_FEN: u64 = 1_000_000;
 /// Longest wait for a state that must come.
@@ -53,6 +59,7 @@ pub async fn measure(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> R
     let names = [
         "tap_one",
         "tap_open_100",
+        "pin_10",
         "http_64",
         "downlink",
         "downlink_busy",
@@ -82,13 +89,27 @@ pub async fn measure(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> R
     if wanted.has("cpu_10_taps_percent") {
         figures.cpu_10_taps_percent = Some(town.cpu_percent(CALM_PER_SECOND).await?);
     }
+    if wanted.has("pin_10") {
+        town.set_pins().await?;
+    }
     town.cut().await?;
     if wanted.has("tap_one") {
         let (one, empty) = town.tap_one().await?;
         (figures.tap_one, figures.tap_one_empty_p50_us) = (Some(one), Some(micros(empty)));
     }
     if wanted.has("tap_open_100") {
-        figures.tap_open_100 = Some(town.tap_open().await?);
+        let runs = town.scale.runs;
+        let (mut p50, mut p99) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let (median, slowest) = town.tap_open().await?;
+            p50.push(median);
+            p99.push(slowest);
+        }
+        figures.tap_open_100 =
+            Some(Open { p50_us: micros(median(&mut p50)), p99_us: micros(median(&mut p99)) });
+    }
+    if wanted.has("pin_10") {
+        figures.pin_10 = Some(town.pin_10().await?);
     }
     if wanted.has("http_64") {
         figures.http_64 = Some(town.http_64().await?);
@@ -322,42 +343,81 @@ impl Town {
         Ok((TapOne::new(median(&mut measured), median(&mut baseline)), median(&mut empty)))
     }
 
-    /// Taps at fixed moments, each timed from the moment when it was due.
-    async fn tap_open(&mut self) -> Result<Open> {
-        let (mut p50, mut p99) = (Vec::new(), Vec::new());
+    /// Taps at fixed moments, each timed from the moment when it was due: median and 99th percentile.
+    async fn tap_open(&mut self) -> Result<(Duration, Duration)> {
         let each = Duration::from_secs(1) / u32::try_from(OPEN_PER_SECOND)?;
         let count = self.scale.load.as_millis() as u64 * OPEN_PER_SECOND / 1_000;
-        for _ in 0..self.scale.runs {
-            let mut free = Vec::new();
-            for number in 0..TILLS {
-                free.push(self.till(number).await?);
-            }
-            let begun = tokio::time::Instant::now() + each;
-            let mut running = JoinSet::new();
-            let mut took = Vec::new();
-            for index in 0..count {
-                while let Some(done) = running.try_join_next() {
-                    let (till, elapsed) = done??;
-                    free.push(till);
-                    took.push(elapsed);
-                }
-                let (sequence, card) = self.next_tap();
-                let mut till = free.pop().context("all terminals wait for answers")?;
-                let request = till.tap(sequence, &card)?;
-                let due = begun + each * u32::try_from(index)?;
-                sleep_until(due).await;
-                running.spawn(async move {
-                    till.send(request).await?;
-                    anyhow::Ok((till, due.elapsed()))
-                });
-            }
-            while let Some(done) = running.join_next().await {
-                took.push(done??.1);
-            }
-            p50.push(median(&mut took));
-            p99.push(percentile(&mut took, 99));
+        let mut free = Vec::new();
+        for number in 0..TILLS {
+            free.push(self.till(number).await?);
         }
-        Ok(Open { p50_us: micros(median(&mut p50)), p99_us: micros(median(&mut p99)) })
+        let begun = tokio::time::Instant::now() + each;
+        let mut running = JoinSet::new();
+        let mut took = Vec::new();
+        for index in 0..count {
+            while let Some(done) = running.try_join_next() {
+                let (till, elapsed) = done??;
+                free.push(till);
+                took.push(elapsed);
+            }
+            let (sequence, card) = self.next_tap();
+            let mut till = free.pop().context("all terminals wait for answers")?;
+            let request = till.tap(sequence, &card)?;
+            let due = begun + each * u32::try_from(index)?;
+            sleep_until(due).await;
+            running.spawn(async move {
+                till.send(request).await?;
+                anyhow::Ok((till, due.elapsed()))
+            });
+        }
+        while let Some(done) = running.join_next().await {
+            took.push(done??.1);
+        }
+        Ok((median(&mut took), percentile(&mut took, 99)))
+    }
+
+    /// Some holders choose their PINs, and the canteen hears of it.
+    async fn set_pins(&mut self) -> Result<()> {
+        let pin: PaymentPin = BENCH_PIN.parse()?;
+        for number in 1..=WITH_PIN {
+            let generation = PinGeneration(u128::from(number).to_be_bytes());
+            let hashed = HashedPin { generation, hash: pin.hash(generation) };
+            let command =
+                json!({"command": "set_pin", "card": card(number), "pin": hashed, "operator": "bench"});
+            let _: Value = self.campus.centre.control.call(&command).await?;
+        }
+        self.until("the PINs", |_, centre| {
+            centre["nodes"][0]["backlog"] == 0
+                && centre["nodes"][0]["to_node"] == centre["nodes"][0]["to_node_acked"]
+        })
+        .await
+    }
+
+    /// The same taps by turns while nothing else comes, and while others come with a PIN.
+    async fn pin_10(&mut self) -> Result<Beside> {
+        let (mut beside, mut alone) = (Vec::new(), Vec::new());
+        for run in 0..self.scale.runs {
+            let mut till = self.till(TILLS).await?;
+            let purchases = tokio::spawn(async move {
+                let begun = tokio::time::Instant::now();
+                for number in 0.. {
+                    sleep_until(begun + Duration::from_secs(1) / PINS_PER_SECOND * number).await;
+                    let sequence = format!("pin-{run}-{number}");
+                    let card = card(1 + u64::from(number) % WITH_PIN);
+                    let request = till.tap_with_pin(&sequence, &card, BENCH_PIN)?;
+                    let (_, answer) = till.send(request).await?;
+                    ensure!(approved(&answer), "declined: {}", String::from_utf8_lossy(&answer));
+                }
+                anyhow::Ok(())
+            });
+            let (_, slowest) = self.tap_open().await?;
+            beside.push(slowest);
+            ensure!(!purchases.is_finished(), "the purchases with a PIN have ended: {:?}", purchases.await);
+            purchases.abort();
+            alone.push(self.tap_open().await?.1);
+        }
+        let (p99_us, baseline_p99_us) = (micros(median(&mut beside)), micros(median(&mut alone)));
+        Ok(Beside { p99_us, baseline_p99_us, ratio: p99_us as f64 / baseline_p99_us as f64 })
     }
 
     /// So many terminals, each with one tap at a time, for a while (or until there were so many taps).

@@ -143,7 +143,7 @@ impl Rig {
         })?;
         let log_key = SigningKey::from_bytes(&[number; 32]);
         let key = hex(log_key.verifying_key().as_bytes());
-        let reply = self.command(centre_io::Command::Enrol { lookup, log_key: key })?;
+        let reply = self.command(centre_io::Command::Enrol { lookup, log_key: key, pin_key: None })?;
         let node = reply["node"].as_u64().context("an enrolment names no node")?;
         let identity = node_io::Identity {
             institution: INSTITUTION,

@@ -103,6 +103,7 @@ pub fn base(workload: &Workload, at: Timestamp) -> Result<Snapshot> {
             single_limit_fen: Some(*single),
             daily_limit_fen: Some(*daily),
             groups: Vec::new(),
+            initial_pin: None,
             opened: None,
         })
     };

@@ -224,6 +224,7 @@ impl Enrolment {
             lookup: code.lookup(),
             certificate_request: certificate_request.der().to_vec().into(),
             log_key: self.log_key.verifying_key().to_bytes(),
+            pin_key: None,
         };
         let sealed = SealedEnrolRequest { mac: code.mac(&request), request };
         let enrolled =
@@ -244,6 +245,7 @@ impl Enrolment {
             certificate: CertificateDer::from(enrolled.certificate.to_vec()),
             ca: CertificateDer::from(enrolled.ca.to_vec()),
             terminal_secret: TerminalSecret::new(self.terminal_secret),
+            pin_key: None,
         })
     }
 }
@@ -259,6 +261,7 @@ pub fn imports(accounts: &[Account]) -> impl Iterator<Item = centre_io::Command>
             single_limit_fen: account.single_limit,
             daily_limit_fen: account.daily_limit,
             groups: account.groups.clone(),
+            initial_pin: None,
             opened: None,
         };
         centre_io::Command::ImportAccounts { accounts: accounts.iter().map(import).collect() }

@@ -17,9 +17,7 @@ use super::terminals;
 use crate::plan::{Ask, LinkQuality, Manner, Tap};
 use crate::promises::Promise;
 use crate::promises::ledger::Told;
-
-/// Numbers of the taps that see whether money can be spent again.
-const PROBE: u32 = 2_000_000_000;
+use crate::promises::pins::PROBE;
 
 /// How often and how long it is waited for everything to settle at the end.
 const SETTLE_MAX: u32 = 8;

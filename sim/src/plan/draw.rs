@@ -29,6 +29,9 @@ const PROFILE: [u64; 32] = [
 /// Kinds of faults that a seed has at least, so that they meet; not each of them strikes.
 const KINDS_MIN: usize = 4;
 
+/// Of every eight cards, the one whose PIN is only guessed at.
+const GUESSED: usize = 3;
+
 pub(super) fn draw(scenario: &Scenario, seed: u64) -> Result<Plan, ScenarioError> {
     let mut root = Seed::new(seed ^ 0x5ce0_a710);
     let [mut people, mut workload, mut faults, mut settings] = std::array::from_fn(|_| root.fork());
@@ -272,7 +275,11 @@ impl Drawing<'_> {
             Ask::Amount(Fen::new(fen.get() / 10 * 10).max(drawn.amount.0).max(Fen::new(1)))
         };
         let pin = match percent(seed, drawn.pins) {
-            true => *seed.pick(&[Pin::Right, Pin::Right, Pin::Wrong]).unwrap_or(&Pin::Right),
+            true => {
+                let typed = *seed.pick(&[Pin::Right, Pin::Right, Pin::Wrong]).unwrap_or(&Pin::Right);
+                // Some cards are in the hands of somebody who tries.
+                if account % 8 == GUESSED { Pin::Wrong } else { typed }
+            }
             false => Pin::Absent,
         };
         let manner = match percent(seed, drawn.misbehaving) {

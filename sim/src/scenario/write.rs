@@ -149,7 +149,7 @@ fn write_action(scenario: &Scenario, action: &Action, out: &mut String) -> std::
                 Ask::Quantity(grams) => writeln!(out, "grams = {grams}")?,
             }
             match tap.pin {
-                Pin::Absent => {}
+                Pin::Absent | Pin::Entered { .. } | Pin::NotHashed => {}
                 Pin::Right => writeln!(out, "pin = \"right\"")?,
                 Pin::Wrong => writeln!(out, "pin = \"wrong\"")?,
             }

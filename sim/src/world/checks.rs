@@ -20,10 +20,8 @@ use crate::link::tables::{node_log, to_node_log};
 use crate::plan::{Ask, INSTITUTION, LinkQuality, Manner, Tap};
 use crate::promises::books::{Books, Finding, NodeBooks};
 use crate::promises::ledger::{Sent, Told};
-use crate::promises::{Coverage, Promise, books, losses, receipts};
-
-/// Numbers of the taps that see whether money can be spent again.
-const PROBE: u32 = 2_000_000_000;
+use crate::promises::pins::PROBE;
+use crate::promises::{Coverage, Promise, books, losses, pins, receipts};
 
 /// How often and how long it is waited for everything to settle at the end, in milliseconds, and how quickly what nobody waits for
 /// is attended to then.
@@ -307,6 +305,12 @@ impl World<'_> {
             let logs = self.logs_at_centre(node.node)?;
             // What a destroyed or copied disk held is compared as far as it came to the centre.
             let found = receipts::check(&self.ledger, &sites, &logs, true);
+            self.found(found);
+        }
+        for (node, stream) in books.nodes.iter().zip(&books.to_nodes) {
+            let again = pins::told_again(stream);
+            let log = self.centre_tables()?.entries(node_log(node.node))?;
+            let found = pins::check(self.plan, &self.ledger, &books, &log, &again);
             self.found(found);
         }
         let found = receipts::prices(self.plan, &self.ledger, &books);

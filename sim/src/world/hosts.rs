@@ -518,7 +518,9 @@ impl World<'_> {
                 }
                 node_io::Output::Refused(ticket, error) => self.refused(site, ticket, error),
                 node_io::Output::Setting(ticket, done) => self.reported(site, ticket, done),
-                node_io::Output::Balance(..) | node_io::Output::Status(..) => {}
+                node_io::Output::Balance(..)
+                | node_io::Output::PinGeneration(..)
+                | node_io::Output::Status(..) => {}
                 node_io::Output::Send(link, frame) => {
                     if self.sites[site].link == Some(link.0) {
                         self.send_up(site, link.0, &frame);

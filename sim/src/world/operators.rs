@@ -10,9 +10,11 @@ use feiqian_node::settings::{SettingKind, SettingRequest};
 use feiqian_protocol::chain::hex;
 use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{CampusId, Key, LogId, NodeId, Wallet};
+use feiqian_protocol::pin::PinKey;
 use feiqian_reconcile::io::{self as centre_io, Command};
 
 use super::hosts::{CentreMessage, NodeMessage, Site, TicketFor, Trust};
+use super::pins;
 use super::{ATTEND_AT_HEAL_MS, Event, MS, World};
 use crate::plan::{INSTITUTION, What};
 use crate::promises::ledger::{BuildingLoss, Credit, Loss};
@@ -51,7 +53,8 @@ impl World<'_> {
         let accounts: Vec<_> = plan
             .accounts
             .iter()
-            .map(|account| centre_io::ImportedAccount {
+            .enumerate()
+            .map(|(index, account)| centre_io::ImportedAccount {
                 card: account.card.clone(),
                 patron_class: account.patron_class.clone(),
                 opening_fen: account.opening,
@@ -59,12 +62,14 @@ impl World<'_> {
                 single_limit_fen: account.single_limit,
                 daily_limit_fen: account.daily_limit,
                 groups: account.groups.clone(),
+                initial_pin: pins::initial(index),
                 opened: None,
             })
             .collect();
         for part in accounts.chunks(IMPORT_PART) {
             self.must(Command::ImportAccounts { accounts: part.to_vec() })?;
         }
+        self.choose_pins()?;
         for building in 0..plan.buildings.len() {
             let identity = self.enrol(building)?.context("the centre is up")?;
             self.sites.push(Site::new(building, identity, Disk::new()));
@@ -73,7 +78,7 @@ impl World<'_> {
         Ok(())
     }
 
-    fn must(&mut self, command: Command) -> Result<serde_json::Value> {
+    pub(super) fn must(&mut self, command: Command) -> Result<serde_json::Value> {
         let reply = self.command(command).context("the centre gave no answer")?;
         reply.map_err(|error| anyhow!("{}: {error}", error.code))
     }
@@ -96,7 +101,8 @@ impl World<'_> {
         }
         reply.map_err(|error| anyhow!("{}: {error}", error.code))?;
         let log_key_hex = hex(log_key.verifying_key().as_bytes());
-        let Some(reply) = self.command(Command::Enrol { lookup, log_key: log_key_hex }) else {
+        let pin_key = Some(PinKey::new(log_key.to_bytes()));
+        let Some(reply) = self.command(Command::Enrol { lookup, log_key: log_key_hex, pin_key }) else {
             return Ok(None);
         };
         let reply = match reply {

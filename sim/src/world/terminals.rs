@@ -134,7 +134,7 @@ impl World<'_> {
         let ticket = Ticket(self.tickets);
         let now = self.now;
         self.sites[site].waiting.insert(ticket, (what, now));
-        self.tell_node(site, NodeMessage::Ask(sent.input(ticket)));
+        self.tell_node(site, NodeMessage::Ask(self.hashed(site, sent).input(ticket)));
     }
 
     /// A terminal looks for its answer, and asks again where it has none.

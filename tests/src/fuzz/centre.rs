@@ -81,6 +81,7 @@ fn account(card: &str, fen: i64) -> ImportedAccount {
         single_limit_fen: None,
         daily_limit_fen: None,
         groups: Vec::new(),
+        initial_pin: None,
         opened: None,
     }
 }
@@ -222,7 +223,7 @@ impl Rig {
         self.command(Command::CreateEnrolment { name: node_name, role, lookup: lookup.clone(), secret })
             .expect("a new code");
         let log_key = hex(key.verifying_key().as_bytes());
-        self.command(Command::Enrol { lookup, log_key }).expect("a code that was just made");
+        self.command(Command::Enrol { lookup, log_key, pin_key: None }).expect("a code that was just made");
         let id = NodeId(u16::from(seed));
         let writer = LogWriter::new(LogId::node(INSTITUTION, id), Cursor::START, Hlc::default());
         self.nodes.push(Node {

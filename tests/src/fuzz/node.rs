@@ -25,6 +25,7 @@ use feiqian_protocol::ids::{
     AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, TerminalId, Wallet,
 };
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::pin::PinDigest;
 use feiqian_protocol::snapshot::{
     AccountState, CampusState, PieceDigest, PieceWriter, Snapshot, SnapshotPiece,
 };
@@ -762,7 +763,9 @@ fn tap(script: &mut Script<'_>) -> Asked {
         1 => TapKind::Quantity(script.u32()),
         _ => TapKind::Amount(script.fen()),
     };
-    let pin = script.pick(&[Pin::Absent, Pin::Absent, Pin::Right, Pin::Wrong]);
+    let (generation, digest) = (script.pin(), PinDigest::new([script.byte() % 2; 32]));
+    let entered = Pin::Entered { generation, digest };
+    let pin = script.pick(&[Pin::Absent, Pin::Absent, entered, Pin::NotHashed]);
     Asked::Tap(TapRequest { key, card, code: None, kind, pin })
 }
 

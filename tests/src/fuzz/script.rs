@@ -5,15 +5,16 @@ use feiqian_protocol::account::Intent;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
-    CloseRequest, Closed, Credit, Debit, Decline, Delta, EntryRef, EpochEnd, Grant, Hint, NodeEnrolled, Pool,
-    Posted, PostedHead, Proof, Refund, Release, Reversal, Setting, ShareGrant, ShareRelease, StandInGrant,
-    TakenIn, TapRef, Tombstone,
+    CloseRequest, Closed, Credit, Debit, Decline, Delta, EntryRef, EpochEnd, Grant, Hint, NodeEnrolled,
+    PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof, Refund, Release, Reversal, Setting,
+    ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone,
 };
 use feiqian_protocol::ids::{
     AccountId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,
 };
 use feiqian_protocol::limits::ACCOUNT_END;
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::pin::{PinDigest, PinGeneration};
 use feiqian_protocol::tap::DeclineReason;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 
@@ -225,7 +226,7 @@ impl<'a> Script<'a> {
     /// A change of settings.
     pub fn intent(&mut self) -> Intent {
         let (card, key) = (self.card(), self.key());
-        match self.choice(10) {
+        match self.choice(12) {
             0 => Intent::ReportLoss { card, loss: key },
             1 => Intent::LiftLoss { card, losses: (0..self.choice(3)).map(|_| self.key()).collect() },
             2 => Intent::SetLimits { single: self.fen(), daily: self.fen() },
@@ -235,8 +236,21 @@ impl<'a> Script<'a> {
             6 => Intent::Unfreeze { keys: (0..self.choice(3)).map(|_| self.key()).collect() },
             7 => Intent::JoinGroup { group: key },
             8 => Intent::LeaveGroup { group: key },
+            9 => Intent::SetPin {
+                generation: self.pin(),
+                replaces: (0..self.choice(3)).map(|_| self.pin()).collect(),
+            },
+            10 => Intent::ConfirmPin {
+                generation: self.pin(),
+                others: (0..self.choice(3)).map(|_| self.pin()).collect(),
+            },
             _ => Intent::Close,
         }
+    }
+
+    /// A PIN, one of few.
+    pub fn pin(&mut self) -> PinGeneration {
+        PinGeneration([self.byte() % 4; 16])
     }
 
     fn entry_ref(&mut self) -> EntryRef {
@@ -310,6 +324,7 @@ impl<'a> Script<'a> {
                 amount: self.fen(),
                 reason: self.pick(DeclineReason::ALL),
                 access: self.rarely(2),
+                pin_tries: self.rarely(2).then_some(1),
             }
             .into(),
             _ => Body::Unknown {
@@ -322,7 +337,7 @@ impl<'a> Script<'a> {
 
     /// What the centre writes for a node.
     pub fn to_node_body(&mut self, epoch: Epoch) -> Body {
-        match self.choice(10) {
+        match self.choice(11) {
             0 => Anchor { session: self.u64(), time: self.time() }.into(),
             1 | 2 => self.grant(epoch).into(),
             3 => StandInGrant(self.grant(epoch)).into(),
@@ -352,6 +367,16 @@ impl<'a> Script<'a> {
                 role: self.pick(&[Role::Pos, Role::Kiosk]),
                 incarnation: self.u32(),
                 log_key: [self.byte(); 32],
+            }
+            .into(),
+            9 => PinVerifiers {
+                verifiers: (0..self.choice(3))
+                    .map(|_| PinVerifier {
+                        account: self.account(),
+                        generation: self.pin(),
+                        digest: PinDigest::new([self.byte() % 2; 32]),
+                    })
+                    .collect(),
             }
             .into(),
             _ => Pool { from_day: self.day(), per_day: self.fen(), habit_only: self.fen() }.into(),

@@ -17,6 +17,7 @@ use feiqian_protocol::frame::{
 use feiqian_protocol::ids::{AccountId, CampusId, Epoch, InstitutionId, LogId, NodeId, NodeName, Wallet};
 use feiqian_protocol::limits::SHARDS;
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::pin::PinKey;
 use feiqian_protocol::snapshot::{
     AccountState, CampusState, PieceDigest, PieceWriter, SignedSnapshot, Snapshot, SnapshotAck, SnapshotPiece,
 };
@@ -300,6 +301,7 @@ fn enrolments() -> Vec<Vec<u8>> {
         lookup: code.lookup(),
         certificate_request: vec![0x30; 40].into(),
         log_key: key().verifying_key().to_bytes(),
+        pin_key: Some(PinKey::new([5; 32])),
     };
     let mac = code.mac(&request);
     let enrolled = Enrolled {

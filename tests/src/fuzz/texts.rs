@@ -139,7 +139,7 @@ pub fn accounts(data: &[u8]) {
     match import::parse(data) {
         Ok(accounts) => {
             assert!(!accounts.is_empty());
-            for account in accounts {
+            for (account, _) in accounts {
                 assert!(!account.opening_fen.is_negative() && account.opening_fen <= AMOUNT_FEN_MAX);
             }
         }

@@ -1,0 +1,203 @@
+//! Payment PINs: what changes them, what is refused, and what nodes are told.
+
+use feiqian_protocol::account::Intent;
+use feiqian_protocol::entry::{Decline, PinVerifier};
+use feiqian_protocol::limits::{PIN_TRIES_MAX, PIN_VERIFIERS_PER_ENTRY_MAX};
+use feiqian_protocol::pin::{PinGeneration, PinHash};
+use feiqian_protocol::tap::DeclineReason;
+
+use super::super::Round;
+use super::*;
+use crate::pin::{HashedPin, PinStatus};
+
+/// A PIN under a name. Argon2 is the shell's; any function of the PIN does here.
+fn hashed(generation: u8, pin: u8) -> HashedPin {
+    HashedPin { generation: PinGeneration([generation; 16]), hash: PinHash::new([pin; 32]) }
+}
+
+fn set(card_text: &str, pin: HashedPin) -> Command {
+    Command::SetPin { card: card(card_text), pin, operator: key("op") }
+}
+
+fn status(bench: &mut Bench, card_text: &str) -> PinStatus {
+    let reply = bench.command(Command::PinStatus { card: card(card_text) }).unwrap();
+    serde_json::from_value(reply).unwrap()
+}
+
+/// The verifiers that a node has been told, in order, with repeats.
+fn told(bench: &Bench, index: usize) -> Vec<PinVerifier> {
+    let mut told = Vec::new();
+    for frame in &bench.nodes[index].heard {
+        let (Frame::Entries(entries) | Frame::Fresh(entries)) = frame else { continue };
+        for record in &entries.records {
+            if let Body::PinVerifiers(pins) = Entry::from_record(record).unwrap().body {
+                assert!(pins.verifiers.len() <= PIN_VERIFIERS_PER_ENTRY_MAX);
+                told.extend(pins.verifiers);
+            }
+        }
+    }
+    told
+}
+
+/// The verifier that this node is to have.
+fn verifier(index: usize, account: u64, pin: &HashedPin) -> PinVerifier {
+    let key = PinKey::new([index as u8 + 1; 32]);
+    let digest = key.digest(pin.generation, &pin.hash);
+    PinVerifier { account: AccountId(account), generation: pin.generation, digest }
+}
+
+/// A writer who had not seen the PINs of account 1 sets one.
+fn set_beside(bench: &mut Bench, pin: &HashedPin) {
+    let transaction = bench.core.connection.transaction().unwrap();
+    let mut round = Round::begin(&transaction, &mut bench.core.state, bench.now).unwrap();
+    let intent = Intent::SetPin { generation: pin.generation, replaces: Vec::new() };
+    round.settle_as(AccountId(1), intent, Actor::centre()).unwrap().unwrap();
+    round.keep_pin(AccountId(1), pin.generation, &pin.hash).unwrap();
+    round.finish().unwrap();
+    transaction.commit().unwrap();
+}
+
+fn code(reply: Reply) -> &'static str {
+    reply.unwrap_err().code
+}
+
+#[test]
+fn a_pin_is_told_to_every_node_under_its_own_key_however_late_it_comes() {
+    let mut bench = campus_of(Mode::Strict, 2, &[5_000, 5_000]);
+    bench.cut(1);
+    let (first, second) = (hashed(1, 7), hashed(2, 8));
+    bench.command(set("c1", first.clone())).unwrap();
+    bench.command(set("c1", second.clone())).unwrap();
+    bench.command(set("c2", hashed(3, 9))).unwrap();
+    let both = |index| vec![verifier(index, 1, &second), verifier(index, 2, &hashed(3, 9))];
+    assert_eq!(told(&bench, 0), [vec![verifier(0, 1, &first)], both(0)].concat());
+    bench.connect(1);
+    assert_eq!(told(&bench, 1), both(1), "of a PIN that is none any more nothing is told");
+    let third = bench.enrol("n3", Role::Kiosk);
+    bench.connect(third);
+    assert_eq!(told(&bench, third), both(third));
+    bench.cut(third);
+    bench.connect(third);
+    assert_eq!(told(&bench, third), both(third), "and nothing twice");
+    bench.check();
+}
+
+#[test]
+fn more_pins_than_fit_one_entry_are_told_in_parts() {
+    let count = 2 * PIN_VERIFIERS_PER_ENTRY_MAX + 10;
+    let mut bench = campus_of(Mode::Strict, 0, &vec![100; count]);
+    for number in 1..=count {
+        let generation = PinGeneration(std::array::from_fn(|index| (number >> (8 * (index % 2))) as u8));
+        let pin = HashedPin { generation, hash: PinHash::new([1; 32]) };
+        bench.command(set(&format!("c{number}"), pin)).unwrap();
+    }
+    let node = bench.enrol("n1", Role::Pos);
+    bench.connect(node);
+    let accounts: Vec<u64> = told(&bench, node).iter().map(|pin| pin.account.0).collect();
+    assert_eq!(accounts, (1..=count as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_initial_pin_is_told_to_nobody_and_opens_its_own_change() {
+    let mut bench = campus_of(Mode::Strict, 1, &[]);
+    let account = json!({
+        "card": "c1", "patron_class": "student", "opening_fen": 5_000, "initial_pin": hashed(1, 7),
+    });
+    let import = json!({ "command": "import_accounts", "accounts": [account] });
+    bench.command(serde_json::from_value(import).unwrap()).unwrap();
+    assert_eq!(status(&mut bench, "c1").state, "initial");
+    let change = |current: Vec<HashedPin>, pin| Command::ChangePin { card: card("c1"), current, pin };
+    assert_eq!(code(bench.command(change(vec![hashed(1, 8)], hashed(2, 9)))), "wrong_pin");
+    assert_eq!(code(bench.command(change(vec![], hashed(2, 9)))), "pin_changed");
+    bench.command(change(vec![hashed(1, 7)], hashed(2, 9))).unwrap();
+    let now = status(&mut bench, "c1");
+    assert_eq!((now.state.as_str(), now.pins.len(), now.tries.len()), ("chosen", 1, 0));
+    bench.command(Command::ResetPin { card: card("c1"), pin: hashed(3, 7), operator: key("op") }).unwrap();
+    assert_eq!(status(&mut bench, "c1").state, "initial");
+    assert_eq!(told(&bench, 0), [verifier(0, 1, &hashed(2, 9))]);
+    bench.check();
+}
+
+#[test]
+fn three_wrong_ones_lock_the_change_until_it_is_unlocked_or_reset() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000]);
+    bench.command(set("c1", hashed(1, 7))).unwrap();
+    let change = |pin, new| Command::ChangePin {
+        card: card("c1"),
+        current: vec![hashed(1, pin)],
+        pin: hashed(new, 9),
+    };
+    for _ in 0..PIN_TRIES_MAX {
+        assert_eq!(code(bench.command(change(8, 2))), "wrong_pin");
+    }
+    assert_eq!(code(bench.command(change(7, 2))), "pin_locked");
+    assert_eq!(status(&mut bench, "c1").tries["centre"], PIN_TRIES_MAX);
+    bench.command(Command::UnlockPin { card: card("c1") }).unwrap();
+    assert_eq!(told(&bench, 0), [verifier(0, 1, &hashed(1, 7)); 2], "so that nodes count anew");
+    bench.command(change(7, 2)).unwrap();
+    assert_eq!(code(bench.command(set("c9", hashed(4, 1)))), "unknown_card");
+    assert_eq!(code(bench.command(set("c1", hashed(2, 1)))), "account", "a name is used once");
+}
+
+#[test]
+fn what_nodes_counted_is_known_until_they_are_told_anew() {
+    let mut bench = campus_of(Mode::Strict, 2, &[5_000]);
+    bench.command(set("c1", hashed(1, 7))).unwrap();
+    let decline = |tries, sequence: &str| Decline {
+        tap: TapRef { epoch: 1, sequence: key(sequence) },
+        account: Some(AccountId(1)),
+        card: card("c1"),
+        amount: Fen::new(3_000),
+        reason: DeclineReason::WrongPin,
+        access: false,
+        pin_tries: Some(tries),
+    };
+    let wall = bench.now.wall;
+    for (index, tries) in [(0, 1), (0, 2), (1, 1)] {
+        let sequence = format!("w{index}{tries}");
+        bench.nodes[index].write(wall, Proof::Card, decline(tries, &sequence));
+        bench.upload(index);
+    }
+    assert_eq!(status(&mut bench, "c1").tries, [("n1".to_owned(), 2), ("n2".to_owned(), 1)].into());
+    bench.command(set("c1", hashed(2, 7))).unwrap();
+    assert_eq!(status(&mut bench, "c1").tries, BTreeMap::new());
+    bench.check();
+}
+
+#[test]
+fn of_two_pins_set_at_once_neither_is_told_until_one_is_confirmed() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000]);
+    bench.command(set("c1", hashed(1, 7))).unwrap();
+    // What another writer, who had not seen the first, has set.
+    bench.cut(0);
+    set_beside(&mut bench, &hashed(2, 8));
+    bench.connect(0);
+    assert_eq!(status(&mut bench, "c1").state, "unconfirmed");
+    bench.command(Command::UnlockPin { card: card("c1") }).unwrap();
+    assert_eq!(told(&bench, 0).len(), 1, "none of two is told");
+    let confirm = |pin| Command::ConfirmPin {
+        card: card("c1"),
+        typed: vec![hashed(1, pin), hashed(2, pin)],
+        operator: key("op"),
+    };
+    assert_eq!(code(bench.command(confirm(9))), "wrong_pin");
+    bench.command(confirm(8)).unwrap();
+    assert_eq!(status(&mut bench, "c1").state, "chosen");
+    assert_eq!(told(&bench, 0).last(), Some(&verifier(0, 1, &hashed(2, 8))));
+    assert_eq!(code(bench.command(confirm(8))), "pin_confirmed");
+}
+
+#[test]
+fn a_core_that_is_opened_again_tells_the_rest() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000]);
+    bench.cut(0);
+    bench.command(set("c1", hashed(1, 7))).unwrap();
+    let identity = Identity { institution: INSTITUTION, log_key: bench.centre_key.clone() };
+    let file = tempfile::tempdir().unwrap();
+    let path = file.path().join("centre.db");
+    bench.core.connection().execute("VACUUM INTO ?1", [path.to_str().unwrap()]).unwrap();
+    bench.core = ReconcileCore::open(Connection::open(&path).unwrap(), identity).unwrap();
+    bench.now.mono_ms = 0;
+    bench.connect(0);
+    assert_eq!(told(&bench, 0), [verifier(0, 1, &hashed(1, 7))]);
+}
