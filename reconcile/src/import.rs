@@ -164,11 +164,14 @@ pub fn next_frame(input: &mut impl Read) -> anyhow::Result<Option<Vec<u8>>> {
     Ok(Some(frame))
 }
 
+/// An account of a file, and its initial PIN.
+pub type Parsed = (ImportedAccount, Option<PaymentPin>);
+
 /// Reads all accounts with their initial PINs where they are told, or says for each line what is wrong with it.
 ///
 /// # Errors
 /// Line numbers, from 1, and what is wrong there.
-pub fn parse(input: impl Read) -> Result<Vec<(ImportedAccount, Option<PaymentPin>)>, Vec<(u64, String)>> {
+pub fn parse(input: impl Read) -> Result<Vec<Parsed>, Vec<(u64, String)>> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
     let columns = match reader.headers() {
         Ok(header) => columns(header).map_err(|error| vec![(1, error)])?,

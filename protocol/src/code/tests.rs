@@ -329,7 +329,7 @@ proptest! {
 
     #[test]
     fn every_voucher_and_code_comes_back(
-        seed in 1_u8.., account in 1..ACCOUNT_END, number in 1_u32.., issued: u32, life in 1_u16..,
+        seed in 1..255_u8, account in 1..ACCOUNT_END, number in 1_u32.., issued: u32, life in 1_u16..,
         ceiling in 0_i64..1 << 24, time: u32, counter in 1_u16.., which in 0_usize..2,
     ) {
         let secret = phone(BOTH[which], seed);
