@@ -611,8 +611,9 @@ impl Round<'_> {
         money::put_movement(self.db, account, wallet, debit_at, &debit)
     }
 
-    /// A tap that the holder does not pay: with a card that was reported lost before the tap was ingested, or by a code that
-    /// had been used before.
+    /// A tap that the holder may not have to pay. With a card that was reported lost before the tap was ingested it is given back
+    /// up to the cap. By a code that had been used before it is for a person to judge: whoever lends a code to a friend in
+    /// another building would otherwise eat for nothing.
     pub(crate) fn refund_tap(
         &mut self,
         at: EntryRef,
@@ -622,7 +623,9 @@ impl Round<'_> {
         reason: CaseReason,
     ) -> Result<(), StoreError> {
         let left = -movement.amount - movement.reversed;
-        let refunded = if -movement.amount <= self.state.policy().refund_cap_fen { left } else { Fen::ZERO };
+        let given_back =
+            reason == CaseReason::Loss && -movement.amount <= self.state.policy().refund_cap_fen;
+        let refunded = if given_back { left } else { Fen::ZERO };
         self.move_loss_case(at, account, wallet, &movement, reason, (left, refunded))?;
         if refunded.is_positive() {
             movement.refunded = refunded;

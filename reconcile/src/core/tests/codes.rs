@@ -196,17 +196,17 @@ fn a_code_that_was_used_at_two_buildings_is_found_and_given_back() {
         cases,
         format!(
             "case,card,reason,bearer,opened_fen,recovered_fen,refunded_fen\n\
-             n2:1,{card},code_replayed,risk_fund,700,0,700\n"
+             n2:1,{card},code_replayed,suspense,700,0,0\n"
         )
     );
-    let balance = 5_000 - 400 - 100 - 300;
+    let balance = 5_000 - 400 - 700 - 100 - 300;
     assert_eq!(bench.number("SELECT funds FROM wallets"), balance);
     bench.check();
     // What comes again is what is known.
     let again = bench.nodes[1].entries_after(0);
     bench.frame(1, again);
     assert_eq!((faults(&bench).len(), bench.number("SELECT funds FROM wallets")), (2, balance));
-    // With the PIN it was the holder; above the cap a person looks.
+    // With the PIN it was the holder.
     use_code(&mut bench, 0, 50, 3, Proof::CodeAndPin);
     bench.upload(0);
     assert_eq!(faults(&bench).len(), 3);
