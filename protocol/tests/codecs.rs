@@ -11,7 +11,8 @@ use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
     CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd, Grant, Hint,
     Measured, NodeEnrolled, PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof, RecordError, Refund,
-    Release, Reversal, Setting, ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone,
+    Release, Reversal, Setting, SettingAnswered, ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef,
+    Tombstone,
 };
 use feiqian_protocol::frame::{
     Ack, Ask, Branch, CentreHello, Entries, Frame, FrameError, LogCursor, LossNotice, Mark, No, NodeHello,
@@ -312,6 +313,9 @@ fn to_node_body() -> impl Strategy<Value = Body> {
             habit_only
         })),
         enrolled,
+        (any::<u64>(), any::<u64>(), option::of(key())).prop_map(|(position, stream_position, refused)| {
+            Body::from(SettingAnswered { position, stream_position, refused })
+        }),
         pins,
     ]
 }
@@ -560,12 +564,19 @@ fn with_appended_fields(entry: &Entry, extra: &str) -> Vec<u8> {
     let body = d.bytes().unwrap();
     let mut body_d = minicbor::Decoder::new(body);
     let body_fields = body_d.array().unwrap().unwrap();
-    // An absent last field is left out, and holds its place with a null once another one follows.
-    let absent_last = matches!(&entry.body, Body::Debit(debit) if debit.measured.is_none());
+    // Absent last fields are left out, and hold their places with nulls once another one follows.
+    let absent_last = match &entry.body {
+        Body::Debit(debit) if debit.code.is_some() => 0,
+        Body::Debit(debit) => 1 + u64::from(debit.measured.is_none()),
+        Body::Access(access) => u64::from(access.code.is_none()),
+        Body::Decline(decline) => u64::from(decline.pin_tries.is_none()),
+        Body::SettingAnswered(answered) => u64::from(answered.refused.is_none()),
+        _ => 0,
+    };
     let mut longer_body = Vec::new();
-    minicbor::Encoder::new(&mut longer_body).array(body_fields + u64::from(absent_last) + 1).unwrap();
+    minicbor::Encoder::new(&mut longer_body).array(body_fields + absent_last + 1).unwrap();
     longer_body.extend_from_slice(&body[body_d.position()..]);
-    if absent_last {
+    for _ in 0..absent_last {
         minicbor::Encoder::new(&mut longer_body).null().unwrap();
     }
     minicbor::Encoder::new(&mut longer_body).array(2).unwrap().str(extra).unwrap().u8(7).unwrap();

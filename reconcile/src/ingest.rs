@@ -623,8 +623,7 @@ impl Round<'_> {
         reason: CaseReason,
     ) -> Result<(), StoreError> {
         let left = -movement.amount - movement.reversed;
-        let given_back =
-            reason == CaseReason::Loss && -movement.amount <= self.state.policy().refund_cap_fen;
+        let given_back = reason == CaseReason::Loss && -movement.amount <= self.state.policy().refund_cap_fen;
         let refunded = if given_back { left } else { Fen::ZERO };
         self.move_loss_case(at, account, wallet, &movement, reason, (left, refunded))?;
         if refunded.is_positive() {

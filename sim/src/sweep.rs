@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn commits_that_are_not_synced_break_the_first_promise() {
         let lowered = || Options { lowered_sync: true, ..Options::default() };
-        let broken = play_all("power-cut-storm", 0..10, lowered);
+        let broken = play_all("power-cut-storm", 0..40, lowered);
         let survives = |violation: &Violation| violation.promise == Promise::Survives;
         let first = broken.iter().find(|outcome| outcome.violations.iter().any(survives));
         let first = first.expect("a lost tap is found");
