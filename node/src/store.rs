@@ -99,6 +99,16 @@ impl StoreError {
     }
 }
 
+/// Makes durable what the database shows. A process that was killed between writing a commit and syncing it leaves a commit that the
+/// next one reads and a power cut still takes away, and whatever the centre is told of it cannot be taken back. Moving the write-ahead
+/// log into the database syncs it first; that there is no room for the rest is met again when something is written.
+fn sync_what_is_read(connection: &Connection) -> Result<(), StoreError> {
+    match connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+        Err(error) if error.sqlite_error_code() != Some(ErrorCode::DiskFull) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 /// The newest schema known here; `PRAGMA user_version`.
 const SCHEMA_VERSION: i64 = 1;
 
@@ -239,6 +249,7 @@ impl Store {
                 return Err(error);
             }
         }
+        sync_what_is_read(&store.connection)?;
         store.cards.replace(Cards::load(&store.connection)?);
         store.recent.replace(Recent::load(&store.connection)?);
         Ok(store)

@@ -55,7 +55,7 @@ use feiqian_protocol::chain::Hash;
 use feiqian_protocol::entry::RecordError;
 use feiqian_protocol::ids::InstitutionId;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OptionalExtension, ToSql};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql};
 
 /// Why the store cannot go on. The core is dropped and opened again; the disk holds the last whole step.
 #[derive(Debug, thiserror::Error)]
@@ -204,7 +204,18 @@ pub(crate) fn prepare(connection: &Connection, institution: InstitutionId) -> Re
     }
     connection.execute_batch(codes::SCHEMA)?;
     connection.execute_batch(pins::SCHEMA)?;
+    sync_what_is_read(connection)?;
     check(connection, institution)
+}
+
+/// Makes durable what the database shows. A process that was killed between writing a commit and syncing it leaves a commit that the
+/// next one reads and a power cut still takes away, and whatever nodes are told of it cannot be taken back. Moving the write-ahead log
+/// into the database syncs it first; that there is no room for the rest is met again when something is written.
+fn sync_what_is_read(connection: &Connection) -> Result<(), StoreError> {
+    match connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+        Err(error) if error.sqlite_error_code() != Some(ErrorCode::DiskFull) => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Checks that a database is one of this build's and this institution's; enough for reading.
