@@ -222,8 +222,6 @@ struct World<'p> {
     commands: BTreeMap<u64, Wanted>,
     /// Actions that the centre has confirmed, each with its loss report, where it is one.
     confirmed: BTreeMap<usize, Option<usize>>,
-    /// When a lift of an account's loss was last asked for, by the account's index.
-    lifts: BTreeMap<usize, u64>,
     /// Nodes whose disk was put back from a copy that shows at the next Hello.
     shown_copies: BTreeSet<NodeId>,
     /// How far logs were ingested when the step of a loss report had ended, by its ticket.
@@ -274,7 +272,6 @@ impl<'p> World<'p> {
                 .collect(),
             commands: BTreeMap::new(),
             confirmed: BTreeMap::new(),
-            lifts: BTreeMap::new(),
             shown_copies: BTreeSet::new(),
             ingested_at: BTreeMap::new(),
             faults: plan.faults.iter().map(|_| faults::State::default()).collect(),

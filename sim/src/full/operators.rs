@@ -123,6 +123,11 @@ fn say(run: &Shared, what: What, loss: Option<usize>, after: Duration) {
     spawn_local(async move {
         sleep(after).await;
         loop {
+            if let What::Lift { account } = &what {
+                let mut state = run.borrow_mut();
+                let now_ns = state.time.now_ns();
+                state.seen.ledger.lifts.insert(*account, now_ns);
+            }
             if let Some(reply) = ask(&run, command.clone(), loss).await {
                 let mut state = run.borrow_mut();
                 state.say(|_| format!("the centre answers {reply:?}"));

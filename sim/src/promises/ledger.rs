@@ -138,6 +138,8 @@ pub struct Ledger {
     pub credits: BTreeMap<(Key, Key), Credit>,
     /// Loss reports.
     pub losses: Vec<Loss>,
+    /// When the lift of an account's card was last asked for, in nanoseconds.
+    pub lifts: BTreeMap<usize, u64>,
     /// Loss reports that buildings took.
     pub building_losses: Vec<BuildingLoss>,
     /// What contradicts what was told before.

@@ -261,7 +261,8 @@ impl World<'_> {
         let lost = self.centre_tables()?.lost_cards()?;
         for report in self.ledger.building_losses.clone() {
             let host = &self.sites[report.site];
-            let lifted = self.lifts.get(&report.account).is_some_and(|said_ns| *said_ns >= report.told_ns);
+            let lifted =
+                self.ledger.lifts.get(&report.account).is_some_and(|said_ns| *said_ns >= report.told_ns);
             // A disk that came back older may have forgotten it.
             if lifted || host.trust != Trust::Sound || host.gone {
                 continue;

@@ -59,7 +59,7 @@ impl World<'_> {
         let ToHear { site, life, link, breaks, account, reported_ns } = *to_hear;
         let host = &self.sites[site];
         let went_on = host.core.is_some() && host.life == life && host.link == Some(link);
-        let may_be_lifted = self.lifts.get(&account).is_some_and(|said_ns| *said_ns >= reported_ns);
+        let may_be_lifted = self.ledger.lifts.get(&account).is_some_and(|said_ns| *said_ns >= reported_ns);
         if !went_on || self.unbroken(link) != Some(breaks) || may_be_lifted || self.is_shut_out(site)? {
             return Ok(());
         }

@@ -159,7 +159,7 @@ impl World<'_> {
             return self.report(index, account, building);
         }
         if let What::Lift { account } = &self.plan.actions[index].what {
-            self.lifts.insert(*account, self.now);
+            self.ledger.lifts.insert(*account, self.now);
         }
         let operator = Key::new("operator").expect("letters are a key");
         let card = |account: usize| self.plan.accounts[account].card.clone();
