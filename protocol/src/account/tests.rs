@@ -1,0 +1,223 @@
+use super::*;
+use crate::limits::PINS_PER_ACCOUNT_MAX;
+use sha2::Digest;
+
+fn actor(writer: u16) -> ActorId {
+    actor_id(InstitutionId(1), NodeId(writer), 1, 1, AccountId(1))
+}
+
+fn card(text: &str) -> CardNumber {
+    CardNumber::new(text).unwrap()
+}
+
+fn key(text: &str) -> Key {
+    Key::new(text).unwrap()
+}
+
+fn document() -> Document {
+    let new = NewAccount {
+        class: "student".to_owned(),
+        cards: vec![card("c1")],
+        single_limit: Fen::new(2000),
+        daily_limit: Fen::new(5000),
+        groups: vec![key("dorm-1")],
+    };
+    Document::create(&new, actor(0), Timestamp(1)).unwrap()
+}
+
+fn copy(document: &mut Document, writer: u16) -> Document {
+    Document::load(&document.save(), actor(writer)).unwrap()
+}
+
+#[test]
+fn a_loss_beats_a_lift_that_had_not_seen_it() {
+    let mut centre = document();
+    let first = Intent::ReportLoss { card: card("c1"), loss: key("l1") };
+    centre.carry_out(&first, Timestamp(2)).unwrap();
+    let mut left = copy(&mut centre, 1);
+    let mut right = copy(&mut centre, 2);
+    let lift = Intent::LiftLoss { card: card("c1"), losses: vec![key("l1")] };
+    let lifted = left.carry_out(&lift, Timestamp(3)).unwrap();
+    let again = Intent::ReportLoss { card: card("c1"), loss: key("l2") };
+    let reported = right.carry_out(&again, Timestamp(3)).unwrap();
+    left.merge_change(&reported).unwrap();
+    right.merge_change(&lifted).unwrap();
+    for document in [&mut left, &mut right] {
+        assert_eq!(document.settings().unwrap().cards[&card("c1")], CardStatus::Lost);
+    }
+    assert_eq!(left.heads(), right.heads());
+    assert_eq!(left.settings().unwrap().canonical(), right.settings().unwrap().canonical());
+}
+
+#[test]
+fn of_two_limits_the_lower_holds_and_void_is_final() {
+    let mut centre = document();
+    let mut left = copy(&mut centre, 1);
+    let mut right = copy(&mut centre, 2);
+    let limits = |single, daily| Intent::SetLimits { single: Fen::new(single), daily: Fen::new(daily) };
+    let one = left.carry_out(&limits(1000, 9000), Timestamp(2)).unwrap();
+    let two = right.carry_out(&limits(3000, 4000), Timestamp(2)).unwrap();
+    let void = right.carry_out(&Intent::VoidCard { card: card("c1") }, Timestamp(3)).unwrap();
+    for change in [&two, &void, &one, &two] {
+        left.merge_change(change).unwrap();
+    }
+    right.merge_change(&one).unwrap();
+    let settings = left.settings().unwrap();
+    assert_eq!((settings.single_limit, settings.daily_limit), (Fen::new(1000), Fen::new(4000)));
+    assert_eq!(settings.cards[&card("c1")], CardStatus::Void);
+    assert_eq!(settings, right.settings().unwrap());
+}
+
+fn pin(number: u8) -> PinGeneration {
+    PinGeneration([number; 16])
+}
+
+#[test]
+fn two_pins_at_once_pay_nothing_until_one_is_confirmed() {
+    let mut centre = document();
+    let initial = Intent::ResetPin { generation: pin(1), replaces: vec![] };
+    centre.carry_out(&initial, Timestamp(2)).unwrap();
+    assert_eq!(centre.settings().unwrap().paying_pin(), None, "an initial PIN pays nothing");
+    let chosen = Intent::SetPin { generation: pin(2), replaces: vec![pin(1)] };
+    centre.carry_out(&chosen, Timestamp(3)).unwrap();
+    assert_eq!(centre.settings().unwrap().paying_pin(), Some(pin(2)));
+    let mut left = copy(&mut centre, 1);
+    let mut right = copy(&mut centre, 2);
+    let set = |number| Intent::SetPin { generation: pin(number), replaces: vec![pin(2)] };
+    let one = left.carry_out(&set(3), Timestamp(4)).unwrap();
+    let two = right.carry_out(&set(4), Timestamp(4)).unwrap();
+    assert_eq!(left.settings().unwrap().paying_pin(), Some(pin(3)));
+    left.merge_change(&two).unwrap();
+    right.merge_change(&one).unwrap();
+    for document in [&left, &right] {
+        let settings = document.settings().unwrap();
+        assert_eq!(settings.pins.keys().copied().collect::<Vec<_>>(), [pin(3), pin(4)]);
+        assert_eq!(settings.paying_pin(), None);
+    }
+    let confirm = Intent::ConfirmPin { generation: pin(4), others: vec![pin(3)] };
+    let confirmed = left.carry_out(&confirm, Timestamp(5)).unwrap();
+    right.merge_change(&confirmed).unwrap();
+    assert_eq!(right.settings().unwrap().paying_pin(), Some(pin(4)));
+    assert_eq!(left.heads(), right.heads());
+}
+
+#[test]
+fn an_intent_about_pins_that_are_not_there_is_refused() {
+    let mut centre = document();
+    let unseen = Intent::SetPin { generation: pin(1), replaces: vec![pin(9)] };
+    assert!(matches!(centre.carry_out(&unseen, Timestamp(2)), Err(AccountError::NoSuchPin)));
+    let set = Intent::SetPin { generation: pin(1), replaces: vec![] };
+    centre.carry_out(&set, Timestamp(2)).unwrap();
+    assert!(matches!(centre.carry_out(&set, Timestamp(2)), Err(AccountError::KeyUsed)));
+    let confirm = |others| Intent::ConfirmPin { generation: pin(1), others };
+    for others in [vec![], vec![pin(1)], vec![pin(2)]] {
+        assert!(matches!(centre.carry_out(&confirm(others), Timestamp(3)), Err(AccountError::NoSuchPin)));
+    }
+    let count = fill_pins(&mut centre);
+    assert_eq!(count, PINS_PER_ACCOUNT_MAX - 1);
+    assert_eq!(centre.settings().unwrap().paying_pin(), None);
+}
+
+/// Sets PINs that have not seen each other until no more are taken.
+fn fill_pins(document: &mut Document) -> usize {
+    let set = |number| Intent::SetPin { generation: pin(number), replaces: vec![] };
+    (100..).take_while(|number| document.carry_out(&set(*number), Timestamp(4)).is_ok()).count()
+}
+
+#[test]
+fn a_value_that_no_intent_writes_pays_nothing() {
+    let mut odd = document();
+    let pins = odd.pins().unwrap();
+    odd.0.put(&pins, pin(1).to_string(), 7).unwrap();
+    assert_eq!(odd.settings().unwrap().paying_pin(), None);
+    let mut odd = document();
+    odd.carry_out(&Intent::SetPin { generation: pin(1), replaces: vec![] }, Timestamp(2)).unwrap();
+    odd.0.put(&pins, "no generation", "chosen 1").unwrap();
+    assert_eq!(odd.settings().unwrap().paying_pin(), None);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    let mut centre = document();
+    let before = centre.heads();
+    let unknown = Intent::ReportLoss { card: card("c2"), loss: key("l1") };
+    assert!(matches!(centre.carry_out(&unknown, Timestamp(2)), Err(AccountError::NoSuchCard)));
+    let lift = Intent::LiftLoss { card: card("c1"), losses: vec![key("l1")] };
+    assert!(matches!(centre.carry_out(&lift, Timestamp(2)), Err(AccountError::NotLost)));
+    let limits = Intent::SetLimits { single: Fen::new(-1), daily: Fen::ZERO };
+    assert!(matches!(centre.carry_out(&limits, Timestamp(2)), Err(AccountError::LimitOutOfRange)));
+    assert!(centre.merge_change(b"garbage").is_err());
+    assert_eq!(centre.heads(), before);
+}
+
+#[test]
+fn a_change_without_its_ancestor_is_refused() {
+    let mut centre = document();
+    let mut left = copy(&mut centre, 1);
+    left.carry_out(&Intent::Freeze { key: key("f1") }, Timestamp(2)).unwrap();
+    let second = left.carry_out(&Intent::Freeze { key: key("f2") }, Timestamp(3)).unwrap();
+    assert!(matches!(centre.merge_change(&second), Err(AccountError::Change)));
+}
+
+/// Fills a document until nothing more of this kind fits, and returns how many there are.
+fn fill(document: &mut Document, intent: impl Fn(usize) -> Intent) -> usize {
+    (0..)
+        .find(|number| {
+            matches!(document.carry_out(&intent(*number), Timestamp(2)), Err(AccountError::NoRoom(_)))
+        })
+        .unwrap()
+}
+
+#[test]
+fn a_full_document_still_takes_a_report_of_loss_and_can_be_loaded() {
+    let mut centre = document();
+    // Keys that differ in every letter, so that nothing of them can be left out.
+    let long = |number: usize| key(&hex(&sha2::Sha256::digest(number.to_be_bytes())));
+    let groups = fill(&mut centre, |number| Intent::JoinGroup { group: long(number) });
+    assert!(groups > 100 && !centre.has_room());
+    let loss = Intent::ReportLoss { card: card("c1"), loss: key("l1") };
+    let change = centre.carry_out(&loss, Timestamp(3)).unwrap();
+    let heads = centre.heads();
+    let mut again = copy(&mut centre, 1);
+    assert_eq!(again.settings().unwrap().cards[&card("c1")], CardStatus::Lost);
+    again.merge_change(&change).unwrap();
+    let reports = fill(&mut centre, |number| Intent::ReportLoss { card: card("c1"), loss: long(number) });
+    assert!(reports > 100);
+    assert_ne!(centre.heads(), heads);
+    copy(&mut centre, 1);
+}
+
+#[test]
+fn a_new_account_is_named_and_of_a_size_that_leaves_room() {
+    let new = |class: &str, groups: usize| NewAccount {
+        class: class.to_owned(),
+        cards: vec![card("c1")],
+        single_limit: Fen::ZERO,
+        daily_limit: Fen::ZERO,
+        groups: (0..groups).map(|number| key(&hex(&sha2::Sha256::digest(number.to_be_bytes())))).collect(),
+    };
+    let create = |new: &NewAccount| Document::create(new, actor(0), Timestamp(1)).map(drop);
+    assert!(create(&new("\u{5b66}\u{751f}", 3)).is_ok());
+    for class in ["", &"x".repeat(NAME_BYTES_MAX + 1)] {
+        assert!(matches!(create(&new(class, 0)), Err(AccountError::Class)));
+    }
+    assert!(matches!(create(&new("student", 2_000)), Err(AccountError::NoRoom(_))));
+}
+
+/// The change with its first operation numbered as 1, and a checksum that fits.
+fn renumbered(change: &[u8]) -> Vec<u8> {
+    let change = Change::from_bytes(change.to_vec()).unwrap();
+    let mut expanded = change.decode();
+    expanded.start_op = std::num::NonZeroU64::MIN;
+    Change::from(expanded).raw_bytes().to_vec()
+}
+
+#[test]
+fn a_change_after_which_the_document_could_not_be_loaded_is_refused() {
+    let mut centre = document();
+    let change = copy(&mut centre, 1).carry_out(&Intent::Freeze { key: key("f1") }, Timestamp(2)).unwrap();
+    let heads = centre.heads();
+    assert!(matches!(centre.merge_change(&renumbered(&change)), Err(AccountError::Change)));
+    assert_eq!(centre.heads(), heads);
+    centre.merge_change(&change).unwrap();
+}
