@@ -225,8 +225,8 @@ impl NodeCore {
                     outputs.push(Output::Balance(ticket, balance));
                 }
                 Input::Setting(ticket, request) => self.on_setting(now, ticket, &request, outputs)?,
-                Input::Pin(ticket, key, card) => {
-                    let generation = self.pin_to_hash(&key, &card)?;
+                Input::Pin(ticket, tap) => {
+                    let generation = self.pin_to_hash(&tap)?;
                     outputs.push(Output::PinGeneration(ticket, generation));
                 }
                 Input::Status(ticket) => {

@@ -358,7 +358,7 @@ impl Driver {
                 self.waiting.insert(ticket, reply);
                 Some(match request {
                     Request::Balance(card) => Input::Balance(ticket, card),
-                    Request::Pin(key, card) => Input::Pin(ticket, key, card),
+                    Request::Pin(tap) => Input::Pin(ticket, tap),
                     Request::Reversal(request) => Input::Reversal(ticket, request),
                     Request::Setting(request) => Input::Setting(ticket, request),
                     Request::Status => Input::Status(ticket),

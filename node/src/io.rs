@@ -73,7 +73,7 @@ pub enum Input {
     /// A change of settings. Answered by [`Output::Setting`].
     Setting(Ticket, SettingRequest),
     /// A PIN was entered for a tap that is to come. Answered by [`Output::PinGeneration`].
-    Pin(Ticket, TapKey, CardNumber),
+    Pin(Ticket, TapRequest),
     /// Asks for [`Output::Status`].
     Status(Ticket),
     /// A connection to the centre stands, authenticated both ways. Replaces an older one.

@@ -8,10 +8,10 @@
 pub mod hashing;
 
 use feiqian_protocol::canary::{Canary, planted};
-use feiqian_protocol::ids::{AccountId, CardNumber};
+use feiqian_protocol::ids::AccountId;
 use feiqian_protocol::limits::PIN_TRIES_MAX;
 use feiqian_protocol::pin::PinGeneration;
-use feiqian_protocol::tap::{DeclineReason, Pin, TapKey};
+use feiqian_protocol::tap::{DeclineReason, Pin, TapRequest};
 
 use crate::core::NodeCore;
 use crate::store::StoreError;
@@ -41,16 +41,12 @@ fn judge(entered: Pin, paying: Option<PinGeneration>, held: Option<&HeldPin>) ->
 
 impl NodeCore {
     /// What a PIN entered for a tap that is to come is to be hashed for; `None` where that would be for nothing.
-    pub(crate) fn pin_to_hash(
-        &mut self,
-        key: &TapKey,
-        card: &CardNumber,
-    ) -> Result<Option<PinGeneration>, StoreError> {
+    pub(crate) fn pin_to_hash(&mut self, tap: &TapRequest) -> Result<Option<PinGeneration>, StoreError> {
         // A repeat gets its first answer.
-        if self.queues.is_waiting(key) || self.tap_row(key)?.is_some() {
+        if self.queues.is_waiting(&tap.key) || self.tap_row(&tap.key)?.is_some() {
             return Ok(None);
         }
-        let Some(account) = self.store.facts(card)?.map(|facts| facts.holder.account) else {
+        let Some(account) = self.facts_of(tap)?.map(|facts| facts.holder.account) else {
             return Ok(None);
         };
         let paying = self.store.paying_pin(account)?;

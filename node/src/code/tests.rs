@@ -1,9 +1,10 @@
 use feiqian_protocol::account::{Intent, phone_text};
 use feiqian_protocol::campus::Mode;
 use feiqian_protocol::code::{Code, PhoneAlgorithm, PhoneSecret, SignedVoucher, Voucher};
-use feiqian_protocol::entry::Body;
+use feiqian_protocol::entry::{Body, PinVerifier, PinVerifiers};
 use feiqian_protocol::ids::{AccountId, CardNumber, InstitutionId, TerminalId};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::pin::{PinGeneration, PinHash, PinKey};
 use feiqian_protocol::tap::Decision;
 
 use super::*;
@@ -263,6 +264,28 @@ fn a_phone_of_which_no_word_has_come_is_known_by_its_voucher() {
     // One phone is of one account.
     let taken = Phone::new(1, BOB, 9);
     assert_eq!(buy(&mut world, "5", taken.code(MORNING, 1), 100), declined(DeclineReason::UnknownCard));
+    world.check();
+}
+
+#[test]
+fn its_pin_is_that_of_the_account_that_the_voucher_names() {
+    let generation = PinGeneration([1; 16]);
+    let (mut world, _) = connected();
+    let frame = world.setting(BOB, Intent::SetPin { generation, replaces: Vec::new() });
+    world.frame(frame);
+    let digest = PinKey::new([9; 32]).digest(generation, &PinHash::new([7; 32]));
+    world.tell(vec![
+        PinVerifiers { verifiers: vec![PinVerifier { account: BOB, generation, digest }] }.into(),
+    ]);
+    world.disconnect();
+    let new = Phone::new(2, BOB, 1);
+    let code = new.code(MORNING, 1).check(INSTITUTION, world.core.voucher_keys().1);
+    let (card, kind) = (new.card(), TapKind::Amount(fen(2_500)));
+    let request = TapRequest { key: key("1"), card, code: Some(Box::new(code)), kind, pin: Pin::NotHashed };
+    let outputs = world.step(vec![Input::Pin(Ticket(0), request.clone())]);
+    assert!(matches!(outputs[..], [Output::PinGeneration(_, Some(asked))] if asked == generation));
+    let right = Pin::Entered { generation, digest };
+    assert_eq!(decided(&world.tap(TapRequest { pin: right, ..request })), approved(BOB, 2_500, 0));
     world.check();
 }
 

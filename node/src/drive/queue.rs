@@ -5,7 +5,7 @@ use std::time::Duration;
 use feiqian_protocol::frame::{Frame, Lane};
 use feiqian_protocol::ids::CardNumber;
 use feiqian_protocol::pin::PinGeneration;
-use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapKey, TapRequest};
+use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapRequest};
 use feiqian_protocol::time::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -25,7 +25,7 @@ pub enum Request {
     /// A change of settings.
     Setting(SettingRequest),
     /// What the PIN of a tap that is to come is to be hashed for.
-    Pin(TapKey, CardNumber),
+    Pin(TapRequest),
     /// How the node stands.
     Status,
 }

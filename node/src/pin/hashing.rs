@@ -43,7 +43,7 @@ impl PinHashing {
         pin: PaymentPin,
     ) -> Result<Pin, NoAnswer> {
         let Some(key) = self.key else { return Ok(Pin::NotHashed) };
-        let ask = Request::Pin(tap.key.clone(), tap.card.clone());
+        let ask = Request::Pin(tap.clone());
         let generation = match terminals.queue.ask(ask, terminals.answer_wait()).await? {
             Answer::PinGeneration(Some(generation)) => generation,
             Answer::PinGeneration(None) => return Ok(Pin::NotHashed),

@@ -164,13 +164,7 @@ impl Store {
 
     /// The same of an account whose card is not known here, as if it were a good one.
     pub(crate) fn facts_of_account(&self, account: AccountId) -> Result<Option<Facts>, StoreError> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT projection FROM documents WHERE account = ?1")?;
-        let projection: Option<String> =
-            statement.query_row([account.0 as i64], |row| row.get(0)).optional()?;
-        let Some(projection) = projection else { return Ok(None) };
-        let settings: AccountSettings = serde_json::from_str(&projection)
-            .map_err(|_| StoreError::damaged(format!("the settings of account {account} are malformed")))?;
+        let Some(settings) = self.settings(account)? else { return Ok(None) };
         let settings = in_force(&self.connection, account, &settings)?;
         let holder = Holder {
             account,
@@ -184,6 +178,19 @@ impl Store {
         };
         let (purse, share) = self.purse_and_share(account)?;
         Ok(Some(Facts { holder, purse, share }))
+    }
+
+    /// What the document of an account comes to; what was written here is not on top of it.
+    pub(super) fn settings(&self, account: AccountId) -> Result<Option<AccountSettings>, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT projection FROM documents WHERE account = ?1")?;
+        let projection: Option<String> =
+            statement.query_row([account.0 as i64], |row| row.get(0)).optional()?;
+        let read = |projection: String| {
+            serde_json::from_str(&projection)
+                .map_err(|_| StoreError::damaged(format!("the settings of account {account} are malformed")))
+        };
+        projection.map(read).transpose()
     }
 
     /// Keeps a document and what a tap reads of it, with what was written here on top.

@@ -1,6 +1,5 @@
 //! What payment PINs are compared with: digests under this node's key, which is not in the database, and wrong tries.
 
-use feiqian_protocol::account::AccountSettings;
 use feiqian_protocol::entry::PinVerifier;
 use feiqian_protocol::ids::AccountId;
 use feiqian_protocol::pin::{PinDigest, PinGeneration};
@@ -45,14 +44,7 @@ impl Store {
 
     /// The PIN that pays, as the account's document says it.
     pub(crate) fn paying_pin(&self, account: AccountId) -> Result<Option<PinGeneration>, StoreError> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT projection FROM documents WHERE account = ?1")?;
-        let projection: Option<String> =
-            statement.query_row([account.0 as i64], |row| row.get(0)).optional()?;
-        let Some(projection) = projection else { return Ok(None) };
-        let settings: AccountSettings = serde_json::from_str(&projection)
-            .map_err(|error| StoreError::damaged(format!("the settings of account {account}: {error}")))?;
-        Ok(settings.paying_pin())
+        Ok(self.settings(account)?.and_then(|settings| settings.paying_pin()))
     }
 
     /// Keeps a verifier; wrong tries are counted anew.

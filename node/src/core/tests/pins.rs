@@ -4,7 +4,7 @@ use feiqian_protocol::account::Intent;
 use feiqian_protocol::campus::Mode;
 use feiqian_protocol::chain::hex;
 use feiqian_protocol::entry::{Body, Decline, Entry, PinVerifier, PinVerifiers, Proof};
-use feiqian_protocol::ids::{AccountId, CardNumber};
+use feiqian_protocol::ids::AccountId;
 use feiqian_protocol::pin::{PinDigest, PinGeneration, PinHash, PinKey};
 use feiqian_protocol::tap::{DeclineReason, Pin, TapKind, TapRequest};
 
@@ -56,8 +56,7 @@ fn with_pin_seven(world: &mut World) {
 
 /// What of the PIN the shell is to hash.
 fn to_hash(world: &mut World, sequence: &str) -> Option<PinGeneration> {
-    let card = CardNumber::new("alice").unwrap();
-    let outputs = world.step(vec![Input::Pin(Ticket(0), key(sequence), card)]);
+    let outputs = world.step(vec![Input::Pin(Ticket(0), tap(sequence, "alice", TapKind::Amount(fen(1))))]);
     let [Output::PinGeneration(_, generation)] = outputs[..] else { panic!("{outputs:?}") };
     generation
 }
