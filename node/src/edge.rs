@@ -5,36 +5,35 @@
 //! facts. Taps of one account are decided in order; a waiting tap pins nothing. Doors wait for nobody.
 
 pub(crate) mod asks;
+mod digest;
 mod replay;
 mod reversal;
 mod unknown;
 mod waiting;
+mod written;
 
 use feiqian_protocol::campus::{Merchant, Mode, Terminal};
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::enrol::Role;
-use feiqian_protocol::entry::{
-    Access, Actor, ActorKind, Body, CodeUse, Debit, Decline, Measured, Proof, TapRef,
-};
-use feiqian_protocol::ids::{AccountId, CardNumber, Key, TerminalId, Wallet};
+use feiqian_protocol::entry::Measured;
+use feiqian_protocol::ids::{AccountId, CardNumber};
 use feiqian_protocol::limits::PENDING_TAPS_MAX;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::rights::Share;
-use feiqian_protocol::tap::{Decision, DeclineReason, Pin, TapKey, TapKind, TapRequest};
+use feiqian_protocol::tap::{Decision, DeclineReason, Pin, TapKind, TapRequest};
 use feiqian_protocol::time::BusinessDay;
-use sha2::{Digest, Sha256};
 
 use crate::authorizer::{Cover, Funds, Split, check_kind, cover, price, standing};
-use crate::code::{actor_of, code_use, is_about_code};
 use crate::core::{Campus, NodeCore};
 use crate::edge::asks::{Asks, Next};
+pub(crate) use crate::edge::digest::request_digest;
 pub(crate) use crate::edge::unknown::UnknownCards;
 pub(crate) use crate::edge::waiting::{Queues, Waiting};
 use crate::io::{Now, Output, TapError, Ticket};
 use crate::policy::{StandIn, stand_in};
 use crate::store::StoreError;
-use crate::store::accounts::{Facts, Holder, Purse, WalletState};
-use crate::store::taps::{DebitRow, TapRow, TapUse};
+use crate::store::accounts::{Facts, Holder, Purse};
+use crate::store::taps::TapUse;
 
 /// Days of used allowance that are kept day by day; a reversal of an older debit gives no allowance back.
 pub(crate) const SHARE_DAYS_KEPT: i32 = 8;
@@ -332,260 +331,10 @@ impl NodeCore {
         ))
     }
 
-    /// What the terminal's key was used for before.
-    pub(crate) fn tap_row(&mut self, key: &TapKey) -> Result<Option<TapRow>, StoreError> {
-        match self.terminal_number(&key.terminal)? {
-            Some(terminal) => self.store.tap(terminal, key.epoch, &key.sequence),
-            None => Ok(None),
-        }
-    }
-
-    fn terminal_number(&mut self, terminal: &TerminalId) -> Result<Option<i64>, StoreError> {
-        if let Some(number) = self.terminals.get(terminal) {
-            return Ok(Some(*number));
-        }
-        let number = self.store.terminal(terminal)?;
-        if let Some(number) = number {
-            self.terminals.insert(terminal.clone(), number);
-        }
-        Ok(number)
-    }
-
-    /// Keeps a first answer where there may be a tombstone.
-    pub(crate) fn put_tap_row(&mut self, key: &TapKey, row: &TapRow) -> Result<(), StoreError> {
-        let terminal = self.number_of_terminal(&key.terminal)?;
-        self.store.put_tap(terminal, key.epoch, &key.sequence, row)
-    }
-
-    /// Keeps the first answer to a key that was not used before, and what the tap left of cash and share where it changed
-    /// them.
-    fn put_recent(
-        &mut self,
-        key: &TapKey,
-        row: &TapRow,
-        spent: Option<(&WalletState, &Share)>,
-    ) -> Result<(), StoreError> {
-        let terminal = self.number_of_terminal(&key.terminal)?;
-        self.store.put_recent((terminal, key.epoch, &key.sequence), row, spent, self.share_horizon())
-    }
-
-    fn number_of_terminal(&mut self, terminal: &TerminalId) -> Result<i64, StoreError> {
-        if let Some(number) = self.terminal_number(terminal)? {
-            return Ok(number);
-        }
-        let number = self.store.add_terminal(terminal)?;
-        self.terminals.insert(terminal.clone(), number);
-        Ok(number)
-    }
-
-    /// Writes a decision and keeps the answer; where that fails by itself (a full disk), nothing is kept and the terminal
-    /// is told to come again.
-    fn write_or_out_of_service(
-        &mut self,
-        write: impl FnOnce(&mut Self) -> Result<Decision, StoreError>,
-    ) -> Result<Decision, StoreError> {
-        // While a lost tail of the log is on its way back, an entry written now would fork the log; and to a damaged one
-        // none can be added.
-        if self.state.saved.tail_until.is_some() || self.damage.is_some() {
-            return Ok(Decision::Declined(DeclineReason::OutOfService));
-        }
-        let written = self.guarded(write)?;
-        Ok(written.unwrap_or(Decision::Declined(DeclineReason::OutOfService)))
-    }
-
-    fn write_decline(
-        &mut self,
-        now: &Now,
-        waiting: &Waiting,
-        account: Option<AccountId>,
-        amount: Fen,
-        reason: DeclineReason,
-    ) -> Result<Decision, StoreError> {
-        let request = &waiting.request;
-        if (reason == DeclineReason::UnknownCard || is_about_code(reason))
-            && !self.unknown_cards.admit(&request.key.terminal, now.elapsed_ms)
-        {
-            return Ok(Decision::Declined(reason));
-        }
-        self.write_or_out_of_service(|core| {
-            let access = request.kind == TapKind::Access;
-            let tap = tap_ref(&request.key);
-            let card = request.card.clone();
-            let pin_tries = core.count_pin(account, waiting.pin)?;
-            let decline = Decline { tap, account, card, amount, reason, access, pin_tries };
-            let (position, clock) = core.append(now, actor_of(request, waiting.pin), decline.into())?;
-            let row = TapRow {
-                used: if access { TapUse::Access } else { TapUse::Purchase },
-                digest: Some(waiting.digest),
-                card: Some(request.card.clone()),
-                account: account.unwrap_or(AccountId(0)),
-                reason: Some(reason),
-                amount,
-                stand_in: Fen::ZERO,
-                reversed: Fen::ZERO,
-                clock,
-                position,
-                debits: 0,
-            };
-            if reason == DeclineReason::Reversed {
-                core.put_tap_row(&request.key, &row)?;
-            } else {
-                core.put_recent(&request.key, &row, None)?;
-            }
-            Ok(row.decision())
-        })
-    }
-
-    fn write_access(
-        &mut self,
-        now: &Now,
-        waiting: &Waiting,
-        holder: &Holder,
-    ) -> Result<Decision, StoreError> {
-        let request = &waiting.request;
-        self.write_or_out_of_service(|core| {
-            let access = Access {
-                tap: tap_ref(&request.key),
-                account: holder.account,
-                card: request.card.clone(),
-                code: code_use(request),
-            };
-            let (position, clock) = core.append(now, actor_of(request, waiting.pin), access.into())?;
-            let row = TapRow {
-                used: TapUse::Access,
-                digest: Some(waiting.digest),
-                card: Some(request.card.clone()),
-                account: holder.account,
-                reason: None,
-                amount: Fen::ZERO,
-                stand_in: Fen::ZERO,
-                reversed: Fen::ZERO,
-                clock,
-                position,
-                debits: 0,
-            };
-            core.put_recent(&request.key, &row, None)?;
-            core.use_code(now, request)?;
-            Ok(row.decision())
-        })
-    }
-
-    fn write_purchase(
-        &mut self,
-        now: &Now,
-        waiting: &Waiting,
-        purchase: &Purchase<'_>,
-        mut purse: Purse,
-        mut share: Share,
-    ) -> Result<Decision, StoreError> {
-        let request = &waiting.request;
-        let (account, split, day) = (purchase.holder.account, purchase.split, purchase.day);
-        assert_eq!(
-            split.subsidy + split.cash + split.stand_in,
-            purchase.amount,
-            "a purchase is paid in full"
-        );
-        let counts = waiting.pin != Pin::Right;
-        self.write_or_out_of_service(|core| {
-            core.count_pin(Some(account), waiting.pin)?;
-            let mut first = None;
-            let mut debits = 0;
-            let mut measured = purchase.measured.clone();
-            let parts =
-                [(Wallet::Subsidy, split.subsidy, Fen::ZERO), (Wallet::Cash, split.cash, split.stand_in)];
-            for (wallet, from_right, stand_in) in parts {
-                if from_right + stand_in == Fen::ZERO {
-                    continue;
-                }
-                let debit = Debit {
-                    tap: tap_ref(&request.key),
-                    account,
-                    wallet,
-                    epoch: core.state.saved.epoch,
-                    from_right,
-                    stand_in,
-                    allowance: if counts { from_right + stand_in } else { Fen::ZERO },
-                    day,
-                    merchant: purchase.merchant,
-                    card: request.card.clone(),
-                    measured: measured.take(),
-                    code: code_use(request),
-                };
-                let actor = actor_of(request, waiting.pin);
-                let (position, clock) = core.append(now, actor, Body::Debit(debit.clone()))?;
-                core.book_debit(position, &debit, &mut purse, purchase.mode)?;
-                first.get_or_insert((position, clock));
-                debits += 1;
-            }
-            if counts && !planted(Canary::AllowanceNotCounted) {
-                use_allowance(day, purchase.amount, &mut share, purchase.mode)?;
-            }
-            let debited = !planted(Canary::RightNotDebitedOnRetry) || waiting.tickets.len() == 1;
-            if split.subsidy.is_positive() && debited {
-                core.store.put_wallet(account, Wallet::Subsidy, &purse.subsidy)?;
-            }
-            if split.stand_in.is_positive() && purchase.mode == Mode::Hybrid {
-                core.store.use_pool(day, split.stand_in, purchase.habit)?;
-            }
-            core.state.saved.last_day = core.state.saved.last_day.max(day);
-            let (position, clock) =
-                first.ok_or_else(|| StoreError::damaged("a purchase of nothing was approved"))?;
-            let row = TapRow {
-                used: TapUse::Purchase,
-                digest: Some(waiting.digest),
-                card: Some(request.card.clone()),
-                account,
-                reason: None,
-                amount: purchase.amount,
-                stand_in: split.stand_in,
-                reversed: Fen::ZERO,
-                clock,
-                position,
-                debits,
-            };
-            let from_cash = (split.cash + split.stand_in).is_positive();
-            let spent = (from_cash || counts) && debited;
-            core.put_recent(&request.key, &row, spent.then_some((&purse.cash, &share)))?;
-            core.use_code(now, request)?;
-            Ok(row.decision())
-        })
-    }
-
-    /// Takes a debit out of its row and the balance as it is shown here, which the caller keeps, and keeps what a reversal
-    /// will need.
-    fn book_debit(
-        &mut self,
-        position: u64,
-        debit: &Debit,
-        purse: &mut Purse,
-        mode: Mode,
-    ) -> Result<(), StoreError> {
-        let wallet = purse.wallet_mut(debit.wallet);
-        wallet
-            .row
-            .debit(debit, mode == Mode::Optimistic)
-            .map_err(|error| StoreError::damaged(format!("a debit beyond its right: {error}")))?;
-        wallet.own -= debit.amount();
-        self.store.put_debit(&DebitRow::new(position, debit))?;
-        let totals = &mut self.state.totals;
-        totals.unspent -= debit.from_right;
-        totals.stand_in_left -= debit.stand_in;
-        totals.exposed += debit.amount();
-        Ok(())
-    }
-
     /// Allowance days before this are summed up.
     pub(crate) fn share_horizon(&self) -> BusinessDay {
         BusinessDay(self.state.saved.last_day.0 - SHARE_DAYS_KEPT)
     }
-}
-
-fn use_allowance(day: BusinessDay, amount: Fen, share: &mut Share, mode: Mode) -> Result<(), StoreError> {
-    if mode == Mode::Optimistic {
-        *share.used_on.entry(day).or_default() += amount;
-        return Ok(());
-    }
-    share.spend(day, amount).map_err(|error| StoreError::damaged(format!("beyond the allowance: {error}")))
 }
 
 fn merchant<'a>(campus: &'a Campus, terminal: &Terminal) -> Option<&'a Merchant> {
@@ -604,47 +353,4 @@ fn answer(waiting: &Waiting, decision: Decision, outputs: &mut Vec<Output>) {
     for (index, ticket) in waiting.tickets.iter().enumerate() {
         outputs.push(Output::Decided { ticket: *ticket, decision, repeat: index > 0 });
     }
-}
-
-pub(crate) fn tap_ref(key: &TapKey) -> TapRef {
-    TapRef { epoch: key.epoch, sequence: key.sequence.clone() }
-}
-
-fn actor(terminal: &TerminalId, proof: Proof) -> Actor {
-    let id = Key::new(terminal.as_str()).expect("a terminal's name is a name");
-    Actor { kind: ActorKind::Terminal, id, proof }
-}
-
-/// What a repeat must have in common with the first request. Of a PIN only that there was one: this is kept, and a PIN, or
-/// what it could be found by, is not.
-pub(crate) fn request_digest(request: &TapRequest) -> [u8; 16] {
-    digest_with(request, code_use(request))
-}
-
-/// The same of a request whose code is known from what was written of it only.
-fn digest_with(request: &TapRequest, code: Option<CodeUse>) -> [u8; 16] {
-    let (tag, number) = match request.kind {
-        TapKind::Access => (0_u8, 0),
-        TapKind::Amount(amount) => (1, amount.get()),
-        TapKind::Quantity(quantity) => (2, i64::from(quantity)),
-    };
-    let pin = u8::from(request.pin != Pin::Absent);
-    let parts: [&[u8]; 3] = [&[tag, pin], &number.to_be_bytes(), request.card.as_str().as_bytes()];
-    match code {
-        None => digest(&parts),
-        Some(CodeUse { voucher, counter, .. }) => {
-            let [asked, number, card] = parts;
-            digest(&[asked, number, card, &voucher.to_be_bytes(), &counter.to_be_bytes()])
-        }
-    }
-}
-
-fn digest(parts: &[&[u8]]) -> [u8; 16] {
-    let mut sha = Sha256::new();
-    for part in parts {
-        sha.update((part.len() as u64).to_be_bytes());
-        sha.update(part);
-    }
-    let hash: [u8; 32] = sha.finalize().into();
-    std::array::from_fn(|index| hash[index])
 }

@@ -8,7 +8,7 @@ use feiqian_protocol::tap::{DeclineReason, Pin, TapKey, TapKind, TapRequest};
 use feiqian_protocol::time::Hlc;
 
 use crate::core::NodeCore;
-use crate::edge::digest_with;
+use crate::edge::digest::digest_with;
 use crate::store::StoreError;
 use crate::store::taps::{DebitRow, TapRow, TapUse};
 

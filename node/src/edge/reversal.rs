@@ -14,7 +14,8 @@ use feiqian_protocol::rights::split_reversal;
 use feiqian_protocol::tap::{Decision, DeclineReason, ReversalRequest, TapKey};
 
 use crate::core::NodeCore;
-use crate::edge::{actor, digest, tap_ref};
+use crate::edge::digest::digest;
+use crate::edge::written::{actor, tap_ref};
 use crate::io::{Now, Output, TapError, Ticket};
 use crate::store::StoreError;
 use crate::store::taps::{DebitRow, TapRow, TapUse};

@@ -118,7 +118,6 @@ const fn load_terms(request: &LoadRequest, time: CardTime) -> Terms {
 #[cfg(test)]
 mod tests {
     use super::super::apdu::LoadBegun;
-    use super::super::profile::LogCounter;
     use super::super::values::Counter;
     use super::*;
 
@@ -130,20 +129,7 @@ mod tests {
     }
 
     fn profile() -> CardProfile {
-        let serial = request().serial;
-        CardProfile {
-            first: serial,
-            last: serial,
-            algorithm: Algorithm::Des,
-            algorithm_id: None,
-            purchase_key: 1,
-            purchase_key_version: 1,
-            load_key: 1,
-            load_key_version: 1,
-            log_counter: LogCounter::Before,
-            balance_fen_max: PurseFen::new(100_000).unwrap(),
-            record: None,
-        }
+        CardProfile::of_one(request().serial)
     }
 
     fn request() -> LoadRequest {

@@ -143,6 +143,24 @@ pub enum Misfit {
 }
 
 impl CardProfile {
+    /// Of one card of the standard's algorithm, for tests.
+    #[cfg(test)]
+    pub(super) fn of_one(serial: CardSerial) -> Self {
+        Self {
+            first: serial,
+            last: serial,
+            algorithm: Algorithm::Des,
+            algorithm_id: None,
+            purchase_key: 1,
+            purchase_key_version: 1,
+            load_key: 1,
+            load_key_version: 1,
+            log_counter: LogCounter::Before,
+            balance_fen_max: PurseFen::new(100_000).expect("a purse holds it"),
+            record: None,
+        }
+    }
+
     /// The algorithm id that these cards answer.
     pub fn expected_id(&self) -> u8 {
         self.algorithm_id.unwrap_or(self.algorithm.id())

@@ -214,20 +214,7 @@ mod tests {
     }
 
     fn profile() -> CardProfile {
-        let serial = entry(Kind::Purchase).serial;
-        CardProfile {
-            first: serial,
-            last: serial,
-            algorithm: Algorithm::Des,
-            algorithm_id: None,
-            purchase_key: 1,
-            purchase_key_version: 1,
-            load_key: 1,
-            load_key_version: 1,
-            log_counter: LogCounter::Before,
-            balance_fen_max: PurseFen::new(100_000).unwrap(),
-            record: None,
-        }
+        CardProfile::of_one(entry(Kind::Purchase).serial)
     }
 
     fn ours(kind: Kind) -> LogRecord {
