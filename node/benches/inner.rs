@@ -156,7 +156,7 @@ fn core_with_rights() -> NodeCore {
         role: Role::Pos,
         incarnation: 1,
         log_key: SigningKey::from_bytes(&[1; 32]),
-        centre_key: centre_key.verifying_key(),
+        centre_key: centre_key.verifying_key().into(),
     };
     let connection = Connection::open_in_memory().unwrap();
     let mut core = NodeCore::open(connection, identity, Settings { ask_deadline_ms: 300 }).unwrap();

@@ -562,7 +562,7 @@ mod tests {
             name: NodeName::new("canteen").unwrap(),
             role: Role::Pos,
             incarnation: 1,
-            centre_key: log_key.verifying_key(),
+            centre_key: log_key.verifying_key().into(),
             log_key,
         };
         let settings = Settings { ask_deadline_ms: 300 };

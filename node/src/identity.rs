@@ -185,7 +185,7 @@ impl DataDir {
                 role: file.role,
                 incarnation: file.incarnation,
                 log_key: SigningKey::from_bytes(&self.secret("log.key")?),
-                centre_key,
+                centre_key: centre_key.into(),
             },
             tls_key: self.pem("tls.key")?,
             certificate: self.pem("node.crt")?,

@@ -1,12 +1,13 @@
 //! What goes into [`crate::core::NodeCore`] and what comes out: plain data, so that production and simulation drive the
 //! same core.
 
-use ed25519_dalek::{SigningKey, VerifyingKey};
+use ed25519_dalek::SigningKey;
 use feiqian_protocol::account::AccountError;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, InstitutionId, NodeId, NodeName};
 use feiqian_protocol::pin::PinGeneration;
+use feiqian_protocol::public_key::CentreKey;
 use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapKey, TapRequest};
 use feiqian_protocol::time::Timestamp;
 use serde::Serialize;
@@ -43,7 +44,7 @@ pub struct Identity {
     /// Signs its log.
     pub log_key: SigningKey,
     /// What the centre's streams are signed with.
-    pub centre_key: VerifyingKey,
+    pub centre_key: CentreKey,
 }
 
 /// What can be set for one core.

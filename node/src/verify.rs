@@ -20,6 +20,7 @@ use feiqian_protocol::entry::{Body, Entry};
 use feiqian_protocol::ids::{AccountId, LogId};
 use feiqian_protocol::limits::SHARDS;
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::public_key::PublicKey;
 use feiqian_protocol::snapshot::read_piece;
 use feiqian_protocol::time::{Hlc, Timestamp};
 use rusqlite::Connection;
@@ -92,7 +93,8 @@ fn examine(connection: &Connection, identity: &Identity) -> Result<Report, Store
 
     let own_end = own_chain(connection, own, &mut report)?;
     report.entries = own_end;
-    let end = chain(connection, to_node, None, |_| Some(identity.centre_key), &mut report, |_, _| {})?;
+    let end =
+        chain(connection, to_node, None, |_| Some(identity.centre_key.clone()), &mut report, |_, _| {})?;
     report.positions.insert(to_node.to_string(), end);
 
     let mut projection = Projection::new(institution);
@@ -105,7 +107,7 @@ fn examine(connection: &Connection, identity: &Identity) -> Result<Report, Store
             connection,
             log,
             base,
-            |_| Some(identity.centre_key),
+            |_| Some(identity.centre_key.clone()),
             &mut report,
             |position, entry| {
                 if position > folded
@@ -189,11 +191,11 @@ fn base(
 
 /// Links every record, checks every head, and hands the entries to `each`; returns where the log ends. Entries before
 /// `base` may be gone: then the oldest head that is left says what the first one links to.
-fn chain(
+fn chain<K: PublicKey>(
     connection: &Connection,
     log: LogId,
     base: Option<Cursor>,
-    key_at: impl Fn(u64) -> Option<ed25519_dalek::VerifyingKey>,
+    key_at: impl Fn(u64) -> Option<K>,
     report: &mut Report,
     mut each: impl FnMut(u64, &Entry),
 ) -> Result<u64, StoreError> {
@@ -249,12 +251,12 @@ fn chain(
     Ok(cursor.position)
 }
 
-fn check_head(
+fn check_head<K: PublicKey>(
     log: LogId,
     signed: &SignedHead,
     cursor: &Cursor,
     before: &mut (u64, Timestamp),
-    key: Option<ed25519_dalek::VerifyingKey>,
+    key: Option<K>,
     report: &mut Report,
 ) {
     let head = &signed.head;

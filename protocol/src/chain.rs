@@ -4,13 +4,14 @@
 //! as institution (2 bytes), writer (2), stream (4) and n as 8 bytes, big-endian. So a record cannot be moved to another
 //! log or position. One head is signed per commit (Ed25519, RFC 8032), over everything before it.
 
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signer, SigningKey};
 use minicbor::{Decode, Encode};
 use sha2::{Digest, Sha256};
 
 use crate::entry::{Actor, Body, Entry, RecordError};
 use crate::ids::{CampusId, LogId};
 use crate::limits::{ENTRIES_PER_FRAME_TARGET, FRAME_RECORDS_BYTES_TARGET, RECORD_BYTES_MAX};
+use crate::public_key::PublicKey;
 use crate::time::{Hlc, Timestamp};
 
 /// A SHA-256 hash.
@@ -120,10 +121,9 @@ impl Head {
 }
 
 impl SignedHead {
-    /// True where `key` made the signature. Strict (RFC 8032 with the checks of `verify_strict`): small-order keys and
-    /// malleable signatures do not pass.
-    pub fn is_signed_by(&self, key: &VerifyingKey) -> bool {
-        key.verify_strict(&head_message(&self.head), &Signature::from_bytes(&self.signature)).is_ok()
+    /// True where `key` made the signature.
+    pub fn is_signed_by(&self, key: &impl PublicKey) -> bool {
+        key.has_signed(&head_message(&self.head), &self.signature)
     }
 }
 
@@ -148,12 +148,8 @@ impl Countersignature {
     }
 
     /// True where `key` made it.
-    pub fn is_signed_by(&self, key: &VerifyingKey) -> bool {
-        key.verify_strict(
-            &countersign_message(self.log, &self.cursor),
-            &Signature::from_bytes(&self.signature),
-        )
-        .is_ok()
+    pub fn is_signed_by(&self, key: &impl PublicKey) -> bool {
+        key.has_signed(&countersign_message(self.log, &self.cursor), &self.signature)
     }
 }
 
@@ -345,7 +341,7 @@ pub fn verify(
     first: u64,
     records: Vec<Vec<u8>>,
     heads: &[SignedHead],
-    key: &VerifyingKey,
+    key: &impl PublicKey,
 ) -> Result<Vec<VerifiedCommit>, ChainError> {
     let proven = verify_prefix(log, from, first, records, heads, key);
     proven.fault.map_or(Ok(proven.commits), Err)
@@ -359,7 +355,7 @@ pub fn verify_prefix(
     first: u64,
     records: Vec<Vec<u8>>,
     heads: &[SignedHead],
-    key: &VerifyingKey,
+    key: &impl PublicKey,
 ) -> Proven {
     let mut batch = match Batch::new(log, from, first, records) {
         Ok(batch) => batch,
@@ -386,7 +382,7 @@ pub fn salvage(
     first: u64,
     records: Vec<Vec<u8>>,
     heads: &[SignedHead],
-    key: &VerifyingKey,
+    key: &impl PublicKey,
 ) -> Result<Vec<Piece>, ChainError> {
     let mut batch = Batch::new(log, from, first, records)?;
     let mut pieces = Vec::with_capacity(heads.len());
@@ -425,7 +421,7 @@ impl Batch {
     }
 
     /// The records up to a head, which must be signed over them.
-    fn commit(&mut self, signed: &SignedHead, key: &VerifyingKey) -> Result<VerifiedCommit, ChainError> {
+    fn commit(&mut self, signed: &SignedHead, key: &impl PublicKey) -> Result<VerifiedCommit, ChainError> {
         let (log, head) = (self.log, &signed.head);
         let position = head.cursor.position;
         let expected = self.cursor.position + 1;

@@ -23,6 +23,7 @@ pub mod ids;
 pub mod limits;
 pub mod money;
 pub mod pin;
+pub mod public_key;
 pub mod purse;
 pub mod rights;
 pub mod session;

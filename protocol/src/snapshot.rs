@@ -10,7 +10,7 @@
 //! Whoever has all pieces holds the same projection as whoever folded the stream, and follows the stream from there. A node
 //! that has folded it already checks itself by the digest of the projection, without any piece.
 
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signer, SigningKey};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use sha2::{Digest, Sha256};
@@ -25,6 +25,7 @@ use crate::limits::{
     SNAPSHOT_POSTED_MAX,
 };
 use crate::money::Fen;
+use crate::public_key::PublicKey;
 use crate::time::Timestamp;
 
 /// One account, as the entries of its stream have left it.
@@ -212,12 +213,11 @@ impl SignedSnapshot {
     ///
     /// # Errors
     /// [`SnapshotError`] says what is wrong.
-    pub fn check(&self, institution: InstitutionId, centre: &VerifyingKey) -> Result<u8, SnapshotError> {
+    pub fn check(&self, institution: InstitutionId, centre: &impl PublicKey) -> Result<u8, SnapshotError> {
         let log = self.snapshot.log();
         let shard = log.as_shard().filter(|_| log.institution == institution);
         let Some(shard) = shard else { return Err(SnapshotError::Log(log)) };
-        let signature = Signature::from_bytes(&self.signature);
-        if centre.verify_strict(&self.snapshot.message(), &signature).is_err()
+        if !centre.has_signed(&self.snapshot.message(), &self.signature)
             || !self.snapshot.end.is_signed_by(centre)
         {
             return Err(SnapshotError::Signature(log));

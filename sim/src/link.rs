@@ -23,6 +23,7 @@ use feiqian_protocol::chain::hex;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CampusId, CardNumber, InstitutionId, NodeId, NodeName, TerminalId};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::public_key::CentreKey;
 use feiqian_protocol::time::{BusinessCalendar, Timestamp};
 use feiqian_reconcile::core::ReconcileCore;
 use feiqian_reconcile::io as centre_io;
@@ -110,6 +111,8 @@ pub struct Site {
 
 struct Centre {
     identity: centre_io::Identity,
+    /// As the nodes hold it.
+    public_key: CentreKey,
     disk: Disk,
     core: Option<ReconcileCore>,
     reader: Option<tables::CentreTables>,
@@ -140,11 +143,10 @@ impl World {
     /// # Errors
     /// Whatever a core could not do.
     pub fn new(setup: Setup) -> Result<Self> {
+        let log_key = SigningKey::from_bytes(&[9; 32]);
         let centre = Centre {
-            identity: centre_io::Identity {
-                institution: INSTITUTION,
-                log_key: SigningKey::from_bytes(&[9; 32]),
-            },
+            public_key: CentreKey::remembering(log_key.verifying_key()),
+            identity: centre_io::Identity { institution: INSTITUTION, log_key },
             disk: Disk::new(),
             core: None,
             reader: None,
@@ -235,7 +237,7 @@ impl World {
             role: self.setup.role,
             incarnation: u32::try_from(number_of("incarnation")?)?,
             log_key,
-            centre_key: self.centre.identity.log_key.verifying_key(),
+            centre_key: self.centre.public_key.clone(),
         })
     }
 

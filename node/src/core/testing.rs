@@ -51,7 +51,7 @@ pub(crate) fn identity() -> Identity {
         role: Role::Pos,
         incarnation: 1,
         log_key: SigningKey::from_bytes(&[1; 32]),
-        centre_key: SigningKey::from_bytes(&[2; 32]).verifying_key(),
+        centre_key: SigningKey::from_bytes(&[2; 32]).verifying_key().into(),
     }
 }
 

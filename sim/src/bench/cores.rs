@@ -261,7 +261,7 @@ impl Pair {
             role: Role::Pos,
             incarnation: 1,
             log_key,
-            centre_key: centre_identity.log_key.verifying_key(),
+            centre_key: centre_identity.log_key.verifying_key().into(),
         };
         let mut node = Node::open(node_disk.open("node.db")?, &node_identity, centre.ms)?;
         centre.link_up(node_identity.node)?;

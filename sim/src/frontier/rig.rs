@@ -11,6 +11,7 @@ use feiqian_protocol::chain::hex;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{CampusId, InstitutionId, LogId, NodeId, NodeName};
+use feiqian_protocol::public_key::CentreKey;
 use feiqian_protocol::tap::{Decision, TapRequest};
 use feiqian_protocol::time::Timestamp;
 use feiqian_reconcile::core::ReconcileCore;
@@ -51,7 +52,7 @@ struct Node {
 pub struct Rig {
     centre_disk: Disk,
     centre: ReconcileCore,
-    centre_identity: centre_io::Identity,
+    centre_key: CentreKey,
     /// Frames for it, by link.
     inbox: Vec<(u64, Frame)>,
     nodes: Vec<Node>,
@@ -86,7 +87,7 @@ impl Rig {
         let mut rig = Self {
             centre_disk,
             centre,
-            centre_identity,
+            centre_key: CentreKey::remembering(centre_identity.log_key.verifying_key()),
             inbox: Vec::new(),
             nodes: Vec::new(),
             started: snapshot.now,
@@ -153,7 +154,7 @@ impl Rig {
             role,
             incarnation: 1,
             log_key,
-            centre_key: self.centre_identity.log_key.verifying_key(),
+            centre_key: self.centre_key.clone(),
         };
         self.open(identity, Disk::new())
     }

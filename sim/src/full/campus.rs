@@ -239,7 +239,7 @@ impl Enrolment {
                 role: enrolled.role,
                 incarnation: enrolled.incarnation,
                 log_key: self.log_key,
-                centre_key,
+                centre_key: centre_key.into(),
             },
             tls_key: PrivateKeyDer::from(tls_key),
             certificate: CertificateDer::from(enrolled.certificate.to_vec()),

@@ -8,6 +8,7 @@ use feiqian_node::io as node_io;
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::LogId;
 use feiqian_protocol::limits::INPUTS_PER_STEP_MAX;
+use feiqian_protocol::public_key::CentreKey;
 use feiqian_reconcile::core::ReconcileCore;
 use feiqian_reconcile::io as centre_io;
 
@@ -106,6 +107,8 @@ pub(super) struct Site {
 /// The centre's process.
 pub(super) struct Centre {
     pub identity: centre_io::Identity,
+    /// As the buildings hold it.
+    pub public_key: CentreKey,
     pub disk: Disk,
     pub clock: Clock,
     pub core: Option<ReconcileCore>,
@@ -131,6 +134,7 @@ impl Centre {
         let disk = Disk::new();
         disk.audit();
         Self {
+            public_key: CentreKey::remembering(identity.log_key.verifying_key()),
             identity,
             disk,
             clock: Clock::default(),

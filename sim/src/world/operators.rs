@@ -122,7 +122,7 @@ impl World<'_> {
             role,
             incarnation: u32::try_from(number_of("incarnation")?)?,
             log_key,
-            centre_key: self.centre.identity.log_key.verifying_key(),
+            centre_key: self.centre.public_key.clone(),
         }))
     }
 

@@ -103,7 +103,7 @@ fn identity() -> Identity {
         role: Role::Kiosk,
         incarnation: 1,
         log_key: SigningKey::from_bytes(&[1; 32]),
-        centre_key: centre_key().verifying_key(),
+        centre_key: centre_key().verifying_key().into(),
     }
 }
 
