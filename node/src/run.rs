@@ -144,7 +144,7 @@ async fn serve(
         secret: files.terminal_secret.clone(),
         institution: files.identity.institution,
         voucher_keys: core.voucher_keys(),
-        pins: PinHashing::new(files.pin_key),
+        pins: PinHashing::new(files.pin_key)?,
         ask_deadline: Duration::from_millis(config.ask_deadline_ms),
         open: core.open_flag(),
         connected: connected.clone(),

@@ -75,16 +75,26 @@ impl PaymentPin {
     /// The Argon2id hash under the salt that the generation is (RFC 9106). Takes tens of milliseconds and
     /// [`PIN_ARGON2_KIB`] of memory: no core calls it.
     pub fn hash(&self, generation: PinGeneration) -> PinHash {
+        self.hash_in(&mut PinMemory::default(), generation)
+    }
+
+    /// As [`hash`](Self::hash), in memory that is used again.
+    pub fn hash_in(&self, memory: &mut PinMemory, generation: PinGeneration) -> PinHash {
         let params = Params::new(PIN_ARGON2_KIB, PIN_ARGON2_PASSES, PIN_ARGON2_LANES, Some(32))
             .expect("parameters within the bounds of Argon2");
-        let mut memory = vec![Block::default(); params.block_count()];
+        memory.0.resize(params.block_count(), Block::default());
         let mut hash = [0; 32];
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-            .hash_password_into_with_memory(&self.0, &generation.0, &mut hash, &mut memory)
+            .hash_password_into_with_memory(&self.0, &generation.0, &mut hash, &mut memory.0)
             .expect("lengths within the bounds of Argon2");
         PinHash(hash)
     }
 }
+
+/// What Argon2id works in, kept from one hash to the next by whoever makes many. Says nothing of the PINs that were hashed
+/// beyond what the hashes say.
+#[derive(Default)]
+pub struct PinMemory(Vec<Block>);
 
 impl FromStr for PaymentPin {
     type Err = PinError;

@@ -1,35 +1,38 @@
-//! Hashing of PINs that terminals send: on threads of their own, few at a time, and no more waiting than can be answered.
+//! Hashing of PINs that terminals send: on a thread of its own, one after another, and no more waiting than can be answered.
 
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
-use feiqian_protocol::pin::{PaymentPin, PinKey};
+use feiqian_protocol::pin::{PaymentPin, PinKey, PinMemory};
 use feiqian_protocol::tap::{Pin, TapRequest};
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 
 use crate::drive::{Answer, NoAnswer, Request};
 use crate::http::Terminals;
 
-/// PINs hashed at a time. Each takes a processor for some tens of milliseconds, and the others decide taps meanwhile.
-const AT_ONCE: usize = 1;
-
-/// PINs that wait or are hashed: what is through in about a second. Who comes after them is told to come again.
+/// PINs that wait while another is hashed: what is through in about a second. Who comes after them is told to come again.
 const WAITING_MAX: usize = 32;
+
+/// How far the thread stands back (`nice`, the most there is): others decide taps meanwhile, for which somebody waits as well.
+const STANDS_BACK: i32 = 19;
+
+/// A hash to make, in the memory of the thread.
+type Work = Box<dyn FnOnce(&mut PinMemory) + Send>;
 
 /// Hashes PINs under this node's key.
 pub struct PinHashing {
     key: Option<PinKey>,
-    running: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
+    work: SyncSender<Work>,
 }
 
 impl PinHashing {
     /// Of a node with this key; without one no PIN is ever right here.
-    pub fn new(key: Option<PinKey>) -> Self {
-        Self {
-            key,
-            running: Arc::new(Semaphore::new(AT_ONCE)),
-            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
-        }
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub fn new(key: Option<PinKey>) -> std::io::Result<Self> {
+        let (work, waiting) = sync_channel(WAITING_MAX);
+        std::thread::Builder::new().name("pins".to_owned()).spawn(move || hash_all(&waiting))?;
+        Ok(Self { key, work })
     }
 
     /// What the core is told of a PIN that came with this tap.
@@ -49,56 +52,82 @@ impl PinHashing {
             Answer::PinGeneration(None) => return Ok(Pin::NotHashed),
             _ => return Err(NoAnswer::Unavailable),
         };
-        let hash = self.hashed(move || pin.hash(generation)).await?;
+        let hash = self.hashed(move |memory| pin.hash_in(memory, generation)).await?;
         Ok(Pin::Entered { generation, digest: key.digest(generation, &hash) })
     }
 
     /// Runs a piece of work in its turn.
     async fn hashed<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> T + Send + 'static,
+        work: impl FnOnce(&mut PinMemory) -> T + Send + 'static,
     ) -> Result<T, NoAnswer> {
-        let place = Arc::clone(&self.waiting).try_acquire_owned().map_err(|_| NoAnswer::Busy)?;
-        let turn = Arc::clone(&self.running).acquire_owned().await.map_err(|_| NoAnswer::Unavailable)?;
-        let done = tokio::task::spawn_blocking(move || {
-            let done = work();
-            // Who asked may have gone; the work keeps its place and its turn all the same until it is done.
-            drop((place, turn));
-            done
+        let (answer, done) = oneshot::channel();
+        let work: Work = Box::new(move |memory| {
+            // Who asked may have gone.
+            let _ = answer.send(work(memory));
         });
+        self.work.try_send(work).map_err(|refused| match refused {
+            TrySendError::Full(_) => NoAnswer::Busy,
+            TrySendError::Disconnected(_) => NoAnswer::Unavailable,
+        })?;
         done.await.map_err(|_| NoAnswer::Unavailable)
+    }
+}
+
+/// The thread: until nobody can ask any more. Its memory stays for the next PIN; given back and asked for again it would be spread over
+/// as many heaps of the allocator as there are threads.
+fn hash_all(waiting: &Receiver<Work>) {
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), STANDS_BACK) {
+        tracing::warn!(%error, "hashing of PINs competes with taps");
+    }
+    let mut memory = PinMemory::default();
+    for work in waiting {
+        work(&mut memory);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, mpsc};
 
     use super::*;
 
     #[tokio::test]
     async fn as_many_wait_as_there_are_places_and_the_next_is_told_at_once() {
-        let pins = Arc::new(PinHashing::new(None));
+        let pins = Arc::new(PinHashing::new(None).unwrap());
         let (release, held) = mpsc::channel::<()>();
+        let (begin, begun) = oneshot::channel();
         let first = {
             let pins = Arc::clone(&pins);
-            tokio::spawn(async move { pins.hashed(move || held.recv().is_err()).await })
+            tokio::spawn(async move {
+                pins.hashed(move |_| {
+                    begin.send(()).unwrap();
+                    held.recv().is_err()
+                })
+                .await
+            })
         };
-        let others: Vec<_> = (1..WAITING_MAX)
+        begun.await.unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let others: Vec<_> = (0..WAITING_MAX)
             .map(|number| {
-                let pins = Arc::clone(&pins);
-                tokio::spawn(async move { pins.hashed(move || number).await })
+                let (pins, asked) = (Arc::clone(&pins), Arc::clone(&asked));
+                tokio::spawn(async move {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    pins.hashed(move |_| number).await
+                })
             })
             .collect();
-        while pins.waiting.available_permits() > 0 {
+        while asked.load(Ordering::Relaxed) < WAITING_MAX {
             tokio::task::yield_now().await;
         }
-        assert_eq!(pins.hashed(|| ()).await, Err(NoAnswer::Busy));
+        assert_eq!(pins.hashed(|_| ()).await, Err(NoAnswer::Busy));
         drop(release);
         assert_eq!(first.await.unwrap(), Ok(true));
-        for (other, number) in others.into_iter().zip(1..) {
+        for (other, number) in others.into_iter().zip(0..) {
             assert_eq!(other.await.unwrap(), Ok(number));
         }
-        assert_eq!(pins.hashed(|| 7).await, Ok(7));
+        assert_eq!(pins.hashed(|_| 7).await, Ok(7));
     }
 }
