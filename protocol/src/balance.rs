@@ -19,6 +19,13 @@ pub fn balance_deltas(body: &Body) -> Vec<(AccountId, Wallet, Fen)> {
     match body {
         Body::Credit(credit) => vec![(credit.account, credit.wallet, credit.amount)],
         Body::Refund(refund) => vec![(refund.account, refund.wallet, refund.amount)],
+        Body::PurseLoad(load) => {
+            let amount = Fen::new(load.amount.get().saturating_neg());
+            vec![(load.account, load.wallet, amount)]
+        },
+        Body::PurseLoadSettled(settled) if settled.reversed => {
+            vec![(settled.account, settled.wallet, settled.amount)]
+        }
         Body::Posted(posted) => {
             posted.deltas.iter().map(|delta| (delta.account, delta.wallet, delta.amount)).collect()
         }

@@ -72,6 +72,10 @@ canaries! {
     OwnSettingForgotten = "own-setting-forgotten",
     /// Wrong PINs are not counted.
     PinTriesNotCounted = "pin-tries-not-counted",
+    /// A load onto a purse is given back at the terminal's word, without the card's proof.
+    PurseLoadReversedUnproven = "purse-load-reversed-unproven",
+    /// What a purse paid is believed without its TAC.
+    PurseTacNotVerified = "purse-tac-not-verified",
     /// A recall is obeyed beyond what is there.
     RecallBeyondUnspent = "recall-beyond-unspent",
     /// A node forgets refunds where it adds up balances.

@@ -56,7 +56,9 @@ impl Role {
             | Body::ShareRelease(_)
             | Body::Tombstone(_)
             | Body::Unknown { .. } => true,
-            Body::Debit(_) | Body::Reversal(_) => !matches!(self, Self::Door),
+            Body::Debit(_) | Body::Reversal(_) | Body::PursePurchase(_) | Body::PurseLoaded(_) => {
+                !matches!(self, Self::Door)
+            }
             Body::Setting(_) => matches!(self, Self::Kiosk | Self::Desk),
             Body::TakenIn(_) => matches!(self, Self::Desk),
             _ => false,

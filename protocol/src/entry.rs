@@ -21,6 +21,8 @@
 //! | 7 | [`Access`] | node | none |
 //! | 8 | [`ShareRelease`] | node | gives allowance back to the centre |
 //! | 9 | [`Tombstone`] | node | declines a tap that comes after its reversal |
+//! | 10 | [`PursePurchase`] | node | a card's purse has paid |
+//! | 11 | [`PurseLoaded`] | node | a card's purse has taken a load |
 //! | 20 | [`Anchor`] | to node | opens a session |
 //! | 21, 22 | [`Grant`] | to node | raises a spending right; a stand-in |
 //! | 23 | [`CloseRequest`] | to node | asks for an epoch end |
@@ -38,6 +40,8 @@
 //! | 44 | [`CaseMoved`] | shard | a case's target, bearer, recovery |
 //! | 45 | [`Refund`] | shard | gives a tap back at the risk fund's cost |
 //! | 46 | [`CampusPublished`] | shard 0 | a new campus configuration |
+//! | 50 | [`PurseLoad`] | shard | lowers a balance: money is on its way onto a card |
+//! | 51 | [`PurseLoadSettled`] | shard | the card has it, or the balance is raised again |
 
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
@@ -49,6 +53,7 @@ use crate::ids::{AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, Nod
 use crate::limits::RECORD_BYTES_MAX;
 use crate::money::{Fen, UnitPrice};
 use crate::pin::{PinDigest, PinGeneration};
+pub use crate::purse::entry::{PurseLoad, PurseLoadSettled, PurseLoaded, PursePurchase};
 use crate::tap::DeclineReason;
 use crate::time::{BusinessDay, Hlc, Timestamp};
 
@@ -870,6 +875,8 @@ bodies! {
     Access(Access) = 7, critical false, "access";
     ShareRelease(ShareRelease) = 8, critical true, "share_release";
     Tombstone(Tombstone) = 9, critical false, "tombstone";
+    PursePurchase(PursePurchase) = 10, critical true, "purse_purchase";
+    PurseLoaded(PurseLoaded) = 11, critical true, "purse_loaded";
     Anchor(Anchor) = 20, critical true, "anchor";
     Grant(Grant) = 21, critical true, "grant";
     StandInGrant(StandInGrant) = 22, critical true, "stand_in_grant";
@@ -888,6 +895,8 @@ bodies! {
     CaseMoved(CaseMoved) = 44, critical true, "case_moved";
     Refund(Refund) = 45, critical true, "refund";
     CampusPublished(CampusPublished) = 46, critical true, "campus_published";
+    PurseLoad(PurseLoad) = 50, critical true, "purse_load";
+    PurseLoadSettled(PurseLoadSettled) = 51, critical true, "purse_load_settled";
 }
 
 /// One entry of a log.

@@ -11,6 +11,7 @@ use crate::entry::RecordError;
 use crate::ids::{AccountId, CardNumber, Epoch, InstitutionId, LogId, NodeId, Unit};
 use crate::limits::{ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, FRAME_LIST_MAX, HELLO_LIST_MAX};
 use crate::money::Fen;
+use crate::purse::question::{PurseAnswer, PurseAsk};
 use crate::snapshot::{SignedSnapshot, SnapshotAck, SnapshotPiece};
 use crate::time::{BusinessDay, Hlc, Timestamp};
 
@@ -425,6 +426,12 @@ pub enum Frame {
     /// Centre to node: entries that somebody waits for, of a log of which nothing is under way in bulk.
     #[n(13)]
     Fresh(#[n(0)] Entries),
+    /// Node to centre.
+    #[n(20)]
+    PurseAsk(#[n(0)] Box<PurseAsk>),
+    /// Centre to node.
+    #[n(21)]
+    PurseAnswer(#[n(0)] Box<PurseAnswer>),
 }
 
 /// Why bytes are no frame. The link that carried them is closed.

@@ -8,7 +8,8 @@
 //! [`mac`] (what the MACs bind), [`status`] and [`apdu`] (commands and answers as bytes), [`file`](mod@file) and [`record`] (what is read
 //! from the card), [`profile`] (which cards are served, and how), [`sam`] (who holds the purchase key), [`identify`],
 //! [`purchase`] and [`load`] (a touch, step by step), [`journal`] (what is kept of it), [`recovery`] (how to find out about a touch
-//! that was cut) and [`torn`] (what became of it), [`touch`] (all of that over a link to a card), [`issuer`] (the centre's part).
+//! that was cut) and [`torn`] (what became of it), [`touch`] (all of that over a link to a card), [`issuer`] (the centre's part),
+//! [`entry`](mod@entry) (what stands in logs) and [`question`] (what a node asks the centre in a load).
 //!
 //! **What is standard.** Files, commands, status words, the flows of load, purchase and compound purchase and the MACs of algorithm
 //! 00 are those of the electronic purse of PBOC 2.0 (JR/T 0025.2-2005), which transit and campus cards kept when PBOC
@@ -27,6 +28,7 @@
 //! which algorithm is used is said by the [`profile`], never by the card alone.
 
 pub mod apdu;
+pub mod entry;
 pub mod file;
 pub mod identify;
 pub mod issuer;
@@ -36,6 +38,7 @@ pub mod load;
 pub mod mac;
 pub mod profile;
 pub mod purchase;
+pub mod question;
 pub mod record;
 pub mod recovery;
 pub mod sam;

@@ -58,6 +58,7 @@ impl Round<'_> {
                 self.activate_virtual_card(&card, &algorithm, &key, operator)
             }
             Command::Voucher { card, life_minutes } => self.voucher(&card, life_minutes),
+            Command::Purse { serial } => self.purse_view(serial),
             Command::Account { card } => self.account(&card),
             Command::ChangeSetting { card, change, operator } => self.change_setting(&card, change, operator),
             Command::PublishCampus { config } => self.publish_campus(&config),

@@ -16,6 +16,7 @@ use feiqian_protocol::money::Fen;
 
 use crate::core::{Round, State, StoreError};
 use crate::io::{LinkId, Output};
+use crate::purse::load::WaitingLoad;
 use crate::store::{accounts, money};
 
 /// Rounds of recalls for one ask: a view may show a right again where a reversal came in between.
@@ -102,6 +103,7 @@ impl Round<'_> {
     /// True while somebody waits for a unit of an account: nothing of it is handed out by habit meanwhile.
     pub(crate) fn asked(&self, account: AccountId, unit: Unit) -> bool {
         self.state.asks.get(&(account, unit)).is_some_and(|queue| !queue.asks.is_empty())
+            || self.load_waits(account, unit)
     }
 
     /// A node asks. Its newest ask of a row replaces the one before. One that no node can mean, or that comes while too many
@@ -442,6 +444,7 @@ impl Round<'_> {
             || self.snapshots_wait()
             || self.replays();
         let at_once = going_on.then_some(self.now.mono_ms);
-        self.state.next_timer = asks.chain(at_once).chain(self.state.gathered.due_ms()).min();
+        let loads = self.state.purse_loads.iter().map(WaitingLoad::deadline_ms);
+        self.state.next_timer = asks.chain(loads).chain(at_once).chain(self.state.gathered.due_ms()).min();
     }
 }

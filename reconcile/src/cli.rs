@@ -13,6 +13,7 @@ use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName, Wallet};
 use feiqian_protocol::limits::ENROL_CODE_SECONDS;
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::purse::values::CardSerial;
 use feiqian_protocol::time::{BusinessCalendar, Timestamp};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
@@ -26,7 +27,7 @@ use crate::io::{Building, CardLoss, Command, Identity, RecoveryStatus, SettingCo
 use crate::pin::command::PinAction;
 use crate::run::{self, CAMPUS, DATABASE, Origin};
 use crate::verify;
-use crate::{history, import, pin};
+use crate::{history, import, pin, purse};
 
 /// A configuration that is wrong (`EX_USAGE` of sysexits.h).
 const EXIT_CONFIGURATION: u8 = 64;
@@ -160,6 +161,11 @@ enum Action {
     Card {
         #[command(subcommand)]
         what: Card,
+    },
+    /// Purses of cards: what is on them by the books, and what explains a card that says something else.
+    Purse {
+        #[command(subcommand)]
+        what: Purse,
     },
     /// Virtual cards: the keys of phones, and what they pay and open doors by.
     VirtualCard {
@@ -304,6 +310,20 @@ enum Account {
         group: Key,
         #[command(flatten)]
         of: LossOf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Purse {
+    /// Shows loads and purchases of a card, its last word, and counters that nobody has reported.
+    Show {
+        /// The serial of the card: 20 hex digits, which are its number too.
+        serial: CardSerial,
+        #[command(flatten)]
+        data: Data,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -514,6 +534,14 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             change(out, of, SettingCommand::ReplaceCard { new_card: new })?;
         }
         Action::Card { what: Card::Void(of) } => change(out, of, SettingCommand::VoidCard)?,
+        Action::Purse { what: Purse::Show { serial, data, json } } => {
+            let reply = without_ok(say(&data.dir, &Command::Purse { serial })?);
+            if json {
+                writeln!(out, "{reply}")?;
+            } else {
+                purse::show::print(&serde_json::from_value(reply)?, out)?;
+            }
+        }
         Action::VirtualCard { what } => virtual_card(out, what)?,
         Action::Status { data, json } => {
             let status = without_ok(say(&data.dir, &Command::Status)?);

@@ -12,6 +12,8 @@ use feiqian_protocol::campus::{CampusConfig, CampusError};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::purse::PurseConfig;
+
 /// Longest configuration file that is read.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -33,6 +35,9 @@ pub struct Config {
     /// True where a node may have its certificate renewed by itself, under the one that it has.
     #[serde(default = "default_renew_certificates")]
     pub renew_certificates: bool,
+    /// The keys and the profiles of cards with a purse; a centre without loads no cards and believes no purse.
+    #[serde(default)]
+    pub purses: Option<PurseConfig>,
     /// True for log lines as JSON.
     #[serde(default)]
     pub log_json: bool,

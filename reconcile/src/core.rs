@@ -8,6 +8,7 @@
 //! volatile: nodes ask again in a new session, and a new session looks at every account again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use feiqian_protocol::campus::{CampusConfig, Mode, Policy};
 use feiqian_protocol::canary::{Canary, planted};
@@ -26,6 +27,8 @@ use crate::escrow::{HandOut, PendingGrants, Sweep};
 use crate::habit::CampusMeans;
 use crate::io::{Command, CommandError, Identity, Input, LinkId, Now, Output, Reply, Ticket};
 use crate::pin::Pins;
+use crate::purse::Purses;
+use crate::purse::load::WaitingLoad;
 use crate::recovery::Recovery;
 use crate::session::Link;
 pub use crate::store::StoreError;
@@ -84,6 +87,10 @@ pub(crate) struct State {
     pub has_unheard: bool,
     /// Logs that may be posted further by this build than by the one that stopped.
     pub resume: BTreeSet<LogId>,
+    /// What makes this centre one that loads cards.
+    pub purses: Option<Arc<Purses>>,
+    /// Loads of cards that wait.
+    pub purse_loads: Vec<WaitingLoad>,
     pub next_timer: Option<u64>,
 }
 
@@ -133,6 +140,8 @@ impl State {
             recovery: Recovery::load(db)?,
             has_unheard: recovery::any_named(db)?,
             resume,
+            purses: None,
+            purse_loads: Vec::new(),
             next_timer: None,
             identity,
         };
@@ -269,8 +278,15 @@ impl ReconcileCore {
     /// [`StoreError`] where that cannot be noted.
     pub fn restored(&mut self) -> Result<(), StoreError> {
         crate::recovery::begin(&self.connection)?;
+        let purses = self.state.purses.take();
         self.state = State::load(&self.connection, self.state.identity.clone())?;
+        self.state.purses = purses;
         Ok(())
+    }
+
+    /// Makes this centre one that loads cards and believes what they paid. Right after opening.
+    pub fn serve_purses(&mut self, purses: Arc<Purses>) {
+        self.state.purses = Some(purses);
     }
 
     /// Which file this database was when the centre last ran on it; `None` before it first ran.
@@ -472,7 +488,7 @@ impl<'a> Round<'a> {
                 self.link_down(link);
             }
             Input::Frame(link, frame) => {
-                self.urgent |= matches!(frame, Frame::Ask(_) | Frame::Recalled(_));
+                self.urgent |= matches!(frame, Frame::Ask(_) | Frame::Recalled(_) | Frame::PurseAsk(_));
                 self.handle_frame(link, frame)?;
             }
             // A status speaks of everything that this step does, so it is taken last.
@@ -506,6 +522,7 @@ impl<'a> Round<'a> {
             self.open_claims()?;
             self.fresh = true;
             self.serve_asks()?;
+            self.serve_loads()?;
             self.fresh = false;
             self.recall_debts()?;
             self.hand_out()?;

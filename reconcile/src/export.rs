@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use feiqian_protocol::chain::hex;
-use feiqian_protocol::entry::Entry;
+use feiqian_protocol::entry::{Bearer, Entry};
 use feiqian_protocol::ids::{InstitutionId, LogId, NodeId};
 use feiqian_protocol::time::BusinessDay;
 use rusqlite::Connection;
 use serde_json::{Map, Value, json};
 
 use crate::store::money::{bearer_of, reason_of, wallet_of};
-use crate::store::{StoreError, check, nodes};
+use crate::store::{StoreError, check, nodes, purses};
 
 /// What can be exported.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -229,6 +229,21 @@ fn cases(db: &Connection, institution: InstitutionId, sink: &mut Sink<'_>) -> Re
             fen(5)?,
             fen(6)?,
             fen(7)?,
+        ])?;
+    }
+    for (serial, purchase) in purses::all_purchases(db, institution)? {
+        let Some(reason) = purchase.became.case() else { continue };
+        let log = purchase.at.log;
+        let name = names.get(&log.writer).cloned().unwrap_or_else(|| log.to_string());
+        let name = if log.stream == 0 { name } else { format!("{name}/b{}", log.stream) };
+        sink.row(vec![
+            format!("{name}:{}", purchase.at.position).into(),
+            serial.to_string().into(),
+            reason.into(),
+            Bearer::Suspense.name().into(),
+            json!(purchase.amount.get()),
+            json!(0),
+            json!(0),
         ])?;
     }
     Ok(())

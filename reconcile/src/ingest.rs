@@ -351,8 +351,12 @@ impl Round<'_> {
         let Some(role) = self.state.nodes.get(&place.node).map(|node| node.role) else { return Ok(()) };
         if !role.may_write(&entry.body) {
             self.fault(log, position, "its role may not write this")?;
-            if let Body::Debit(debit) = &entry.body {
-                self.suspend_debit(place, debit)?;
+            match &entry.body {
+                Body::Debit(debit) => self.suspend_debit(place, debit)?,
+                Body::PursePurchase(purchase) => {
+                    self.suspend_purse_purchase(place.at, place.order_key, purchase)?;
+                }
+                _ => {}
             }
             return Ok(());
         }
@@ -373,6 +377,8 @@ impl Round<'_> {
             Body::Setting(setting) => {
                 self.node_setting(place.at, place.node, place.order_key, entry, setting)
             }
+            Body::PursePurchase(purchase) => self.purse_purchase(place.at, place.order_key, purchase),
+            Body::PurseLoaded(loaded) => self.purse_loaded(place.at, loaded),
             Body::Decline(decline) if place.at.log.stream == 0 => self.note_wrong_pin(place.node, decline),
             _ => Ok(()),
         }

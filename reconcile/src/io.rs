@@ -7,6 +7,7 @@ use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{CardNumber, InstitutionId, Key, NodeId, NodeName, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::pin::PinKey;
+use feiqian_protocol::purse::values::CardSerial;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +137,11 @@ pub enum Command {
         /// How long it is good; three days where absent.
         #[serde(default)]
         life_minutes: Option<u16>,
+    },
+    /// Shows a purse and what explains its difference to the books: [`crate::purse::show::PurseView`].
+    Purse {
+        /// The card.
+        serial: CardSerial,
     },
     /// Shows the account of a card.
     Account {

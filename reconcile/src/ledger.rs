@@ -8,6 +8,9 @@
 //! | debit | `wallet` - , `merchant` + |
 //! | reversal | `merchant` - , `wallet` + |
 //! | debit of an account that is not there | `suspense` - , `merchant` + |
+//! | load of a card begins | `wallet` - , `purse_transit:<serial>` + (and `migration` - , `purse:<serial>` + for what is taken over) |
+//! | load is done, or reversed | `purse_transit:<serial>` - , `purse:<serial>` or `wallet` + |
+//! | purchase of a card | `purse:<serial>` - , `merchant` + ; see [`crate::purse::purchase`] for the others |
 //! | refund after a loss report | `risk_fund` - , `wallet` + |
 //! | a case moves | `claims:<bearer>` - , `wallet` + , by what is opened and not recovered |
 //!

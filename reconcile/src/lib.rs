@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`io`] (what goes in and comes out), [`core`] (the state machine: one transaction per batch, then the
 //! ack), [`ingest`], [`ledger`], [`escrow`] and [`asks`] (rights), [`habit`] (who gets how much), [`overspend`] and [`cases`],
-//! [`accounts`] (what operators and channels ask for), [`pin`], `revocation`, [`session`], [`snapshot`] (what stands for old entries),
+//! [`accounts`] (what operators and channels ask for), [`pin`], [`purse`], `revocation`, [`session`], [`snapshot`] (what stands for old entries),
 //! [`recovery`] (a restored copy), [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`]
 //! (the CA), [`enrol`], [`listener`] (QUIC), [`control`] (local socket), [`import`], [`driver`] (the core's thread), [`checkpoint`] (the write-ahead log), [`run`] and
 //! [`cli`].
@@ -22,6 +22,7 @@ pub mod ledger;
 pub mod overspend;
 mod phones;
 pub mod pin;
+pub mod purse;
 pub mod recovery;
 mod revocation;
 pub mod session;

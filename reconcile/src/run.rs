@@ -21,6 +21,7 @@ use crate::driver::{self, Core, CoreHandle, WallClock, drive, real_now};
 use crate::enrol::Desk;
 use crate::io::{Command, Identity, Input, Now, Output, Status};
 use crate::listener;
+use crate::purse::Purses;
 use crate::store::StoreError;
 
 /// The database in the data directory.
@@ -165,12 +166,16 @@ async fn serve(
     let control = tokio::spawn(control.serve(core.clone(), clock, is_serving));
 
     let identity = Identity { institution: campus.institution, log_key: authority.log_key().clone() };
+    let purses = config.purses.as_ref().map(Purses::open).transpose()?.map(Arc::new);
     let database = dir.join(DATABASE);
     let mut origin = Some(origin);
     let checkpointer = Checkpointer::start(database.clone())?;
     let open = move || {
         let connection = rusqlite::Connection::open(&database)?;
         let mut core = ReconcileCore::open(connection, identity.clone())?;
+        if let Some(purses) = &purses {
+            core.serve_purses(purses.clone());
+        }
         if let Some(origin) = origin.take() {
             origin.settle(&mut core, &database)?;
         }

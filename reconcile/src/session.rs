@@ -173,6 +173,7 @@ impl Round<'_> {
     pub(crate) fn link_down(&mut self, id: LinkId) {
         if let Some(link) = self.state.links.remove(&id) {
             self.forget_recalls(link.node);
+            self.forget_loads(id);
             self.acks.retain(|(link, _), _| *link != id);
             if let Some(giving) = link.giving {
                 self.stopped_giving(&giving);
@@ -214,6 +215,7 @@ impl Round<'_> {
                 self.mark(node, mark);
                 Ok(())
             }
+            (Phase::Accepted, Frame::PurseAsk(ask)) => self.purse_ask(id, node, *ask),
             (Phase::Accepted, Frame::SnapshotAck(ack)) => {
                 self.snapshot_acked(id, node, ack);
                 Ok(())
@@ -221,7 +223,7 @@ impl Round<'_> {
             // Said before it was known that the session is refused or provisional.
             (
                 Phase::Provisional | Phase::Refused | Phase::Returning,
-                Frame::Ask(_) | Frame::Recalled(_) | Frame::Mark(_),
+                Frame::Ask(_) | Frame::Recalled(_) | Frame::Mark(_) | Frame::PurseAsk(_),
             ) => Ok(()),
             _ => {
                 self.close_link(id, SessionError::OutOfPlace.to_string());

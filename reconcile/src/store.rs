@@ -37,6 +37,7 @@
 //! | `pins` | a payment PIN by its name: the hash that verifiers are made of, and, but for initial ones, the number of its last change | replaced |
 //! | `pin_keys` | a node: its key for verifiers, and the last change that was written for it | replaced |
 //! | `pin_tries` | (account, node): wrong PINs in a row, as last heard; node 0 is the centre | replaced |
+//! | `purses`, `purse_loads`, `purse_purchases` | see [`purses`] | |
 //! | `faults` | an entry that breaks a rule, and which | once |
 
 pub mod accounts;
@@ -45,6 +46,7 @@ pub mod logs;
 pub mod money;
 pub mod nodes;
 pub mod pins;
+pub mod purses;
 pub mod recovery;
 pub mod snapshots;
 
@@ -204,6 +206,7 @@ pub(crate) fn prepare(connection: &Connection, institution: InstitutionId) -> Re
     }
     connection.execute_batch(codes::SCHEMA)?;
     connection.execute_batch(pins::SCHEMA)?;
+    connection.execute_batch(purses::SCHEMA)?;
     sync_what_is_read(connection)?;
     check(connection, institution)
 }

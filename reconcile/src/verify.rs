@@ -7,6 +7,8 @@
 //! the next posted batches count as posted, but are in no balance of a stream yet. It only reads, in one
 //! read transaction, so it may run beside the service.
 
+mod purses;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::VerifyingKey;
@@ -23,6 +25,7 @@ use serde::Serialize;
 use crate::ingest::in_range;
 use crate::store::money::{self, wallet_of};
 use crate::store::nodes;
+use crate::verify::purses::PurseExamination;
 use crate::store::{StoreError, check, logs, meta_number, recovery, snapshots};
 
 /// Problems that a report names; more are only counted.
@@ -98,6 +101,8 @@ struct Examination<'a> {
     posted: BTreeMap<(i64, u64), Fen>,
     /// Of streams with dropped entries: up to where.
     kept_after: BTreeMap<i64, u64>,
+    /// What entries say of purses.
+    purses: PurseExamination,
     /// What batches posted and wallets do not have yet, while a restored copy takes back what it lacks.
     owed: Balances,
 }
@@ -116,6 +121,7 @@ impl<'a> Examination<'a> {
             faults: BTreeSet::new(),
             posted: BTreeMap::new(),
             kept_after: BTreeMap::new(),
+            purses: PurseExamination::default(),
             owed: Balances::new(),
         }
     }
@@ -149,6 +155,7 @@ impl<'a> Examination<'a> {
         }
         self.examine_effects();
         self.examine_ledger()?;
+        self.examine_purses()?;
         self.examine_wallets()?;
         self.compare_digests()?;
         self.report.problems.sort();
@@ -444,6 +451,9 @@ impl<'a> Examination<'a> {
             if position > posted_up_to {
                 return;
             }
+            if let Body::PurseLoad(_) | Body::PurseLoadSettled(_) = &entry.body {
+                self.purses.entries.insert((log.key(), position), entry.body.clone());
+            }
             if let Body::Posted(posted) = &entry.body {
                 for delta in &posted.deltas {
                     *self.by_posted.entry((delta.account, delta.wallet)).or_default() += delta.amount;
@@ -457,6 +467,10 @@ impl<'a> Examination<'a> {
             return;
         }
         if log.writer == NodeId::CENTRE || position > posted_up_to {
+            return;
+        }
+        if let Body::PursePurchase(_) | Body::PurseLoaded(_) = &entry.body {
+            self.purses.entries.insert((log.key(), position), entry.body.clone());
             return;
         }
         let (account, wallet, parts) = match &entry.body {

@@ -1,6 +1,10 @@
 //! The files of the purse application that a terminal reads: who the card is, and what it last did.
 
+use minicbor::{Decode, Decoder, Encode, Encoder};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use super::values::{CardDate, CardSerial, CardTime, Counter, Kind, Overdraft, PurseFen, TerminalNumber};
+use crate::chain::{hex, unhex};
 
 /// Short file identifier of the card's data.
 pub const CARD_SFI: u8 = 0x15;
@@ -158,6 +162,11 @@ impl LogRecord {
         parts.concat().try_into().expect("2 + 3 + 4 + 1 + 6 + 7 = 23")
     }
 
+    /// From hex.
+    fn from_text(text: &str) -> Option<Self> {
+        Self::decode(&unhex(text)?)
+    }
+
     /// The kind, where it is one of ours.
     pub const fn kind(&self) -> Option<Kind> {
         Kind::from_code(self.kind)
@@ -166,6 +175,38 @@ impl LogRecord {
     /// When, where it is a time.
     pub fn time(&self) -> Option<CardTime> {
         CardTime::from_bytes(self.time)
+    }
+}
+
+/// In logs and frames: the bytes of the card.
+impl<C> Encode<C> for LogRecord {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.bytes(&Self::encode(self))?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for LogRecord {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        Self::decode(d.bytes()?).ok_or_else(|| minicbor::decode::Error::message("no record of a card's log"))
+    }
+}
+
+/// In JSON: the bytes of the card, as hex.
+impl Serialize for LogRecord {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&hex(&Self::encode(self)))
+    }
+}
+
+impl<'de> Deserialize<'de> for LogRecord {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::from_text(&text)
+            .ok_or_else(|| serde::de::Error::custom("no record of a card's log (46 hex digits)"))
     }
 }
 
@@ -179,7 +220,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::chain::{hex, unhex};
 
     #[test]
     fn the_log_record_of_the_example_card() {

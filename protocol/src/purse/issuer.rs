@@ -55,6 +55,18 @@ impl Issuer {
         })
     }
 
+    /// A load that was authorized before, from what was kept of it: its terms say all that MAC2 binds.
+    pub fn load_again(
+        &self,
+        algorithm: Algorithm,
+        key_version: u8,
+        serial: CardSerial,
+        terms: Terms,
+    ) -> JournalEntry {
+        let mac = terms.mac2(&self.session(algorithm, serial, &terms));
+        JournalEntry { serial, algorithm, key_version, terms, mac }
+    }
+
     /// Whether a TAC is the card's own, of a load or of a purchase. One that is not is no card's, or a card's of which somebody
     /// holds the purchase key alone.
     pub fn tac_is_right(&self, entry: &JournalEntry, tac: Mac) -> bool {

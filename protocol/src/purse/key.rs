@@ -16,12 +16,25 @@ use super::values::{CardSerial, Mac};
 use crate::chain::{hex, unhex};
 
 /// How MACs and keys are computed. The number is a card's algorithm id; a profile maps what a card says to it.
-#[derive(Clone, Copy, Debug, serde::Deserialize, Eq, PartialEq, serde::Serialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    minicbor::Decode,
+    serde::Deserialize,
+    minicbor::Encode,
+    Eq,
+    PartialEq,
+    serde::Serialize,
+)]
+#[cbor(index_only)]
 pub enum Algorithm {
     /// The standard's: two-key 3DES for keys, DES CBC-MAC of 4 bytes.
+    #[n(0x00)]
     #[serde(rename = "00")]
     Des,
     /// AES-128-CMAC of 8 bytes.
+    #[n(0x11)]
     #[serde(rename = "11")]
     AesCmac,
 }

@@ -6,6 +6,9 @@
 //!
 //! The terminal holds no key: it carries what the card and the centre say to each other. The journal is the centre's.
 
+use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
 use super::apdu::{AnswerError, Command, LoadBegun, data, tac};
 use super::identify::{Event, Identified};
 use super::profile::{Misfit, in_time};
@@ -28,15 +31,19 @@ pub struct LoadOrder {
 }
 
 /// What the centre is asked: may this card have this amount?
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Decode, Deserialize, Encode, Eq, PartialEq, Serialize)]
 pub struct LoadRequest {
     /// The card.
+    #[n(0)]
     pub serial: CardSerial,
     /// Fen.
+    #[n(1)]
     pub amount: PurseFen,
     /// Where.
+    #[n(2)]
     pub terminal: TerminalNumber,
     /// What the card said.
+    #[n(3)]
     pub begun: LoadBegun,
 }
 

@@ -4,29 +4,38 @@
 //! other one is (load: the centre to the card; purchase: the card to the terminal), the TAC that the card did it (to the centre).
 //! In algorithm 11 all three bind everything; what is not known yet when MAC1 of a load is made, its time, counts as zeros.
 
+use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use super::key::{Algorithm, CardKey, MacKey};
 use super::values::{CardTime, Counter, Kind, Mac, PurseFen, Random, TerminalNumber, TerminalSequence};
 
 /// Everything that the MACs of one transaction speak of.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Decode, Deserialize, Encode, Eq, PartialEq, Serialize)]
 pub struct Terms {
     /// Load or purchase.
+    #[n(0)]
     pub kind: Kind,
     /// How much, in fen.
+    #[n(1)]
     pub amount: PurseFen,
     /// At which terminal.
+    #[n(2)]
     pub terminal: TerminalNumber,
     /// The number of the purchase at the terminal; 0 in a load.
+    #[n(3)]
     pub sequence: TerminalSequence,
     /// When, by the terminal's clock (purchase) or the centre's (load).
+    #[n(4)]
     pub time: CardTime,
     /// The balance before.
+    #[n(5)]
     pub balance_before: PurseFen,
     /// The counter before.
+    #[n(6)]
     pub counter: Counter,
     /// The card's random number.
+    #[n(7)]
     pub random: Random,
 }
 

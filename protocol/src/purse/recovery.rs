@@ -6,6 +6,9 @@
 //!
 //! The proof is asked for first: there are cards that forget it with the next INITIALIZE.
 
+use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
 use super::apdu::{AnswerError, Command, LoadBegun, Proof, PurchaseBegun, data};
 use super::file::{LOG_RECORD_BYTES, LOG_RECORDS, LOG_SFI, LogRecord};
 use super::identify::{Event, Identified, Step};
@@ -17,11 +20,13 @@ use super::torn::{ProofSeen, Seen, is_for};
 use super::values::{Counter, Kind, PurseFen, TerminalNumber};
 
 /// What the card said; for a load, its answer to INITIALIZE too, by which the centre judges the counter.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Decode, Deserialize, Encode, Eq, PartialEq, Serialize)]
 pub struct Evidence {
     /// What the card says now.
+    #[n(0)]
     pub seen: Seen,
     /// INITIALIZE FOR LOAD, whose amount is [`PROBE_LOAD_FEN`] and whose terminal is the number that the centre drew.
+    #[n(1)]
     pub begun: Option<LoadBegun>,
 }
 

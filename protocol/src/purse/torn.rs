@@ -20,36 +20,72 @@
 //! recorded before the load would do. As the centre alone lets that counter grow, one that is proven and above n
 //! needs no TAC.
 
+use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use super::file::LogRecord;
+use super::file::{LOG_RECORDS, LogRecord};
 use super::journal::JournalEntry;
 use super::profile::CardProfile;
 use super::values::{Counter, Mac, PurseFen};
 
 /// What the card says now.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Decode, Deserialize, Encode, Eq, PartialEq, Serialize)]
 pub struct Seen {
     /// The counter of the entry's kind.
+    #[n(0)]
     pub counter: Counter,
     /// The balance.
+    #[n(1)]
     pub balance: PurseFen,
     /// What it answered when asked for MAC and TAC of the entry's transaction.
+    #[n(2)]
     pub proof: ProofSeen,
     /// Records of its log, the newest first, as far as they were needed.
+    #[cbor(n(3), decode_with = "few_records")]
+    #[serde(deserialize_with = "few_records_of_json")]
     pub log: Vec<LogRecord>,
 }
 
+/// A list of at most [`LOG_RECORDS`].
+fn few_records<'b, C>(
+    d: &mut minicbor::Decoder<'b>,
+    context: &mut C,
+) -> Result<Vec<LogRecord>, minicbor::decode::Error> {
+    let mut records = Vec::new();
+    for record in d.array_iter_with(context)? {
+        if records.len() == usize::from(LOG_RECORDS) {
+            return Err(minicbor::decode::Error::message("more records than are read of a log"));
+        }
+        records.push(record?);
+    }
+    Ok(records)
+}
+
+fn few_records_of_json<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<LogRecord>, D::Error> {
+    let records = Vec::<LogRecord>::deserialize(deserializer)?;
+    if records.len() > usize::from(LOG_RECORDS) {
+        return Err(serde::de::Error::custom("more records than are read of a log"));
+    }
+    Ok(records)
+}
+
 /// MAC and TAC of the transaction, as the card gives them and as they were judged.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Decode, Deserialize, Encode, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ProofSeen {
     /// Given, and right; with the TAC.
-    Right(Mac),
+    #[n(0)]
+    Right(#[n(0)] Mac),
     /// Given, and nobody here can judge it; with the TAC.
-    Unchecked(Mac),
+    #[n(1)]
+    Unchecked(#[n(0)] Mac),
     /// Given, and wrong.
+    #[n(2)]
     Wrong,
     /// Not given.
+    #[n(3)]
     None,
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use minicbor::{Decode, Decoder, Encode, Encoder};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -40,6 +41,24 @@ macro_rules! hex_text {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
+            }
+        }
+
+        /// In logs and frames: the bytes.
+        impl<C> Encode<C> for $name {
+            fn encode<W: minicbor::encode::Write>(
+                &self,
+                e: &mut Encoder<W>,
+                _: &mut C,
+            ) -> Result<(), minicbor::encode::Error<W::Error>> {
+                e.bytes(self.as_ref())?.ok()
+            }
+        }
+
+        impl<'b, C> Decode<'b, C> for $name {
+            fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+                let parse: fn(&[u8]) -> Option<Self> = $parse;
+                parse(d.bytes()?).ok_or_else(|| minicbor::decode::Error::message(concat!("no ", $what)))
             }
         }
 
@@ -86,15 +105,21 @@ hex_text!(TerminalNumber, "terminal number (12 hex digits)", |bytes| {
 });
 
 /// The number of a purchase at its terminal, counted by the SAM; 0 in a load.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(
+    Clone, Copy, Debug, Decode, Default, Deserialize, Encode, Eq, Ord, PartialEq, PartialOrd, Serialize,
+)]
+#[cbor(transparent)]
 #[serde(transparent)]
-pub struct TerminalSequence(pub u32);
+pub struct TerminalSequence(#[n(0)] pub u32);
 
 /// A transaction counter of a card: the online one counts loads, the offline one purchases. A transaction has the counter
 /// that its INITIALIZE answered; afterwards the card stands one higher.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(
+    Clone, Copy, Debug, Decode, Default, Deserialize, Encode, Eq, Ord, PartialEq, PartialOrd, Serialize,
+)]
+#[cbor(transparent)]
 #[serde(transparent)]
-pub struct Counter(pub u16);
+pub struct Counter(#[n(0)] pub u16);
 
 impl Counter {
     /// The counter after the transaction with this one; `None` where the card is worn out.
@@ -153,6 +178,22 @@ impl PurseFen {
     }
 }
 
+impl<C> Encode<C> for PurseFen {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.u32(self.0)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for PurseFen {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        Self::new(d.u32()?).ok_or_else(|| minicbor::decode::Error::message("more fen than a purse holds"))
+    }
+}
+
 impl<'de> Deserialize<'de> for PurseFen {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::new(u32::deserialize(deserializer)?)
@@ -182,6 +223,22 @@ pub enum Kind {
     Purchase = 0x06,
     /// Purchase that writes a record in the same step (复合消费).
     Compound = 0x09,
+}
+
+impl<C> Encode<C> for Kind {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.u8(self.code())?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Kind {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        Self::from_code(d.u8()?).ok_or_else(|| minicbor::decode::Error::message("no kind of transaction"))
+    }
 }
 
 impl Kind {

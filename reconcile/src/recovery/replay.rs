@@ -168,6 +168,8 @@ impl Round<'_> {
             Body::CaseMoved(moved) => self.replay_case(at, time, &moved),
             Body::Refund(refund) => self.replay_refund(at, &refund),
             Body::CampusPublished(published) => self.replay_campus(&published),
+            Body::PurseLoad(load) => self.apply_load(at, time, &load),
+            Body::PurseLoadSettled(settled) => self.apply_load_settled(at, time, &settled),
             other => Err(StoreError::Corrupt(format!(
                 "{log} {position}: a {} is nothing that this build writes there; come back with the build that wrote it",
                 other.name()

@@ -1,5 +1,8 @@
 //! What cards and SAMs answer.
 
+use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
 use crate::purse::key::Algorithm;
 use crate::purse::status::StatusWord;
 use crate::purse::values::{Counter, Mac, Overdraft, PurseFen, Random, TerminalSequence};
@@ -51,19 +54,25 @@ pub fn answer(status: StatusWord, data: &[u8]) -> Vec<u8> {
 }
 
 /// What a card answers to INITIALIZE FOR LOAD.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Decode, Deserialize, Encode, Eq, PartialEq, Serialize)]
 pub struct LoadBegun {
     /// The balance before.
+    #[n(0)]
     pub balance: PurseFen,
     /// The online counter before.
+    #[n(1)]
     pub counter: Counter,
     /// Version of the load key.
+    #[n(2)]
     pub key_version: u8,
     /// The card's algorithm id.
+    #[n(3)]
     pub algorithm_id: u8,
     /// Random number.
+    #[n(4)]
     pub random: Random,
     /// The card's MAC1.
+    #[n(5)]
     pub mac1: Mac,
 }
 

@@ -1,0 +1,185 @@
+//! What of purses stands in logs.
+//!
+//! A purchase is written by the node that its terminal reported it to, and the centre believes it by its TAC. Money of an account
+//! goes onto a card by two entries of the account's stream: *in transit* when the centre gives MAC2 away, and *settled* when it
+//! knows by the card's proof what became of it. What is in transit is nobody's to spend.
+//!
+//! **A purse card's number is its serial**, 20 hex digits in lower case: a card of an account like any other, which is
+//! issued, lost and withdrawn by the account's document.
+
+use minicbor::{Decode, Encode};
+use serde::Serialize;
+
+use super::mac::Terms;
+use super::values::{
+    CardSerial, CardTime, Counter, Kind, Mac, PurseFen, Random, TerminalNumber, TerminalSequence,
+};
+use crate::entry::TapRef;
+use crate::ids::{AccountId, CardNumber, NodeId, Wallet};
+use crate::money::Fen;
+
+impl CardSerial {
+    /// The number of the card in its account.
+    pub fn card_number(self) -> CardNumber {
+        CardNumber::new(self.to_string()).expect("20 hex digits are a card number")
+    }
+
+    /// The serial of a card whose number is one.
+    pub fn of_card(card: &CardNumber) -> Option<Self> {
+        card.as_str().parse().ok().filter(|serial: &Self| serial.to_string() == card.as_str())
+    }
+}
+
+/// A purchase that a card made (kind 10).
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct PursePurchase {
+    /// The terminal's key of the report.
+    #[n(0)]
+    pub tap: TapRef,
+    /// The card.
+    #[n(1)]
+    pub serial: CardSerial,
+    /// Plain or compound.
+    #[n(2)]
+    pub kind: Kind,
+    /// Fen.
+    #[n(3)]
+    pub amount: Fen,
+    /// The offline counter before.
+    #[n(4)]
+    pub counter: Counter,
+    /// Fen on the card before.
+    #[n(5)]
+    pub balance_before: Fen,
+    /// The number of the terminal (of its SAM).
+    #[n(6)]
+    pub terminal: TerminalNumber,
+    /// The number of the purchase there.
+    #[n(7)]
+    pub sequence: TerminalSequence,
+    /// When, by the terminal.
+    #[n(8)]
+    pub time: CardTime,
+    /// What the centre believes it by; absent where the card gave none.
+    #[n(9)]
+    pub tac: Option<Mac>,
+    /// Who is paid.
+    #[n(10)]
+    pub merchant: u16,
+    /// True where MAC2 was right, so that something was handed out for it.
+    #[n(11)]
+    pub proven: bool,
+}
+
+impl PursePurchase {
+    /// What its TAC binds; `None` for amounts that no purse has. The card's random number, which no TAC binds, is zeros.
+    pub fn terms(&self) -> Option<Terms> {
+        if self.kind == Kind::Load {
+            return None;
+        }
+        Some(Terms {
+            kind: self.kind,
+            amount: PurseFen::from_fen(self.amount)?,
+            terminal: self.terminal,
+            sequence: self.sequence,
+            time: self.time,
+            balance_before: PurseFen::from_fen(self.balance_before)?,
+            counter: self.counter,
+            random: Random::from_slice(&[0; 4]).expect("4 bytes are a random number"),
+        })
+    }
+}
+
+/// A card has taken a load (kind 11).
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct PurseLoaded {
+    /// The card.
+    #[n(0)]
+    pub serial: CardSerial,
+    /// The online counter before.
+    #[n(1)]
+    pub counter: Counter,
+    /// What the centre believes it by.
+    #[n(2)]
+    pub tac: Mac,
+}
+
+/// Money on its way from an account to a purse (kind 50). It is written before MAC2 leaves the centre.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct PurseLoad {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// The wallet.
+    #[n(1)]
+    pub wallet: Wallet,
+    /// Fen.
+    #[n(2)]
+    pub amount: Fen,
+    /// The card.
+    #[n(3)]
+    pub serial: CardSerial,
+    /// The online counter before.
+    #[n(4)]
+    pub counter: Counter,
+    /// Fen on the card before, as it has proven.
+    #[n(5)]
+    pub balance_before: Fen,
+    /// Where.
+    #[n(6)]
+    pub terminal: TerminalNumber,
+    /// When, in the card's form.
+    #[n(7)]
+    pub time: CardTime,
+    /// The card's random number.
+    #[n(8)]
+    pub random: Random,
+    /// Version of the load key.
+    #[n(9)]
+    pub key_version: u8,
+    /// The node that asked.
+    #[n(10)]
+    pub node: NodeId,
+    /// Fen of the balance before that the books did not know of, taken over from the system before.
+    #[n(11)]
+    pub taken_over: Fen,
+}
+
+impl PurseLoad {
+    /// What its MACs bind; `None` for amounts that no purse has.
+    pub fn terms(&self) -> Option<Terms> {
+        Some(Terms {
+            kind: Kind::Load,
+            amount: PurseFen::from_fen(self.amount)?,
+            terminal: self.terminal,
+            sequence: TerminalSequence(0),
+            time: self.time,
+            balance_before: PurseFen::from_fen(self.balance_before)?,
+            counter: self.counter,
+            random: self.random,
+        })
+    }
+}
+
+/// What became of a load (kind 51).
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct PurseLoadSettled {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// The wallet.
+    #[n(1)]
+    pub wallet: Wallet,
+    /// Fen.
+    #[n(2)]
+    pub amount: Fen,
+    /// The card.
+    #[n(3)]
+    pub serial: CardSerial,
+    /// The position of the load in this stream.
+    #[n(4)]
+    pub load: u64,
+    /// True where it never happened, and the account has its money back.
+    #[n(5)]
+    pub reversed: bool,
+}
