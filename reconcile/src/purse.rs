@@ -19,6 +19,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use feiqian_protocol::account::{CardStatus, Intent};
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::entry::{Actor, EntryRef};
 use feiqian_protocol::money::Fen;
@@ -28,7 +29,6 @@ use feiqian_protocol::purse::key::MasterKey;
 use feiqian_protocol::purse::mac::Terms;
 use feiqian_protocol::purse::profile::{ApplicationName, CardProfile, CardProfiles, ProfileError};
 use feiqian_protocol::purse::values::{CardSerial, Mac};
-use feiqian_protocol::account::{CardStatus, Intent};
 use serde::Deserialize;
 
 use crate::core::{Round, StoreError};

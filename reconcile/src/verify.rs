@@ -25,8 +25,8 @@ use serde::Serialize;
 use crate::ingest::in_range;
 use crate::store::money::{self, wallet_of};
 use crate::store::nodes;
-use crate::verify::purses::PurseExamination;
 use crate::store::{StoreError, check, logs, meta_number, recovery, snapshots};
+use crate::verify::purses::PurseExamination;
 
 /// Problems that a report names; more are only counted.
 const PROBLEMS_MAX: usize = 100;

@@ -29,6 +29,7 @@ use crate::verify::verify;
 mod codes;
 mod hostile;
 mod pins;
+mod purses;
 mod settings;
 
 const INSTITUTION: InstitutionId = InstitutionId(7);

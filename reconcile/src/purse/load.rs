@@ -223,7 +223,8 @@ impl Round<'_> {
     ) -> Result<Judged, StoreError> {
         let (kept, begun) = (&open.load, &load.begun);
         let is_same = stands
-            && (kept.amount, kept.terminal, kept.counter) == (load.amount.to_fen(), load.terminal, begun.counter)
+            && (kept.amount, kept.terminal, kept.counter)
+                == (load.amount.to_fen(), load.terminal, begun.counter)
             && (kept.random, kept.balance_before) == (begun.random, begun.balance.to_fen());
         let after = Some(StreamPlace { log: open.at.log, position: open.at.position });
         if is_same && let Ok(authorized) = purses.issuer.authorize_load(profile, load, kept.time) {
@@ -300,7 +301,8 @@ impl Round<'_> {
         self.post_lines(at, own_day, lines)?;
         self.move_wallet(at, time, (account, wallet), -amount)?;
         let counter = load.counter;
-        let first = PurseState { online: counter, offline: Counter(0), balance: load.balance_before, at: time };
+        let first =
+            PurseState { online: counter, offline: Counter(0), balance: load.balance_before, at: time };
         self.note_purse(serial, first, |state| {
             state.online = counter;
             (state.balance, state.at) = (load.balance_before, time);

@@ -142,7 +142,8 @@ mod tests {
 
     #[test]
     fn counters_that_are_missing_are_named_as_ranges() {
-        let of = |counters: &[u16]| missing(&counters.iter().map(|counter| Counter(*counter)).collect::<Vec<_>>());
+        let of =
+            |counters: &[u16]| missing(&counters.iter().map(|counter| Counter(*counter)).collect::<Vec<_>>());
         assert_eq!(of(&[]), []);
         assert_eq!(of(&[5]), []);
         assert_eq!(of(&[9, 3, 4, 6, 6, u16::MAX]), [(5, 5), (7, 8), (10, u16::MAX - 1)]);

@@ -115,9 +115,9 @@ impl Round<'_> {
         let done = loads.iter().filter(|row| row.state == LoadState::Done).map(|row| row.load.amount);
         let taken_over = loads.iter().map(|row| row.load.taken_over);
         let paid = purchases.iter().filter(|row| row.became.is_of_purse()).map(|row| row.amount);
-        let suspense = purchases.iter().filter(|row| {
-            matches!(row.became, Became::WrongTac | Became::Clone | Became::Overdrawn)
-        });
+        let suspense = purchases
+            .iter()
+            .filter(|row| matches!(row.became, Became::WrongTac | Became::Clone | Became::Overdrawn));
         let heard: Vec<Counter> = purchases
             .iter()
             .filter(|row| !matches!(row.became, Became::WrongTac | Became::Hearsay))
@@ -188,7 +188,10 @@ pub(crate) fn print(view: &PurseView, out: &mut dyn Write) -> std::io::Result<()
             card.balance_fen, card.offline_counter.0, card.online_counter.0
         )?;
         if difference.is_positive() {
-            writeln!(out, "{difference} yuan of purchases have not been reported yet, or were lost with a terminal")?;
+            writeln!(
+                out,
+                "{difference} yuan of purchases have not been reported yet, or were lost with a terminal"
+            )?;
         } else if difference.is_negative() {
             writeln!(out, "the card has {} yuan more than it may have", -difference)?;
         }

@@ -235,10 +235,8 @@ fn load_row(row: &Row<'_>, institution: InstitutionId) -> Result<LoadRow, StoreE
         key_version: row.get(12)?,
         node: NodeId(row.get(13)?),
     };
-    let at = EntryRef {
-        log: LogId::from_key(institution, row.get(0)?),
-        position: row.get::<_, i64>(1)? as u64,
-    };
+    let at =
+        EntryRef { log: LogId::from_key(institution, row.get(0)?), position: row.get::<_, i64>(1)? as u64 };
     Ok(LoadRow { at, load, state: LoadState::from_number(row.get(14)?)? })
 }
 
@@ -300,9 +298,8 @@ pub(crate) fn loads_with(
 
 /// Says how a load stands.
 pub(crate) fn settle_load(db: &Connection, at: EntryRef, state: LoadState) -> Result<(), StoreError> {
-    db.prepare_cached("UPDATE purse_loads SET state = ?3 WHERE log = ?1 AND position = ?2")?.execute(
-        params![at.log.key(), at.position as i64, state as u8],
-    )?;
+    db.prepare_cached("UPDATE purse_loads SET state = ?3 WHERE log = ?1 AND position = ?2")?
+        .execute(params![at.log.key(), at.position as i64, state as u8])?;
     Ok(())
 }
 
@@ -313,10 +310,8 @@ pub(crate) fn insert_purchase(
     purchase: &PursePurchase,
     became: Became,
 ) -> Result<(), StoreError> {
-    db.prepare_cached(
-        "INSERT INTO purse_purchases VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-    )?
-    .execute(params![
+    db.prepare_cached("INSERT INTO purse_purchases VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?
+        .execute(params![
         at.log.key(),
         at.position as i64,
         purchase.serial.to_string(),
@@ -408,8 +403,7 @@ pub(crate) fn with_terms(
     purchase: &PursePurchase,
 ) -> Result<Option<PurchaseRow>, StoreError> {
     let condition = "serial = ?1 AND terminal = ?2 AND sequence = ?3";
-    let parameters =
-        params![purchase.serial.to_string(), purchase.terminal.to_string(), purchase.sequence.0];
+    let parameters = params![purchase.serial.to_string(), purchase.terminal.to_string(), purchase.sequence.0];
     let found = purchases_by(db, institution, condition, parameters)?;
     let mut counted = found.into_iter().map(|(_, row)| row).filter(|row| row.became.counts());
     Ok(counted.find(|row| row.is_same(purchase)))

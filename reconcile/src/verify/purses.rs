@@ -8,9 +8,9 @@ use feiqian_protocol::money::Fen;
 
 use super::Examination;
 use crate::purse::{purse_ledger, transit_ledger};
+use crate::store::StoreError;
 use crate::store::money;
 use crate::store::purses::{self, LoadRow, LoadState, PurchaseRow};
-use crate::store::StoreError;
 
 /// What entries say of purses, by log and position.
 #[derive(Default)]
@@ -53,10 +53,12 @@ impl Examination<'_> {
         for (ledger, sum) in &on_cards {
             let posted = money::ledger_balance(self.db, ledger)?;
             if posted != *sum {
-                self.report.problem(format!("{ledger}: {posted} yuan are posted, loads and purchases say {sum}"));
+                self.report
+                    .problem(format!("{ledger}: {posted} yuan are posted, loads and purchases say {sum}"));
             }
         }
-        let mut statement = self.db.prepare("SELECT ledger, balance FROM ledger WHERE ledger LIKE 'purse%'")?;
+        let mut statement =
+            self.db.prepare("SELECT ledger, balance FROM ledger WHERE ledger LIKE 'purse%'")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let (ledger, balance): (String, i64) = (row.get(0)?, row.get(1)?);
@@ -73,7 +75,9 @@ impl Examination<'_> {
         match entries.get(&(log.key(), position)) {
             Some(Body::PurseLoad(load)) if *load == row.load => {}
             None if self.kept_after.get(&log.key()).is_some_and(|kept_after| position <= *kept_after) => {}
-            _ => self.report.problem(format!("{log}: the load of entry {position} is not what the entry says")),
+            _ => {
+                self.report.problem(format!("{log}: the load of entry {position} is not what the entry says"))
+            }
         }
     }
 
@@ -96,7 +100,8 @@ impl Examination<'_> {
                 let state = if settled.reversed { LoadState::Reversed } else { LoadState::Done };
                 let row = row_of(settled.load);
                 let fits = row.is_some_and(|row| {
-                    row.state == state && (row.load.amount, row.load.serial) == (settled.amount, settled.serial)
+                    row.state == state
+                        && (row.load.amount, row.load.serial) == (settled.amount, settled.serial)
                 });
                 if !fits {
                     self.report.problem(format!("{log}: entry {position} settles a load that is not so"));
