@@ -305,7 +305,12 @@ impl NodeCore {
             }
             Body::Posted(posted) => self.settle(shard, &posted.heads)?,
             Body::CampusPublished(published) => self.publish(&published, touched)?,
-            Body::Credit(_) | Body::Refund(_) | Body::CaseMoved(_) | Body::Unknown { .. } => {}
+            Body::Credit(_)
+            | Body::Refund(_)
+            | Body::CaseMoved(_)
+            | Body::PurseLoad(_)
+            | Body::PurseLoadSettled(_)
+            | Body::Unknown { .. } => {}
             other => return Err(Fault::peer(format!("a {} in an account stream", other.name()))),
         }
         Ok(())

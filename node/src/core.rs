@@ -29,6 +29,7 @@ use crate::code::CentreClock;
 use crate::core::attempt::Guard;
 use crate::edge::{Queues, UnknownCards};
 use crate::io::{Identity, Input, LinkState, Now, Output, Settings, Status};
+use crate::purse::PurseWaits;
 use crate::replication::Link;
 use crate::store::accounts::Totals;
 use crate::store::{Saved, Store, StoreError};
@@ -48,6 +49,8 @@ pub struct NodeCore {
     pub(crate) sender: Sender,
     /// Taps that wait for the centre.
     pub(crate) queues: Queues,
+    /// Loads of cards that wait for it.
+    pub(crate) purses: PurseWaits,
     /// Recalls that wait for the stream before them.
     pub(crate) recalls: BTreeMap<(AccountId, Unit), Recall>,
     /// Entries and snapshots that came before the Hello: they travel in another lane.
@@ -123,6 +126,7 @@ impl NodeCore {
             link: Link::Down,
             sender: Sender::default(),
             queues: Queues::default(),
+            purses: PurseWaits::default(),
             recalls: BTreeMap::new(),
             early: Vec::new(),
             more_to_send: false,
@@ -209,7 +213,8 @@ impl NodeCore {
 
     /// When [`Input::Timer`] is wanted next, as [`Now::mono_ms`].
     pub fn next_timer(&self) -> Option<u64> {
-        [self.queues.next_deadline(), self.next_mark(), self.next_send()].into_iter().flatten().min()
+        let loads = self.purses.next_deadline();
+        [self.queues.next_deadline(), loads, self.next_mark(), self.next_send()].into_iter().flatten().min()
     }
 
     fn run(&mut self, now: &Now, inputs: Vec<Input>, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
@@ -225,6 +230,9 @@ impl NodeCore {
                     outputs.push(Output::Balance(ticket, balance));
                 }
                 Input::Setting(ticket, request) => self.on_setting(now, ticket, &request, outputs)?,
+                Input::Purse(ticket, terminal, request) => {
+                    self.on_purse(now, ticket, &terminal, request, outputs)?;
+                }
                 Input::Pin(ticket, tap) => {
                     let generation = self.pin_to_hash(&tap)?;
                     outputs.push(Output::PinGeneration(ticket, generation));
@@ -240,6 +248,7 @@ impl NodeCore {
             }
         }
         self.decide_overdue(now, outputs)?;
+        self.release_purses(now, outputs);
         self.sign_head()?;
         self.replicate(now, outputs)?;
         if self.state.dirty {

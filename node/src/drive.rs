@@ -360,6 +360,7 @@ impl Driver {
                     Request::Balance(card) => Input::Balance(ticket, card),
                     Request::Pin(tap) => Input::Pin(ticket, tap),
                     Request::Reversal(request) => Input::Reversal(ticket, request),
+                    Request::Purse(terminal, request) => Input::Purse(ticket, terminal, request),
                     Request::Setting(request) => Input::Setting(ticket, request),
                     Request::Status => Input::Status(ticket),
                     Request::Tap(request) => Input::Tap(ticket, request),
@@ -445,6 +446,7 @@ impl Driver {
                     handle.send(frame);
                 }
             }
+            Output::Purse(ticket, done) => self.answer(ticket, Answer::Purse(done)),
             Output::Setting(ticket, done) => self.answer(ticket, Answer::Setting(done)),
             Output::Status(ticket, status) => self.answer(ticket, Answer::Status(status)),
         }

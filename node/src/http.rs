@@ -1,11 +1,12 @@
 //! The terminal API: JSON over HTTPS, each terminal with a key of its own.
 //!
 //! [`auth`] (who speaks), [`body`] (JSON to typed requests, which name the field that is wrong), [`api`] (what is asked and
-//! answered, as OpenAPI documents it), [`server`] (connections).
+//! answered, as OpenAPI documents it), [`purse`] (the same of purses), [`server`] (connections).
 
 pub mod api;
 pub mod auth;
 pub mod body;
+pub mod purse;
 pub mod server;
 
 use std::sync::Arc;
@@ -140,7 +141,9 @@ impl From<NoAnswer> for Failure {
 
 /// The routes.
 pub fn router(terminals: Arc<Terminals>) -> Router {
-    Router::new()
+    purse::PATHS
+        .into_iter()
+        .fold(Router::new(), |router, path| router.route(path, post(serve)))
         .route("/v1/taps", post(serve))
         .route("/v1/reversals", post(serve))
         .route("/v1/balance", post(serve))
@@ -201,6 +204,9 @@ async fn serve(State(terminals): State<Arc<Terminals>>, request: HttpRequest<Bod
     let answer = match (parts.method, parts.uri.path()) {
         (Method::POST, "/v1/taps") => tap(&terminals, &terminal, &body).await,
         (Method::POST, "/v1/reversals") => reversal(&terminals, &terminal, &body).await,
+        (Method::POST, path) if purse::PATHS.contains(&path) => {
+            purse::serve(&terminals, &terminal, path, &body).await
+        }
         (Method::POST, "/v1/settings") => setting(&terminals, &terminal, &body).await,
         _ => balance(&terminals, &body).await,
     };

@@ -5,13 +5,14 @@ use ed25519_dalek::SigningKey;
 use feiqian_protocol::account::AccountError;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
-use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, InstitutionId, NodeId, NodeName};
+use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, InstitutionId, NodeId, NodeName, TerminalId};
 use feiqian_protocol::pin::PinGeneration;
 use feiqian_protocol::public_key::CentreKey;
 use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapKey, TapRequest};
 use feiqian_protocol::time::Timestamp;
 use serde::Serialize;
 
+use crate::purse::{PurseDone, PurseError, PurseRequest};
 use crate::settings::SettingRequest;
 
 /// The clocks, as they are when a step begins.
@@ -75,6 +76,8 @@ pub enum Input {
     Setting(Ticket, SettingRequest),
     /// A PIN was entered for a tap that is to come. Answered by [`Output::PinGeneration`].
     Pin(Ticket, TapRequest),
+    /// A terminal wants something of a purse. Answered by [`Output::Purse`], now or later.
+    Purse(Ticket, TerminalId, PurseRequest),
     /// Asks for [`Output::Status`].
     Status(Ticket),
     /// A connection to the centre stands, authenticated both ways. Replaces an older one.
@@ -107,6 +110,8 @@ pub enum Output {
     Setting(Ticket, Result<SettingDone, SettingError>),
     /// What the PIN is to be hashed for; absent where there is nothing to compare it with, or the tap was decided before.
     PinGeneration(Ticket, Option<PinGeneration>),
+    /// What became of a request about a purse.
+    Purse(Ticket, Result<PurseDone, PurseError>),
     /// The answer to a status enquiry.
     Status(Ticket, Box<Status>),
     /// A frame for the centre; its lane is [`Frame::lane`].

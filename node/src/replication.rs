@@ -188,6 +188,7 @@ impl NodeCore {
             self.state.dirty = true;
         }
         self.link = Link::Down;
+        self.drop_purses(outputs);
         self.sender = Sender::default();
         self.recalls.clear();
         self.early.clear();
@@ -259,6 +260,10 @@ impl NodeCore {
             }
             (Frame::Ack(ack), Link::Up(..) | Link::Refused(..) | Link::Damaged(..) | Link::Returning(..)) => {
                 self.on_ack(&ack)
+            }
+            (Frame::PurseAnswer(answer), Link::Up(..)) => {
+                self.on_purse_answer(*answer);
+                Ok(())
             }
             (Frame::No(no), Link::Up(..)) => Ok(self.on_no(now, &no, outputs)?),
             (Frame::Recall(recall), Link::Up(..)) => self.on_recall(now, recall, outputs),

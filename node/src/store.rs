@@ -13,6 +13,7 @@
 //! | `pools`, `pool_used` | day | stand-in of all accounts together, granted and used |
 //! | `taps` | terminal, epoch, sequence | first answers, and tombstones |
 //! | `recent` | position | what taps left lately of `taps` and `wallets`, until it is folded into them: [`recent`] |
+//! | `purse_reports` | report of a purse | which entry it is: [`purses`] |
 //! | `counters` | voucher | the last code used of each: [`codes`] |
 //! | `debits`, `reversals` | position | own effects on balances: a debit with what is left of it for reversals, a reversal |
 //! | `posted` | shard | the position of the own log that the newest posted batch names: own effects after it are in no posted balance |
@@ -31,6 +32,7 @@ pub(crate) mod cards;
 pub(crate) mod codes;
 pub(crate) mod log;
 pub(crate) mod pins;
+pub(crate) mod purses;
 pub(crate) mod recent;
 pub(crate) mod settings;
 pub(crate) mod snapshots;
@@ -271,6 +273,7 @@ impl Store {
         }
         self.connection.execute_batch(codes::SCHEMA)?;
         self.connection.execute_batch(pins::SCHEMA)?;
+        self.connection.execute_batch(purses::SCHEMA)?;
         Ok(())
     }
 

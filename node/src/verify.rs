@@ -10,6 +10,7 @@
 mod answers;
 mod codes;
 mod pins;
+mod purses;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -125,6 +126,7 @@ fn examine(connection: &Connection, identity: &Identity) -> Result<Report, Store
     answers::compare(connection, identity, &mut report)?;
     codes::compare(connection, identity, &mut report)?;
     pins::compare(connection, identity, &mut report)?;
+    purses::compare(connection, identity, &mut report)?;
     if report.more > 0 {
         let more = format!("and {} more", report.more);
         report.problems.push(more);

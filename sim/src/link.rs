@@ -336,7 +336,9 @@ impl World {
                     self.model.decided(ticket, decision, repeat)?;
                 }
                 node_io::Output::Refused(ticket, error) => self.model.refused(ticket, error)?,
-                node_io::Output::Balance(..) | node_io::Output::PinGeneration(..) => {}
+                node_io::Output::Balance(..)
+                | node_io::Output::PinGeneration(..)
+                | node_io::Output::Purse(..) => {}
                 node_io::Output::Setting(ticket, done) => {
                     self.settings.insert(ticket, done);
                 }

@@ -16,6 +16,7 @@ use super::{NodeCore, State};
 use crate::apply::Fault;
 use crate::edge::{Queues, UnknownCards};
 use crate::io::{Input, Now, Output};
+use crate::purse::PurseWaits;
 use crate::replication::Link;
 use crate::store::StoreError;
 
@@ -37,6 +38,7 @@ struct Before {
     link: Link,
     sender: Sender,
     queues: Queues,
+    purses: PurseWaits,
     recalls: BTreeMap<(AccountId, Unit), Recall>,
     early: Vec<Frame>,
     more_to_send: bool,
@@ -139,6 +141,7 @@ impl NodeCore {
             link: self.link,
             sender: self.sender.clone(),
             queues: self.queues.clone(),
+            purses: self.purses.clone(),
             recalls: self.recalls.clone(),
             early: self.early.clone(),
             more_to_send: self.more_to_send,
@@ -155,6 +158,7 @@ impl NodeCore {
             link,
             sender,
             queues,
+            purses,
             recalls,
             early,
             more_to_send,
@@ -167,6 +171,7 @@ impl NodeCore {
         self.link = link;
         self.sender = sender;
         self.queues = queues;
+        self.purses = purses;
         self.recalls = recalls;
         self.early = early;
         self.more_to_send = more_to_send;

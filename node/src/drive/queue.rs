@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use feiqian_protocol::frame::{Frame, Lane};
-use feiqian_protocol::ids::CardNumber;
+use feiqian_protocol::ids::{CardNumber, TerminalId};
 use feiqian_protocol::pin::PinGeneration;
 use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapRequest};
 use feiqian_protocol::time::Timestamp;
@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::io::{LinkId, SettingDone, SettingError, Status, TapError};
 use crate::link::LinkHandle;
+use crate::purse::{PurseDone, PurseError, PurseRequest};
 use crate::settings::SettingRequest;
 
 /// What can be asked of the core.
@@ -26,6 +27,8 @@ pub enum Request {
     Setting(SettingRequest),
     /// What the PIN of a tap that is to come is to be hashed for.
     Pin(TapRequest),
+    /// What a terminal wants of a purse.
+    Purse(TerminalId, PurseRequest),
     /// How the node stands.
     Status,
 }
@@ -48,6 +51,8 @@ pub enum Answer {
     Setting(Result<SettingDone, SettingError>),
     /// What a PIN is to be hashed for, where there is anything to compare it with.
     PinGeneration(Option<PinGeneration>),
+    /// What became of a request about a purse.
+    Purse(Result<PurseDone, PurseError>),
     /// How the node stands.
     Status(Box<Status>),
 }
@@ -81,7 +86,8 @@ impl Message {
         match self {
             Self::Ask(..) => true,
             Self::Frame(_, frame, _) => {
-                matches!(frame.lane(), Lane::Urgent) || matches!(frame, Frame::No(_) | Frame::Recall(_))
+                matches!(frame.lane(), Lane::Urgent)
+                    || matches!(frame, Frame::No(_) | Frame::Recall(_) | Frame::PurseAnswer(_))
             }
             Self::Clock(..) | Self::LinkDown(_) | Self::LinkUp(..) | Self::Stop => false,
         }

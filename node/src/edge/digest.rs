@@ -30,7 +30,7 @@ pub(super) fn digest_with(request: &TapRequest, code: Option<CodeUse>) -> [u8; 1
     }
 }
 
-pub(super) fn digest(parts: &[&[u8]]) -> [u8; 16] {
+pub(crate) fn digest(parts: &[&[u8]]) -> [u8; 16] {
     let mut sha = Sha256::new();
     for part in parts {
         sha.update((part.len() as u64).to_be_bytes());

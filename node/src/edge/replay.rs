@@ -10,6 +10,7 @@ use feiqian_protocol::time::Hlc;
 use crate::core::NodeCore;
 use crate::edge::digest::digest_with;
 use crate::store::StoreError;
+use crate::store::purses::ReportRow;
 use crate::store::taps::{DebitRow, TapRow, TapUse};
 
 impl NodeCore {
@@ -50,6 +51,10 @@ impl NodeCore {
                     None => self.put_tap_row(&original, &TapRow { used: TapUse::Tombstone, ..reversal }),
                     Some(_) => Ok(()),
                 }
+            }
+            Body::PursePurchase(purchase) => {
+                let terminal = key(&entry.actor, &purchase.tap)?.terminal;
+                self.store.put_purse_report(&ReportRow::new(&terminal, purchase, position))
             }
             Body::EpochEnd(end) => {
                 self.state.saved.epoch = end.epoch.next();

@@ -273,7 +273,7 @@ pub(crate) fn tap_ref(key: &TapKey) -> TapRef {
     TapRef { epoch: key.epoch, sequence: key.sequence.clone() }
 }
 
-pub(super) fn actor(terminal: &TerminalId, proof: Proof) -> Actor {
+pub(crate) fn actor(terminal: &TerminalId, proof: Proof) -> Actor {
     let id = Key::new(terminal.as_str()).expect("a terminal's name is a name");
     Actor { kind: ActorKind::Terminal, id, proof }
 }

@@ -208,7 +208,7 @@ impl TapAnswer {
         Self::plain("pending", "09", "Please wait and try again", "处理中，请稍候重试")
     }
 
-    fn declined(reason: DeclineReason) -> Self {
+    pub(super) fn declined(reason: DeclineReason) -> Self {
         let code = format!("{:02}", reason.code());
         Self {
             reason: Some(reason.name().to_owned()),
@@ -335,7 +335,10 @@ impl ErrorAnswer {
                        \"\\n\" + status code + \"\\n\" + body`, and must be checked: anybody on the network could say \
                        \"approved\". `feiqian-node terminal-key` shows the key.",
     ),
-    paths(paths::tap, paths::reversal, paths::balance, paths::setting, paths::health),
+    paths(
+        paths::tap, paths::reversal, paths::balance, paths::setting, paths::health, paths::purse_check,
+        paths::purse_purchase, paths::purse_load, paths::purse_loaded, paths::purse_evidence,
+    ),
     modifiers(&Headers),
 )]
 struct TerminalApi;
@@ -359,6 +362,10 @@ mod paths {
     use super::{
         BalanceAnswer, BalanceBody, ErrorAnswer, HealthAnswer, ReversalBody, SettingAnswer, SettingBody,
         TapAnswer, TapBody,
+    };
+    use crate::http::purse::{
+        PurseCheckAnswer, PurseCheckBody, PurseEvidenceBody, PurseLoadAnswer, PurseLoadBody, PurseLoadedBody,
+        PursePurchaseBody, PurseRecordedAnswer, PurseSettledAnswer,
     };
 
     #[utoipa::path(
@@ -426,6 +433,83 @@ mod paths {
         )
     )]
     const fn setting() {}
+
+    #[utoipa::path(
+        post, path = "/v1/purse/check", operation_id = "purse_check", tag = "purse",
+        security(("terminal" = [], "mac" = [])),
+        summary = "Says whether anything is known against a card, before it is debited",
+        request_body = PurseCheckBody,
+        responses(
+            (status = 200, description = "Usable or declined; authenticated by `x-feiqian-mac`.", body = PurseCheckAnswer),
+            (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+            (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+            (status = 403, description = "`unknown_terminal`.", body = ErrorAnswer),
+            (status = 503, description = "`busy`, `unavailable`: ask again.", body = ErrorAnswer),
+        )
+    )]
+    const fn purse_check() {}
+
+    #[utoipa::path(
+        post, path = "/v1/purse/purchases", operation_id = "purse_purchase", tag = "purse",
+        security(("terminal" = [], "mac" = [])),
+        summary = "Reports a purchase that a card has made",
+        request_body = PursePurchaseBody,
+        responses(
+            (status = 200, description = "It is kept; authenticated by `x-feiqian-mac`.", body = PurseRecordedAnswer),
+            (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+            (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+            (status = 403, description = "`unknown_terminal`, `no_merchant`; `role`: not in a building of this role.", body = ErrorAnswer),
+            (status = 409, description = "`key_reused`: epoch and sequence reported something else.", body = ErrorAnswer),
+            (status = 422, description = "`amount`: out of range.", body = ErrorAnswer),
+            (status = 503, description = "`busy`, `unavailable`: report it again.", body = ErrorAnswer),
+        )
+    )]
+    const fn purse_purchase() {}
+
+    #[utoipa::path(
+        post, path = "/v1/purse/loads", operation_id = "purse_load", tag = "purse",
+        security(("terminal" = [], "mac" = [])),
+        summary = "Asks the centre to let money of the account onto a card",
+        request_body = PurseLoadBody,
+        responses(
+            (status = 200, description = "Authorized, unresolved or declined; authenticated by `x-feiqian-mac`.", body = PurseLoadAnswer),
+            (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+            (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+            (status = 403, description = "`unknown_terminal`.", body = ErrorAnswer),
+            (status = 503, description = "`unreachable`: the centre cannot be asked; `busy`, `unavailable`.", body = ErrorAnswer),
+        )
+    )]
+    const fn purse_load() {}
+
+    #[utoipa::path(
+        post, path = "/v1/purse/loads/finish", operation_id = "purse_loaded", tag = "purse",
+        security(("terminal" = [], "mac" = [])),
+        summary = "Hands in the word of a card that it has taken a load",
+        request_body = PurseLoadedBody,
+        responses(
+            (status = 200, description = "It is kept; authenticated by `x-feiqian-mac`.", body = PurseRecordedAnswer),
+            (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+            (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+            (status = 403, description = "`unknown_terminal`; `role`: not in a building of this role.", body = ErrorAnswer),
+            (status = 503, description = "`busy`, `unavailable`: hand it in again.", body = ErrorAnswer),
+        )
+    )]
+    const fn purse_loaded() {}
+
+    #[utoipa::path(
+        post, path = "/v1/purse/loads/evidence", operation_id = "purse_evidence", tag = "purse",
+        security(("terminal" = [], "mac" = [])),
+        summary = "Hands the centre what a card said when it was probed about an older load",
+        request_body = PurseEvidenceBody,
+        responses(
+            (status = 200, description = "What became of it, or declined; authenticated by `x-feiqian-mac`.", body = PurseSettledAnswer),
+            (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+            (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+            (status = 403, description = "`unknown_terminal`.", body = ErrorAnswer),
+            (status = 503, description = "`unreachable`: the centre cannot be asked; `busy`, `unavailable`.", body = ErrorAnswer),
+        )
+    )]
+    const fn purse_evidence() {}
 
     #[utoipa::path(
         get, path = "/v1/health", operation_id = "health", tag = "node",

@@ -524,6 +524,7 @@ impl World<'_> {
                 node_io::Output::Setting(ticket, done) => self.reported(site, ticket, done),
                 node_io::Output::Balance(..)
                 | node_io::Output::PinGeneration(..)
+                | node_io::Output::Purse(..)
                 | node_io::Output::Status(..) => {}
                 node_io::Output::Send(link, frame) => {
                     if self.sites[site].link == Some(link.0) {

@@ -1,0 +1,125 @@
+//! Purchases of purses that terminals reported: by the terminal's key, and by card and counter, so that each is written once.
+
+use feiqian_protocol::entry::{PursePurchase, TapRef};
+use feiqian_protocol::ids::TerminalId;
+use feiqian_protocol::purse::values::{CardSerial, Counter};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{Store, StoreError};
+use crate::purse::report_digest;
+
+pub(super) const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS purse_reports (
+    terminal TEXT NOT NULL, epoch INTEGER NOT NULL, sequence TEXT NOT NULL, digest BLOB NOT NULL,
+    serial BLOB NOT NULL, counter INTEGER NOT NULL, position INTEGER NOT NULL,
+    PRIMARY KEY (terminal, epoch, sequence)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS purse_reports_of ON purse_reports (serial, counter);
+";
+
+/// A report.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ReportRow {
+    terminal: String,
+    tap: TapRef,
+    /// What was reported, the key aside.
+    pub(crate) digest: [u8; 16],
+    serial: CardSerial,
+    counter: Counter,
+    /// Its entry.
+    pub(crate) position: u64,
+}
+
+impl ReportRow {
+    /// Of the entry at `position`.
+    pub(crate) fn new(terminal: &TerminalId, purchase: &PursePurchase, position: u64) -> Self {
+        Self {
+            terminal: terminal.to_string(),
+            tap: purchase.tap.clone(),
+            digest: report_digest(purchase),
+            serial: purchase.serial,
+            counter: purchase.counter,
+            position,
+        }
+    }
+
+    /// The same, of another entry.
+    pub(crate) fn at(self, position: u64) -> Self {
+        Self { position, ..self }
+    }
+}
+
+impl Store {
+    /// What a key reported.
+    pub(crate) fn purse_report(
+        &self,
+        terminal: &TerminalId,
+        tap: &TapRef,
+    ) -> Result<Option<ReportRow>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT digest, serial, counter, position FROM purse_reports
+             WHERE terminal = ?1 AND epoch = ?2 AND sequence = ?3",
+        )?;
+        let key = params![terminal.as_str(), tap.epoch, tap.sequence.as_str()];
+        let found: Option<(Vec<u8>, Vec<u8>, u16, i64)> = statement
+            .query_row(key, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+            .optional()?;
+        let Some((digest, serial, counter, position)) = found else { return Ok(None) };
+        let (Ok(digest), Ok(serial)) = (digest.try_into(), serial.try_into()) else {
+            return Err(StoreError::damaged("a report of a purse"));
+        };
+        Ok(Some(ReportRow {
+            terminal: terminal.to_string(),
+            tap: tap.clone(),
+            digest,
+            serial: CardSerial(serial),
+            counter: Counter(counter),
+            position: position as u64,
+        }))
+    }
+
+    /// The entry of a purchase that was reported before, under whatever key.
+    pub(crate) fn purse_report_of(
+        &self,
+        serial: CardSerial,
+        counter: Counter,
+        digest: [u8; 16],
+    ) -> Result<Option<u64>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT position FROM purse_reports WHERE serial = ?1 AND counter = ?2 AND digest = ?3 LIMIT 1",
+        )?;
+        let found = statement.query_row(params![serial.0, counter.0, digest], |row| row.get::<_, i64>(0));
+        Ok(found.optional()?.map(|position| position as u64))
+    }
+
+    /// Keeps a report.
+    pub(crate) fn put_purse_report(&self, row: &ReportRow) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO purse_reports VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+            .execute(params![
+                row.terminal,
+                row.tap.epoch,
+                row.tap.sequence.as_str(),
+                row.digest,
+                row.serial.0,
+                row.counter.0,
+                row.position as i64
+            ])?;
+        Ok(())
+    }
+}
+
+/// Hands every report that is kept to `each`: terminal, epoch, sequence, digest, position.
+pub(crate) fn each_report(
+    connection: &Connection,
+    mut each: impl FnMut((String, u32, String), Vec<u8>, u64),
+) -> Result<(), StoreError> {
+    let mut statement =
+        connection.prepare("SELECT terminal, epoch, sequence, digest, position FROM purse_reports")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let key = (row.get(0)?, row.get(1)?, row.get(2)?);
+        each(key, row.get(3)?, row.get::<_, i64>(4)? as u64);
+    }
+    Ok(())
+}
