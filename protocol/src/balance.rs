@@ -22,7 +22,7 @@ pub fn balance_deltas(body: &Body) -> Vec<(AccountId, Wallet, Fen)> {
         Body::PurseLoad(load) => {
             let amount = Fen::new(load.amount.get().saturating_neg());
             vec![(load.account, load.wallet, amount)]
-        },
+        }
         Body::PurseLoadSettled(settled) if settled.reversed => {
             vec![(settled.account, settled.wallet, settled.amount)]
         }

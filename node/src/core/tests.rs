@@ -9,6 +9,7 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{DeclineReason, Pin, TapKind, TapRequest};
 
 mod pins;
+mod purses;
 
 use super::testing::*;
 use crate::io::{Input, LinkState, Output, TapError, Ticket};
