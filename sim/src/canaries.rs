@@ -55,6 +55,8 @@ const PLACES: &[Place] = &[
     message(Canary::LossOnlyWhereHeard, "loss-during-outage"),
     message(Canary::OwnSettingForgotten, "loss-during-outage"),
     message(Canary::PinTriesNotCounted, "lunch-uplink-cut"),
+    message(Canary::PurseLoadReversedUnproven, "purses"),
+    message(Canary::PurseTacNotVerified, "purses"),
     message(Canary::RecallBeyondUnspent, "lunch-uplink-cut"),
     message(Canary::RefundForgotten, "loss-during-outage"),
     message(Canary::RefundSinceReportForgotten, "loss-during-outage"),

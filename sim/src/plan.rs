@@ -476,6 +476,7 @@ impl Plan {
             link: building.link,
         });
         let accounts = self.accounts.iter().map(|account| AccountSpec {
+            purse: false,
             card: Some(account.card.clone()),
             count: 1,
             patron_class: account.patron_class.clone(),

@@ -154,6 +154,24 @@ named! {
         GroupCommit = "group_commit",
         /// A business day began.
         DayChanged = "day_changed",
+        /// A card took a load.
+        PurseLoaded = "purse_loaded",
+        /// A load was torn, or its terminal gave up.
+        PurseLoadTorn = "purse_load_torn",
+        /// A torn load was found to have happened.
+        PurseLoadFoundDone = "purse_load_found_done",
+        /// A torn load was given back.
+        PurseLoadReversed = "purse_load_reversed",
+        /// A purchase of a purse was torn.
+        PurseTorn = "purse_torn",
+        /// It was found out what became of one.
+        PurseRecovered = "purse_recovered",
+        /// A card that was forged with a stolen SAM paid.
+        PurseForged = "purse_forged",
+        /// A copied card was found by its counter.
+        PurseCloneFound = "purse_clone_found",
+        /// A building refused a card that it knows to be withdrawn.
+        PurseRefused = "purse_refused",
         /// A decline: out of service.
         DeclinedOutOfService = "declined_out_of_service",
         /// A decline: already reversed.

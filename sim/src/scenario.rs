@@ -70,6 +70,8 @@ pub struct BuildingSpec {
 /// Accounts of one kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AccountSpec {
+    /// True where the cards have purses: their numbers are serials then, and a tap is a touch of the purse.
+    pub purse: bool,
     /// The card of a single account; several are called `c1`, `c2`, … over all kinds.
     pub card: Option<CardNumber>,
     /// How many.
@@ -228,6 +230,7 @@ built_in! {
     "doors",
     "eight-buildings",
     "long-away",
+    "purses",
 }
 
 impl Scenario {

@@ -19,6 +19,7 @@ mod network;
 pub(crate) mod observed;
 mod operators;
 mod pins;
+mod purses;
 mod samples;
 mod terminals;
 
@@ -127,6 +128,8 @@ enum Event {
     LossHeard(heard::ToHear),
     ReleaseCentre(u32, Vec<centre_io::Output>),
     ReleaseNode(usize, u32, Vec<node_io::Output>),
+    /// A terminal has waited for an answer about a purse.
+    Purse(u64),
     /// A terminal looks whether it has an answer.
     Resend(usize),
     /// A terminal sends a key again that was answered.
@@ -215,6 +218,7 @@ struct World<'p> {
     attend_ms: u64,
     tickets: u64,
     ledger: Ledger,
+    purses: purses::Purses,
     /// The request of each tap's number.
     numbers: BTreeMap<u32, usize>,
     /// How the terminals of some taps misbehave.
@@ -241,7 +245,8 @@ struct World<'p> {
 impl<'p> World<'p> {
     fn new(plan: &'p Plan, options: Options) -> Self {
         let mut root = Seed::new(plan.seed ^ 0x0e7e_7a71);
-        let [ties, chance] = std::array::from_fn(|_| root.fork());
+        let [ties, chance, purses] = std::array::from_fn(|_| root.fork());
+        let cards = plan.accounts.iter().map(|account| account.card.clone());
         let log_key = SigningKey::from_bytes(&[9; 32]);
         let identity = centre_io::Identity { institution: INSTITUTION, log_key };
         Self {
@@ -261,6 +266,7 @@ impl<'p> World<'p> {
             attend_ms: plan.timing.attend_ms,
             tickets: 0,
             ledger: Ledger::default(),
+            purses: purses::Purses::new(cards, purses),
             numbers: BTreeMap::new(),
             manners: plan
                 .actions
@@ -371,6 +377,7 @@ impl<'p> World<'p> {
             Event::LossHeard(to_hear) => self.check_loss_heard(&to_hear)?,
             Event::ReleaseCentre(life, outputs) => self.release_centre(life, outputs),
             Event::ReleaseNode(site, life, outputs) => self.release_node(site, life, outputs),
+            Event::Purse(ticket) => self.purse_late(ticket),
             Event::Resend(index) => self.resend(index),
             Event::Sample => self.sample()?,
             Event::StartCentre(life) => {

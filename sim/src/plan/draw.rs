@@ -131,7 +131,8 @@ fn accounts(scenario: &Scenario, seed: &mut Seed) -> (Vec<Account>, Vec<(usize, 
     for spec in &scenario.accounts {
         for _ in 0..spec.count {
             let number = accounts.len() + 1;
-            let card = spec.card.clone().unwrap_or_else(|| card(&format!("c{number}")));
+            let name = if spec.purse { format!("31{number:018}") } else { format!("c{number}") };
+            let card = spec.card.clone().unwrap_or_else(|| card(&name));
             accounts.push(Account {
                 card,
                 patron_class: spec.patron_class.clone(),

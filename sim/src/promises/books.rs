@@ -160,6 +160,10 @@ impl Books {
             match &entry.body {
                 Body::Credit(credit) => add(credit.account, credit.wallet, credit.amount),
                 Body::Refund(refund) => add(refund.account, refund.wallet, refund.amount),
+                Body::PurseLoad(load) => add(load.account, load.wallet, -load.amount),
+                Body::PurseLoadSettled(settled) if settled.reversed => {
+                    add(settled.account, settled.wallet, settled.amount);
+                }
                 _ => {}
             }
         }

@@ -258,8 +258,14 @@ pub fn balances(plan: &Plan, ledger: &Ledger, books: &Books) -> Checked {
         }
     }
     for entry in books.shards.iter().flat_map(|shard| shard.iter()) {
-        if let Body::Refund(refund) = &entry.body {
-            *expected.entry(refund.account).or_default() += refund.amount;
+        match &entry.body {
+            Body::Refund(refund) => *expected.entry(refund.account).or_default() += refund.amount,
+            // Whether the cards have it is held against the cards.
+            Body::PurseLoad(load) => *expected.entry(load.account).or_default() -= load.amount,
+            Body::PurseLoadSettled(settled) if settled.reversed => {
+                *expected.entry(settled.account).or_default() += settled.amount;
+            }
+            _ => {}
         }
     }
     let money = books.money();

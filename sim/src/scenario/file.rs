@@ -88,6 +88,8 @@ struct LinkTable {
 #[serde(deny_unknown_fields)]
 struct AccountTable {
     card: Option<At<String>>,
+    #[serde(default)]
+    purse: bool,
     count: Option<At<i64>>,
     class: Option<String>,
     opening: At<OneOrTwo>,
@@ -424,6 +426,7 @@ impl Source<'_> {
             return Err(self.error(Some(card.span()), Some("card"), message));
         }
         Ok(AccountSpec {
+            purse: table.purse,
             card: card.transpose()?,
             count: self.number(table.count.as_ref(), "count", 1, 1..=ACCOUNTS_MAX)?,
             patron_class: table.class.clone().unwrap_or_else(|| "student".to_owned()),

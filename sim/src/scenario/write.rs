@@ -117,6 +117,9 @@ fn write_account(account: &AccountSpec, out: &mut String) -> std::fmt::Result {
         Some(card) => writeln!(out, "card = {}", quoted(card.as_str()))?,
         None => writeln!(out, "count = {}", account.count)?,
     }
+    if account.purse {
+        writeln!(out, "purse = true")?;
+    }
     writeln!(out, "class = {}", quoted(&account.patron_class))?;
     writeln!(out, "opening = {}\nsubsidy = {}", range(account.opening), range(account.subsidy))?;
     for (key, limit) in [("single_limit", account.single_limit), ("daily_limit", account.daily_limit)] {

@@ -253,6 +253,7 @@ impl World<'_> {
         self.check_liveness()?;
         self.check_copies()?;
         self.check_books_at_rest()?;
+        self.check_purses()?;
         self.probe()
     }
 
@@ -474,7 +475,11 @@ impl World<'_> {
         let mut probes = Vec::new();
         for account in order {
             let card = self.plan.accounts[account].card.clone();
-            if probes.len() == PROBED_ACCOUNTS || paying.is_empty() || lost.contains(&card) {
+            if probes.len() == PROBED_ACCOUNTS
+                || paying.is_empty()
+                || lost.contains(&card)
+                || self.purses.has(&card)
+            {
                 continue;
             }
             let id = self.centre_tables()?.cards()?.get(&card).copied().context("an account of the plan")?;

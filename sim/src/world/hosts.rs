@@ -522,9 +522,9 @@ impl World<'_> {
                 }
                 node_io::Output::Refused(ticket, error) => self.refused(site, ticket, error),
                 node_io::Output::Setting(ticket, done) => self.reported(site, ticket, done),
-                node_io::Output::Balance(..)
-                | node_io::Output::PinGeneration(..)
-                | node_io::Output::Purse(..)
+                node_io::Output::Balance(ticket, view) => self.purse_balance(ticket, view.ok()),
+                node_io::Output::Purse(ticket, done) => self.purse_told(ticket, done),
+                node_io::Output::PinGeneration(..)
                 | node_io::Output::Status(..) => {}
                 node_io::Output::Send(link, frame) => {
                     if self.sites[site].link == Some(link.0) {
@@ -679,6 +679,7 @@ impl World<'_> {
     /// Starts the centre's process.
     pub(super) fn start_centre(&mut self) {
         let now = self.now;
+        let purses = (!self.purses.is_empty()).then(|| std::sync::Arc::new(self.purses.of_centre()));
         let host = &mut self.centre;
         if host.core.is_some() {
             return;
@@ -689,6 +690,9 @@ impl World<'_> {
         let opened = host.disk.open("centre.db").map_err(anyhow::Error::from);
         let opened = opened.and_then(|connection| {
             let mut core = ReconcileCore::open(connection, identity)?;
+            if let Some(purses) = purses {
+                core.serve_purses(purses);
+            }
             if host.restored {
                 core.restored()?;
             }

@@ -404,6 +404,7 @@ impl World<'_> {
             self.attend_all();
             return Ok(());
         }
+        self.bring_cards_back();
         for building in 0..self.buildings.len() {
             let site = self.buildings[building].site;
             let host = &self.sites[site];

@@ -20,7 +20,7 @@ const OWN_REVERSAL: u32 = 1 << 30;
 
 impl World<'_> {
     /// The process that a terminal of a building talks to.
-    fn route(&self, building: usize, terminal: usize) -> usize {
+    pub(super) fn route(&self, building: usize, terminal: usize) -> usize {
         let place = &self.buildings[building];
         match place.clone {
             Some(clone) if terminal % 2 == 1 => clone,
@@ -28,13 +28,14 @@ impl World<'_> {
         }
     }
 
-    fn terminal(&self, building: usize, terminal: usize) -> TerminalId {
+    pub(super) fn terminal(&self, building: usize, terminal: usize) -> TerminalId {
         self.plan.buildings[building].terminals[terminal].clone()
     }
 
     pub(super) fn act(&mut self, index: usize) {
         let plan = self.plan;
         match &plan.actions[index].what {
+            What::Tap(tap) if self.is_touch(tap) => self.touch(tap),
             What::Tap(tap) => self.tap(tap),
             What::Reversal { of, amount, number } => self.reverse(*of, *amount, *number),
             other => self.operate(index, other),
