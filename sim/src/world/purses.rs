@@ -430,7 +430,7 @@ impl World<'_> {
                     Some(LoadStep::Done(LoadEnd::Credited { tac })) => {
                         chip.in_doubt = false;
                         self.reached(Coverage::PurseLoaded);
-                        self.report(&touch, PurseRequest::Loaded(PurseLoaded { serial, counter, tac }));
+                        self.hand_in_new(&touch, PurseRequest::Loaded(PurseLoaded { serial, counter, tac }));
                         self.pay(touch);
                     }
                     _ => {
@@ -617,10 +617,10 @@ impl World<'_> {
             self.outcome.taps.approved_fen += i64::from(terms.amount.get());
             self.purses.approved.insert((entry.serial, terms.counter.0, terms.terminal, terms.sequence.0));
         }
-        self.report(touch, PurseRequest::Purchase(Box::new(report)));
+        self.hand_in_new(touch, PurseRequest::Purchase(Box::new(report)));
     }
 
-    fn report(&mut self, touch: &Touch, request: PurseRequest) {
+    fn hand_in_new(&mut self, touch: &Touch, request: PurseRequest) {
         let site = self.route(touch.building, touch.terminal);
         let terminal = self.terminal(touch.building, touch.terminal);
         self.purses.reports.push(Report { site, terminal, request, told: false });
