@@ -55,6 +55,8 @@ pub(super) struct Purses {
     terminals: BTreeMap<(usize, usize), Pos>,
     waiting: BTreeMap<u64, Waiting>,
     reports: Vec<Report>,
+    /// What cards debited themselves while nobody has their proof of it: by card and counter, in fen. The books cannot know.
+    unproven: BTreeMap<(CardSerial, u16), i64>,
     /// Purchases that a terminal has handed something out for: card, counter, terminal, sequence.
     approved: BTreeSet<(CardSerial, u16, TerminalNumber, u32)>,
     seed: Seed,
@@ -124,6 +126,7 @@ impl Purses {
             terminals: BTreeMap::new(),
             waiting: BTreeMap::new(),
             reports: Vec::new(),
+            unproven: BTreeMap::new(),
             approved: BTreeSet::new(),
             seed: seed.fork(),
         }
@@ -234,7 +237,8 @@ impl World<'_> {
         let Some(amount) = PurseFen::from_fen(amount) else { return };
         let Purses { cards, seed, .. } = &mut self.purses;
         let Some(chip) = cards.get_mut(&tap.card) else { return };
-        if seed.chance(1, COPIED_EVERY) && chip.copy.is_none() && chip.applet.state.balance != PurseFen::ZERO {
+        if seed.chance(1, COPIED_EVERY) && chip.copy.is_none() && chip.applet.state.balance != PurseFen::ZERO
+        {
             chip.copy = Some(Applet::new(chip.applet.state.clone()));
         }
         let copied = chip.copy.is_some() && seed.chance(1, 2);
@@ -331,7 +335,9 @@ impl World<'_> {
                 }
                 self.pay(touch);
             }
-            (Waiting::Report(index), Ok(PurseDone::Recorded { .. })) => self.purses.reports[index].told = true,
+            (Waiting::Report(index), Ok(PurseDone::Recorded { .. })) => {
+                self.purses.reports[index].told = true
+            }
             (Waiting::Report(index), _) => self.hand_in(index),
         }
     }
@@ -370,6 +376,9 @@ impl World<'_> {
         pos.open.remove(&chip.serial);
         chip.applet.reset();
         self.reached(Coverage::PurseRecovered);
+        if matches!(outcome, Outcome::Completed { .. } | Outcome::CompletedWithoutProof { tac: Some(_) }) {
+            self.purses.unproven.remove(&(entry.serial, entry.terms.counter.0));
+        }
         match outcome {
             Outcome::Completed { tac } => self.report_purchase(touch, &entry, Some(tac), true),
             Outcome::CompletedWithoutProof { tac } => self.report_purchase(touch, &entry, tac, false),
@@ -468,11 +477,9 @@ impl World<'_> {
         let lies = seed.chance(1, 4);
         let mut field = Field::new(&mut chip.applet, seed, !touch.last);
         let probe = LoadProbe { challenge, pin: None };
-        let evidence = touch::identify(&mut field, &profiles)
-            .ok()
-            .and_then(|identified: Identified| {
-                touch::probe_load(&mut field, &mut pos.sam, identified, entry, probe).ok()
-            });
+        let evidence = touch::identify(&mut field, &profiles).ok().and_then(|identified: Identified| {
+            touch::probe_load(&mut field, &mut pos.sam, identified, entry, probe).ok()
+        });
         chip.applet.reset();
         if lies && !touch.last {
             // A terminal that is not to be believed says that the card is as it was.
@@ -507,7 +514,7 @@ impl World<'_> {
         let time = self.card_time();
         let profiles = self.purses.profiles();
         self.pos(touch.building, touch.terminal);
-        let Purses { cards, terminals, seed, .. } = &mut self.purses;
+        let Purses { cards, terminals, seed, unproven, .. } = &mut self.purses;
         let (Some(chip), Some(pos)) =
             (cards.get_mut(&touch.card), terminals.get_mut(&(touch.building, touch.terminal)))
         else {
@@ -520,11 +527,13 @@ impl World<'_> {
         let mut field = Field::new(applet, seed, true);
         let order = PurchaseOrder { amount: touch.amount, time, record: None };
         let mut written = None;
+        let before = field.applet.state.balance;
         let end = touch::identify(&mut field, &profiles).ok().map(|identified| {
             let Ok(end) =
                 touch::purchase(&mut field, &mut pos.sam, &mut Written(&mut written), identified, order);
             end
         });
+        let debited = before.to_fen().get() - field.applet.state.balance.to_fen().get();
         match end {
             Some(PurchaseEnd::Approved(receipt)) => {
                 self.report_purchase(&touch, &receipt.entry, Some(receipt.tac), true);
@@ -532,6 +541,9 @@ impl World<'_> {
             Some(PurchaseEnd::Unknown(_)) => {
                 // The copy is not brought back: who made it has gone.
                 if let Some(entry) = written.filter(|_| !touch.copied) {
+                    if debited > 0 {
+                        unproven.insert((chip.serial, entry.terms.counter.0), debited);
+                    }
                     pos.open.insert(chip.serial, entry);
                 }
                 self.outcome.taps.unanswered += 1;
@@ -643,8 +655,12 @@ impl World<'_> {
             .purses
             .terminals
             .iter()
-            .flat_map(|((building, terminal), pos)| pos.open.keys().map(|serial| (*building, *terminal, *serial)))
-            .filter(|(.., serial)| !self.purses.cards.values().any(|chip| chip.serial == *serial && chip.busy))
+            .flat_map(|((building, terminal), pos)| {
+                pos.open.keys().map(|serial| (*building, *terminal, *serial))
+            })
+            .filter(|(.., serial)| {
+                !self.purses.cards.values().any(|chip| chip.serial == *serial && chip.busy)
+            })
             .collect();
         for (building, terminal, serial) in open {
             let (card, amount) = (serial.card_number(), PurseFen::ZERO);
@@ -700,10 +716,8 @@ impl World<'_> {
             let books = number(balance, &[&format!("purse:{card}")])?;
             let in_transit = number(balance, &[&format!("purse_transit:{card}")])?;
             let text = card.to_string();
-            let cloned = number(
-                "SELECT COUNT(*) FROM purse_purchases WHERE serial = ?1 AND became = 3",
-                &[&text],
-            )?;
+            let cloned =
+                number("SELECT COUNT(*) FROM purse_purchases WHERE serial = ?1 AND became = 3", &[&text])?;
             let settings: String = db.query_row(
                 "SELECT settings FROM accounts WHERE account = (SELECT account FROM cards WHERE card = ?1)",
                 [&text],
@@ -712,14 +726,30 @@ impl World<'_> {
             let void = settings.contains(&format!("\"{card}\":\"void\""));
             clones += cloned;
             if in_transit != 0 && !void {
-                found.push((Promise::Liveness, format!("{in_transit} fen are on their way onto {card} for ever")));
+                found.push((
+                    Promise::Liveness,
+                    format!("{in_transit} fen are on their way onto {card} for ever"),
+                ));
             }
             if books < 0 {
-                found.push((Promise::NoOverspend, format!("{card} has paid {} fen more than were loaded", -books)));
+                found.push((
+                    Promise::NoOverspend,
+                    format!("{card} has paid {} fen more than were loaded", -books),
+                ));
             }
             let truth = i64::from(chip.applet.state.balance.get());
-            if chip.copy.is_none() && books + in_transit != truth {
-                let text = format!("{card} has {truth} fen, and by the books {books} and {in_transit} on their way");
+            let unproven: i64 = self
+                .purses
+                .unproven
+                .iter()
+                .filter(|((serial, _), _)| *serial == chip.serial)
+                .map(|(_, fen)| *fen)
+                .sum();
+            if chip.copy.is_none() && books + in_transit != truth + unproven {
+                let text = format!(
+                    "{card} has {truth} fen and debited {unproven} that nobody can prove, and by the books {books} and \
+                     {in_transit} on their way"
+                );
                 found.push((Promise::Conservation, text));
             }
             if (cloned > 0) != void {
@@ -741,7 +771,9 @@ impl World<'_> {
                 &[&serial.to_string(), counter, &terminal.to_string(), sequence],
             )?;
             if paid != 1 {
-                let text = format!("the purchase {counter} of {serial} at {terminal} {sequence} is paid {paid} times");
+                let text = format!(
+                    "the purchase {counter} of {serial} at {terminal} {sequence} is paid {paid} times"
+                );
                 found.push((Promise::ExactlyOnce, text));
             }
         }
