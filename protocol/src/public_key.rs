@@ -21,6 +21,9 @@ impl PublicKey for VerifyingKey {
     }
 }
 
+/// Messages by their right signatures.
+type Remembered = BTreeMap<[u8; 64], Vec<u8>>;
+
 /// The centre's key, as a node holds it.
 ///
 /// The centre sends the same signed heads to every node. Where many nodes run in one process, clones of a key that
@@ -28,7 +31,7 @@ impl PublicKey for VerifyingKey {
 #[derive(Clone, Debug)]
 pub struct CentreKey {
     key: VerifyingKey,
-    right: Option<Arc<Mutex<BTreeMap<[u8; 64], Vec<u8>>>>>,
+    right: Option<Arc<Mutex<Remembered>>>,
 }
 
 impl From<VerifyingKey> for CentreKey {

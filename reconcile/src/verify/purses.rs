@@ -91,10 +91,8 @@ impl Examination<'_> {
         let EntryRef { log, position } = at;
         let row_of = |position| loads.iter().find(|row| row.at == EntryRef { log, position });
         match body {
-            Body::PurseLoad(load) => {
-                if row_of(position).is_none_or(|row| row.load != *load) {
-                    self.report.problem(format!("{log}: no load is kept of entry {position}"));
-                }
+            Body::PurseLoad(load) if row_of(position).is_none_or(|row| row.load != *load) => {
+                self.report.problem(format!("{log}: no load is kept of entry {position}"));
             }
             Body::PurseLoadSettled(settled) => {
                 let state = if settled.reversed { LoadState::Reversed } else { LoadState::Done };

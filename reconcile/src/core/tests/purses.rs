@@ -168,11 +168,11 @@ fn ask(bench: &mut Bench, question: PurseQuestion) -> Option<PurseReply> {
 }
 
 fn answer_since(bench: &Bench, before: usize) -> Option<PurseReply> {
-    let answers = bench.nodes[0].heard[before..].iter().filter_map(|frame| match frame {
+    let mut answers = bench.nodes[0].heard[before..].iter().filter_map(|frame| match frame {
         Frame::PurseAnswer(answer) => Some(answer.reply.clone()),
         _ => None,
     });
-    answers.last()
+    answers.next_back()
 }
 
 /// Asks for a load, and calls the right home that it needs.
