@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::config::HostPort;
 use crate::identity::{DataDir, DataDirError, NewKeys};
-use crate::link::{self, LinkError};
+use crate::link::{self, Dialer, LinkError};
 use crate::tls::{self, CertificateTime};
 
 /// How long the centre may take, from the first packet to its answer.
@@ -148,16 +148,16 @@ async fn exchange(
         let addresses = link::addresses(centre).await.map_err(failed)?;
         let config = link::client_config(tls_config(code)?, TIMEOUT).map_err(failed)?;
         let runtime: Arc<dyn quinn::Runtime> = Arc::new(quinn::TokioRuntime);
-        let endpoint = link::bind(&*runtime)
-            .and_then(|socket| link::endpoint(runtime, socket, EndpointConfig::default()))
+        let dialer = link::bind(&*runtime)
+            .and_then(|socket| Dialer::new(runtime, socket, EndpointConfig::default()))
             .map_err(|error| failed(error.into()))?;
-        let connection = link::connect_any(&endpoint, &config, addresses, TIMEOUT).await.map_err(failed)?;
+        let connection = dialer.connect_any(&config, addresses, TIMEOUT).await.map_err(failed)?;
         let answer = send_and_read(&connection, request).await.map_err(|error| {
             // The connection's own end says more than that of the stream which broke with it.
             connection.close_reason().map_or(error, |reason| failed(reason.into()))
         });
         connection.close(quinn::VarInt::from_u32(0), b"enrolled");
-        let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), dialer.wait_idle()).await;
         answer
     };
     tokio::time::timeout(TIMEOUT, talk).await.unwrap_or_else(|_| Err(JoinError::Unreachable(centre.clone())))

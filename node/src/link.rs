@@ -4,6 +4,8 @@
 //! one one-way stream per lane, first byte the lane, then frames (4 bytes of length, CBOR). Nothing here knows what the
 //! frames mean.
 
+mod dial;
+
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,23 +15,17 @@ use std::time::Duration;
 use feiqian_protocol::frame::{Frame, FrameError, Lane};
 use feiqian_protocol::limits::{FRAME_BYTES_MAX, LINK_QUEUE_MAX};
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{
-    AsyncUdpSocket, ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Runtime,
-    TransportConfig, VarInt,
-};
+use quinn::{AsyncUdpSocket, ClientConfig, Connection, IdleTimeout, Runtime, TransportConfig, VarInt};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+pub use self::dial::{Dialer, addresses};
 use crate::config::HostPort;
 use crate::drive::{Chain, CoreQueue};
 use crate::io::LinkId;
 use crate::run::stopped;
-use crate::tls::CENTRE_NAME;
-
-/// How long one attempt to connect may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The pause between attempts, the first time and at most. Short, since a handshake with nobody costs a few packets and a
 /// building that stays cut off costs money.
@@ -44,10 +40,6 @@ const INITIAL_RTT: Duration = Duration::from_millis(100);
 
 /// How long a centre that has ended its streams may take to say why.
 const REASON_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Addresses of one name that are tried, and the pause before the next one is tried beside a slow one.
-const ADDRESSES_MAX: usize = 8;
-const NEXT_ADDRESS_PAUSE: Duration = Duration::from_millis(250);
 
 /// Frames of one lane that may wait before the core; a lane that is full waits on the wire. Of the bulk lane so many KiB, since
 /// one step takes all that wait and taps wait for the step: two full frames, or a batch of small ones, each of which counts as
@@ -148,18 +140,6 @@ pub fn bind(runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     runtime.wrap_udp_socket(socket)
 }
 
-/// A QUIC endpoint that only connects, over any runtime and socket.
-///
-/// # Errors
-/// Where the socket has no address.
-pub fn endpoint(
-    runtime: Arc<dyn Runtime>,
-    socket: Arc<dyn AsyncUdpSocket>,
-    config: EndpointConfig,
-) -> io::Result<Endpoint> {
-    Endpoint::new_with_abstract_socket(config, None, socket, runtime)
-}
-
 /// QUIC settings of a client.
 ///
 /// # Errors
@@ -184,7 +164,7 @@ pub fn client_config(tls: rustls::ClientConfig, idle_timeout: Duration) -> Resul
 /// # Errors
 /// [`LinkError::Tls`]; whatever else goes wrong is tried again.
 pub async fn run(
-    endpoint: Endpoint,
+    dialer: Dialer,
     settings: LinkSettings,
     queue: CoreQueue,
     connected: Arc<AtomicBool>,
@@ -196,7 +176,7 @@ pub async fn run(
     let mut failures = 0_u64;
     let mut links = 0;
     loop {
-        let attempt = connect(&endpoint, &config, &settings.centre);
+        let attempt = dialer.connect(&config, &settings.centre);
         let connection = tokio::select! {
             biased;
             () = stopped(&mut stop) => break,
@@ -247,9 +227,9 @@ pub async fn run(
         }
         pause = (pause * 2).min(PAUSE_MAX);
     }
-    endpoint.close(CLOSE_NORMAL, b"the node stops");
+    dialer.close("the node stops");
     // A peer that is gone does not keep us.
-    let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+    let _ = tokio::time::timeout(Duration::from_secs(1), dialer.wait_idle()).await;
     Ok(())
 }
 
@@ -272,76 +252,6 @@ fn is_revoked(error: &LinkError) -> bool {
         error,
         LinkError::Connection(quinn::ConnectionError::ApplicationClosed(close)) if close.error_code == CLOSED_REVOKED
     )
-}
-
-async fn connect(
-    endpoint: &Endpoint,
-    config: &ClientConfig,
-    centre: &HostPort,
-) -> Result<Connection, LinkError> {
-    let addresses = match tokio::time::timeout(CONNECT_TIMEOUT, addresses(centre)).await {
-        Ok(addresses) => addresses?,
-        Err(elapsed) => return Err(LinkError::Address(centre.clone(), elapsed.into())),
-    };
-    connect_any(endpoint, config, addresses, CONNECT_TIMEOUT).await
-}
-
-/// The addresses of a name; at least one.
-///
-/// # Errors
-/// [`LinkError::Address`].
-pub async fn addresses(centre: &HostPort) -> Result<Vec<SocketAddr>, LinkError> {
-    let addresses: Vec<_> = tokio::net::lookup_host((centre.host.as_str(), centre.port))
-        .await
-        .map_err(|error| LinkError::Address(centre.clone(), error))?
-        .take(ADDRESSES_MAX)
-        .collect();
-    if addresses.is_empty() {
-        return Err(LinkError::Address(centre.clone(), io::ErrorKind::NotFound.into()));
-    }
-    Ok(addresses)
-}
-
-/// Connects to one of these addresses: to the next one where the one before has failed or is slow (RFC 8305), since a name
-/// often has addresses of both IP families of which one leads nowhere.
-///
-/// # Errors
-/// Why the last attempt failed.
-pub async fn connect_any(
-    endpoint: &Endpoint,
-    config: &ClientConfig,
-    addresses: Vec<SocketAddr>,
-    each: Duration,
-) -> Result<Connection, LinkError> {
-    let mut attempts = JoinSet::new();
-    let mut addresses = addresses.into_iter().peekable();
-    loop {
-        let mut failed = None;
-        if let Some(address) = addresses.next() {
-            match endpoint.connect_with(config.clone(), address, CENTRE_NAME) {
-                Err(error) => failed = Some(error.into()),
-                Ok(connecting) => {
-                    attempts.spawn(async move {
-                        let connection = tokio::time::timeout(each, connecting).await;
-                        Ok(connection.map_err(|_| LinkError::Silent(address))??)
-                    });
-                }
-            }
-        }
-        tokio::select! {
-            biased;
-            Some(ended) = attempts.join_next() => match ended {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(error)) => failed = Some(error),
-                Err(_) => {}
-            },
-            () = tokio::time::sleep(NEXT_ADDRESS_PAUSE), if addresses.peek().is_some() => {}
-            else => {}
-        }
-        if addresses.peek().is_none() && attempts.is_empty() {
-            return Err(failed.unwrap_or_else(|| LinkError::Violation("no address is left".to_owned())));
-        }
-    }
 }
 
 /// Moves frames until the connection is gone. `None` where told to stop.

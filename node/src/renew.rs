@@ -11,7 +11,6 @@ use std::time::Duration;
 use feiqian_protocol::enrol::{self, RenewAnswer, RenewRequest};
 use feiqian_protocol::frame::{ALPN_RENEW, PROTOCOL_VERSION};
 use feiqian_protocol::ids::NodeId;
-use quinn::Endpoint;
 use rustls::time_provider::TimeProvider;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::Notify;
@@ -20,7 +19,7 @@ use crate::config::HostPort;
 use crate::drive::Chain;
 use crate::identity::{DataDir, DataDirError};
 use crate::join::read_answer;
-use crate::link::{self, LinkError};
+use crate::link::{self, Dialer, LinkError};
 use crate::tls::{self, CertificateTime, NodeCertificate, TlsError};
 
 /// How long the centre may take.
@@ -67,7 +66,7 @@ pub struct Renewal {
     /// The centre.
     pub centre: HostPort,
     /// What connects to it.
-    pub endpoint: Endpoint,
+    pub dialer: Dialer,
     /// The certificate that is renewed.
     pub certificate: Arc<NodeCertificate>,
     /// What it is judged by.
@@ -131,7 +130,7 @@ impl Renewal {
         let tls = tls::link_config(&self.certificate, &self.time, ALPN_RENEW)?;
         let config = link::client_config(tls, TIMEOUT)?;
         let addresses = link::addresses(&self.centre).await?;
-        let connection = link::connect_any(&self.endpoint, &config, addresses, TIMEOUT).await?;
+        let connection = self.dialer.connect_any(&config, addresses, TIMEOUT).await?;
         let answer = tokio::time::timeout(TIMEOUT, ask(&connection))
             .await
             .unwrap_or_else(|elapsed| Err(elapsed.into()));

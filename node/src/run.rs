@@ -18,7 +18,7 @@ use crate::drive::{CoreThread, Options, WallClock};
 use crate::http::{self, Terminals, server};
 use crate::identity::{DataDir, DataDirError, NodeFiles};
 use crate::io::Settings;
-use crate::link::{self, LinkError, LinkSettings};
+use crate::link::{self, Dialer, LinkError, LinkSettings};
 use crate::pin::hashing::PinHashing;
 use crate::renew::Renewal;
 use crate::store::StoreError;
@@ -118,7 +118,7 @@ async fn serve(
     let certificate = NodeCertificate::new(files)?;
     let terminal_tls = tls::terminal_config(&certificate, &time)?;
     let runtime: Arc<dyn quinn::Runtime> = Arc::new(quinn::TokioRuntime);
-    let endpoint = link::endpoint(runtime.clone(), link::bind(&*runtime)?, EndpointConfig::default())?;
+    let dialer = Dialer::new(runtime.clone(), link::bind(&*runtime)?, EndpointConfig::default())?;
     let renewed = Arc::new(Notify::new());
     let settings = LinkSettings {
         centre: config.centre.clone(),
@@ -132,7 +132,7 @@ async fn serve(
         dir: dir.clone(),
         node: files.identity.node,
         centre: config.centre.clone(),
-        endpoint: endpoint.clone(),
+        dialer: dialer.clone(),
         certificate,
         time,
         renewed,
@@ -153,7 +153,7 @@ async fn serve(
     let router = http::router(terminals);
     // The link outlives the terminals, so that waiting taps are still decided with the centre's help.
     let (stop_link, link_stopping) = watch::channel(false);
-    let mut link_task = tokio::spawn(link::run(endpoint, settings, core.queue(), connected, link_stopping));
+    let mut link_task = tokio::spawn(link::run(dialer, settings, core.queue(), connected, link_stopping));
     let server_task = tokio::spawn(server::run(listener, terminal_tls, router, finish, stopping));
     serving.send_replace(Some(address));
     tracing::info!(%address, centre = %config.centre, "serving terminals");

@@ -35,14 +35,14 @@ const LANES: usize = 3;
 /// Connections at once; far above the nodes of an institution.
 const CONNECTIONS_MAX: usize = 2_048;
 
-/// Time for a TLS handshake.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Time for a TLS handshake: a slow link takes seconds for the certificates, and longer where other things are on it.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(20);
 
 /// Connections of one node at once. It needs one; those that it lost without a word stay for a while.
 const CONNECTIONS_PER_NODE_MAX: usize = 16;
 
 /// How long a link may be up without a word.
-const FIRST_FRAME_TIME: Duration = Duration::from_secs(10);
+const FIRST_FRAME_TIME: Duration = Duration::from_secs(20);
 
 /// Handshakes under way above which a peer must first show that it has the address that it sends from (RFC 9000, 8.1).
 const UNPROVEN_HANDSHAKES_MAX: usize = 64;

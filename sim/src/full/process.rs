@@ -13,7 +13,7 @@ use anyhow::{Result, anyhow};
 use feiqian_node::drive::{CoreLoop, CoreQueue, Options, WallClock};
 use feiqian_node::identity::NodeFiles;
 use feiqian_node::io::Settings;
-use feiqian_node::link::{self, LinkSettings};
+use feiqian_node::link::{self, Dialer, LinkSettings};
 use feiqian_node::tls::{self, CertificateTime, NodeCertificate};
 use feiqian_protocol::frame::ALPN_REPLICATION;
 use feiqian_reconcile::authority::Authority;
@@ -279,10 +279,10 @@ impl NodeProcess {
             if !matches!(opened.await, Ok(Ok(()))) {
                 return;
             }
-            let endpoint = link::endpoint(runtime, network.bind(Some(machine)), config);
-            let endpoint = endpoint.expect("a simulated socket has an address");
+            let dialer = Dialer::new(runtime, network.bind(Some(machine)), config);
+            let dialer = dialer.expect("a simulated socket has an address");
             // It ends when told to; the settings were good when the process was started.
-            let _ = link::run(endpoint, settings, link_queue, link_connected, stopping).await;
+            let _ = link::run(dialer, settings, link_queue, link_connected, stopping).await;
             let _ = report_stopped.send(());
         });
         life.run_core(core.run(), open.clone(), start.disk, (start.number, news.clone()));
