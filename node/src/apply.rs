@@ -21,6 +21,7 @@ use feiqian_protocol::limits::SUM_FEN_MAX;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{Hlc, Timestamp};
 
+use crate::code::COUNTER_KEPT_S;
 use crate::core::{Campus, NodeCore};
 use crate::io::{Now, Output};
 use crate::store::StoreError;
@@ -305,9 +306,15 @@ impl NodeCore {
             }
             Body::Posted(posted) => self.settle(shard, &posted.heads)?,
             Body::CampusPublished(published) => self.publish(&published, touched)?,
+            Body::HoldMoved(moved) => {
+                self.store.put_spent_voucher(moved.account, moved.voucher, moved.until)?;
+                let now = self.state.saved.centre_time.0.div_euclid(1_000);
+                self.store.forget_counters(now.saturating_sub(i64::from(COUNTER_KEPT_S)))?;
+            }
             Body::Credit(_)
             | Body::Refund(_)
             | Body::CaseMoved(_)
+            | Body::HoldPlaced(_)
             | Body::PurseLoad(_)
             | Body::PurseLoadSettled(_)
             | Body::Unknown { .. } => {}

@@ -90,9 +90,11 @@ pub fn price(
     }
 }
 
-/// How a purchase is paid: right first, subsidy before cash, the rest as stand-in on cash.
+/// How a purchase is paid: what a voucher holds first, then right, subsidy before cash, the rest as stand-in on cash.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Split {
+    /// From what the centre holds for the voucher of the code.
+    pub voucher: Fen,
     /// From the right to subsidy.
     pub subsidy: Fen,
     /// From the right to cash.
@@ -134,13 +136,17 @@ pub struct Funds<'a> {
     pub day: BusinessDay,
     /// How the campus stands in.
     pub mode: Mode,
+    /// What the centre holds for the voucher of the code, and its part of the day's allowance with it.
+    pub held: Fen,
 }
 
-/// Covers a purchase from allowance and rights. With the right PIN neither limit counts.
+/// Covers a purchase from a voucher, allowance and rights. With the right PIN neither limit counts.
 ///
 /// # Errors
 /// The reason to decline, whatever the centre might say.
 pub fn cover(amount: Fen, pin: Pin, funds: &Funds<'_>) -> Result<Cover, DeclineReason> {
+    let from_voucher = amount.min(funds.held);
+    let rest = amount - from_voucher;
     match pin {
         Pin::Wrong => return Err(DeclineReason::WrongPin),
         // Judged before ([`crate::pin`]).
@@ -149,20 +155,21 @@ pub fn cover(amount: Fen, pin: Pin, funds: &Funds<'_>) -> Result<Cover, DeclineR
         Pin::Absent => {
             let used = funds.share.used_on.get(&funds.day).copied().unwrap_or_default();
             // What was used here alone may already be too much for the day, whatever share is here.
-            if amount > funds.holder.single_limit || used + amount > funds.holder.daily_limit {
+            let over_daily = rest.is_positive() && used + rest > funds.holder.daily_limit;
+            if amount > funds.holder.single_limit || over_daily {
                 return Err(DeclineReason::PinRequired);
             }
             let left = funds.share.left(funds.day);
-            if funds.mode != Mode::Optimistic && left < amount {
-                return Ok(Cover::ShortOfAllowance { want: funds.share.granted + amount - left });
+            if funds.mode != Mode::Optimistic && rest.is_positive() && left < rest {
+                return Ok(Cover::ShortOfAllowance { want: funds.share.granted + rest - left });
             }
         }
     }
     let (subsidy, cash) = (&funds.purse.subsidy, &funds.purse.cash);
-    let from_subsidy = amount.min(subsidy.row.unspent);
-    let from_cash = (amount - from_subsidy).min(cash.row.unspent);
-    let short = amount - from_subsidy - from_cash;
-    let split = Split { subsidy: from_subsidy, cash: from_cash, stand_in: short };
+    let from_subsidy = rest.min(subsidy.row.unspent);
+    let from_cash = (rest - from_subsidy).min(cash.row.unspent);
+    let short = rest - from_subsidy - from_cash;
+    let split = Split { voucher: from_voucher, subsidy: from_subsidy, cash: from_cash, stand_in: short };
     if short == Fen::ZERO {
         return Ok(Cover::Full(split));
     }
@@ -214,8 +221,23 @@ mod tests {
         share: &Share,
         mode: Mode,
     ) -> Result<Cover, DeclineReason> {
+        covered_with(Fen::ZERO, amount, pin, purse, share, mode)
+    }
+
+    fn covered_with(
+        held: Fen,
+        amount: i64,
+        pin: Pin,
+        purse: &Purse,
+        share: &Share,
+        mode: Mode,
+    ) -> Result<Cover, DeclineReason> {
         let holder = holder();
-        cover(Fen::new(amount), pin, &Funds { holder: &holder, purse, share, day: BusinessDay(1), mode })
+        cover(
+            Fen::new(amount),
+            pin,
+            &Funds { holder: &holder, purse, share, day: BusinessDay(1), mode, held },
+        )
     }
 
     #[test]
@@ -266,15 +288,47 @@ mod tests {
     #[test]
     fn subsidy_goes_before_cash_and_is_asked_for_where_the_balance_shows_more() {
         let purse = Purse { subsidy: wallet(1_000, 300, 300), cash: wallet(5_000, 900, 400) };
-        let split = Split { subsidy: Fen::new(300), cash: Fen::new(200), stand_in: Fen::ZERO };
+        let split = Split { subsidy: Fen::new(300), cash: Fen::new(200), ..Split::default() };
         let all = share(5_000, 0);
         assert_eq!(covered(500, Pin::Absent, &purse, &all, Mode::Hybrid), Ok(Cover::Full(split)));
         let short = Cover::ShortOfRight {
-            split: Split { subsidy: Fen::new(300), cash: Fen::new(400), stand_in: Fen::new(100) },
+            split: Split {
+                subsidy: Fen::new(300),
+                cash: Fen::new(400),
+                stand_in: Fen::new(100),
+                ..Split::default()
+            },
             subsidy_want: Some(Fen::new(400)),
             cash_want: Fen::new(1_000),
         };
         assert_eq!(covered(800, Pin::Absent, &purse, &all, Mode::Hybrid), Ok(short));
+    }
+
+    #[test]
+    fn a_voucher_pays_without_right_and_without_the_share_and_the_rest_goes_the_usual_way() {
+        let (poor, none) = (Purse::default(), share(0, 4_900));
+        let held = Fen::new(1_500);
+        let with = |amount, pin| covered_with(held, amount, pin, &poor, &none, Mode::Strict);
+        let of_voucher = |fen| Split { voucher: Fen::new(fen), ..Split::default() };
+        assert_eq!(with(1_500, Pin::Absent), Ok(Cover::Full(of_voucher(1_500))));
+        assert_eq!(with(100, Pin::Right), Ok(Cover::Full(of_voucher(100))));
+        assert_eq!(
+            with(1_700, Pin::Absent),
+            Err(DeclineReason::PinRequired),
+            "the day's limit, with the rest"
+        );
+        assert_eq!(with(2_001, Pin::Absent), Err(DeclineReason::PinRequired), "the limit of a purchase");
+        let short = Cover::ShortOfAllowance { want: Fen::new(4_950) };
+        assert_eq!(with(1_550, Pin::Absent), Ok(short));
+        let short = Cover::ShortOfRight {
+            split: Split { stand_in: Fen::new(200), ..of_voucher(1_500) },
+            subsidy_want: None,
+            cash_want: Fen::new(200),
+        };
+        assert_eq!(with(1_700, Pin::Right), Ok(short));
+        let rich = Purse { cash: wallet(9_000, 9_000, 9_000), ..Purse::default() };
+        let all = covered_with(held, 1_700, Pin::Absent, &rich, &share(5_000, 0), Mode::Strict);
+        assert_eq!(all, Ok(Cover::Full(Split { cash: Fen::new(200), ..of_voucher(1_500) })));
     }
 
     #[test]

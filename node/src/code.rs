@@ -6,12 +6,16 @@
 //! only says which time it cannot be before. Where the doubt is too large, a purchase by code takes the PIN; a door, which takes
 //! none, goes on by whatever is certain: signatures, losses, counters, and that the voucher was not over before.
 //!
+//! **Money.** What the centre holds for a voucher is spent without right and without stand-in, once: here that is remembered, and of
+//! other buildings the centre tells. Where the time proves nothing about a code, its voucher pays nothing: its hold may be over.
+//!
 //! **Whom.** A voucher is the centre's word. It counts where the building was cut off before the virtual card was activated, as
 //! long as its account is known.
 
-use feiqian_protocol::code::{CentreTime, CheckedCode, VoucherKey};
-use feiqian_protocol::entry::{Actor, ActorKind, CodeUse, Proof};
+use feiqian_protocol::code::{CentreTime, CheckedCode, Receipt, SignedReceipt, VoucherKey};
+use feiqian_protocol::entry::{Actor, ActorKind, Body, CodeUse, Entry, Proof};
 use feiqian_protocol::ids::Key;
+use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{DeclineReason, Pin, TapKind, TapRequest};
 use feiqian_protocol::time::Timestamp;
 
@@ -19,6 +23,7 @@ use crate::core::NodeCore;
 use crate::io::Now;
 use crate::store::StoreError;
 use crate::store::accounts::Facts;
+use crate::store::taps::{EPOCH_OF_VOUCHERS, TapUse};
 
 /// By how much the centre's time may be wrong when it was just heard, in milliseconds: its way here, and what a phone adds.
 const DOUBT_MS: i64 = 2_000;
@@ -122,6 +127,56 @@ impl NodeCore {
             && request.kind != TapKind::Access
             && request.pin == Pin::Absent
             && self.code_time(now).doubt_ms().is_none_or(|doubt_ms| doubt_ms > DOUBT_MS_MAX)
+    }
+
+    /// What the centre holds for the voucher of a purchase's code, as far as is known here.
+    pub(crate) fn held_by_voucher(&self, now: &Now, request: &TapRequest) -> Result<Fen, StoreError> {
+        let Some(code) = &request.code else { return Ok(Fen::ZERO) };
+        let voucher = code.voucher();
+        let doubtful = self.code_time(now).doubt_ms().is_none_or(|doubt_ms| doubt_ms > DOUBT_MS_MAX);
+        if doubtful || !voucher.ceiling.is_positive() {
+            return Ok(Fen::ZERO);
+        }
+        let spent = self.store.is_voucher_spent(voucher.account, voucher.number, voucher.until())?;
+        Ok(if spent { Fen::ZERO } else { voucher.ceiling })
+    }
+
+    /// Its money is spent.
+    pub(crate) fn spend_voucher(&self, request: &TapRequest) -> Result<(), StoreError> {
+        let Some(code) = &request.code else { return Ok(()) };
+        let voucher = code.voucher();
+        self.store.put_spent_voucher(voucher.account, voucher.number, voucher.until())
+    }
+
+    /// The receipt of what a voucher paid of an approved purchase; always the same, since it says what the log says.
+    pub(crate) fn receipt(&mut self, request: &TapRequest) -> Result<Option<Box<SignedReceipt>>, StoreError> {
+        if !request.code.as_ref().is_some_and(|code| code.voucher().ceiling.is_positive()) {
+            return Ok(None);
+        }
+        let approved =
+            |tap: &crate::store::taps::TapRow| tap.used == TapUse::Purchase && tap.reason.is_none();
+        let Some(tap) = self.tap_row(&request.key)?.filter(approved) else { return Ok(None) };
+        let debits = self.store.debits(tap.position, tap.position + tap.debits.saturating_sub(1))?;
+        let Some(row) = debits.iter().find(|debit| debit.epoch == EPOCH_OF_VOUCHERS) else {
+            return Ok(None);
+        };
+        let record = self.store.records_after(self.own_log(), row.position - 1, 1)?.into_iter().next();
+        let record = record.ok_or_else(|| StoreError::damaged("a debit is not in the log"))?;
+        let entry =
+            Entry::from_record(&record).map_err(|error| StoreError::damaged(format!("a debit: {error}")))?;
+        let (Body::Debit(debit), time) = (&entry.body, entry.clock.time()) else { return Ok(None) };
+        let Some(code) = debit.code else { return Ok(None) };
+        let receipt = Receipt {
+            institution: self.identity.institution,
+            node: self.identity.node,
+            position: row.position,
+            account: debit.account,
+            voucher: code.voucher,
+            counter: code.counter,
+            amount: debit.of_voucher(),
+            time: u32::try_from(time.0.div_euclid(1_000)).unwrap_or_default(),
+        };
+        Ok(receipt.sign(&self.identity.log_key).map(Box::new))
     }
 
     /// All that a tap is judged by. A virtual card is of its account by the voucher, where word of it has not come yet; its

@@ -432,8 +432,8 @@ impl Driver {
                     handle.close(&reason);
                 }
             }
-            Output::Decided { ticket, decision, repeat } => {
-                self.answer(ticket, Answer::Decided { decision, repeat });
+            Output::Decided { ticket, decision, repeat, receipt } => {
+                self.answer(ticket, Answer::Decided { decision, repeat, receipt });
             }
             Output::PinGeneration(ticket, generation) => {
                 self.answer(ticket, Answer::PinGeneration(generation));

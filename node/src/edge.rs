@@ -82,11 +82,12 @@ impl NodeCore {
         if let Some(row) = known {
             if row.used == TapUse::Tombstone {
                 let decision = self.write_decline(now, &waiting, None, Fen::ZERO, DeclineReason::Reversed)?;
-                answer(&waiting, decision, outputs);
+                self.answer(&waiting, decision, outputs)?;
             } else if row.digest.is_some_and(|first| first != digest) {
                 outputs.push(Output::Refused(ticket, TapError::OtherContent(waiting.request.key)));
             } else {
-                outputs.push(Output::Decided { ticket, decision: row.decision(), repeat: true });
+                let receipt = self.receipt(&waiting.request)?;
+                outputs.push(Output::Decided { ticket, decision: row.decision(), repeat: true, receipt });
             }
             return Ok(());
         }
@@ -104,10 +105,12 @@ impl NodeCore {
             return Ok(());
         }
         match (self.decide(now, &mut waiting, facts, outputs)?, account) {
-            (Some(decision), _) => answer(&waiting, decision, outputs),
+            (Some(decision), _) => self.answer(&waiting, decision, outputs)?,
             (None, Some(account)) => self.queues.push(account, waiting),
             // Only a purchase of a known account can wait.
-            (None, None) => answer(&waiting, Decision::Declined(DeclineReason::OutOfService), outputs),
+            (None, None) => {
+                self.answer(&waiting, Decision::Declined(DeclineReason::OutOfService), outputs)?;
+            }
         }
         Ok(())
     }
@@ -124,7 +127,7 @@ impl NodeCore {
             while let Some(head) = queue.front_mut() {
                 let facts = self.facts_of(&head.request)?;
                 let Some(decision) = self.decide(now, head, facts, outputs)? else { break };
-                answer(head, decision, outputs);
+                self.answer(head, decision, outputs)?;
                 self.queues.by_key.remove(&head.request.key);
                 queue.pop_front();
             }
@@ -248,7 +251,8 @@ impl NodeCore {
     ) -> Result<Option<Decision>, StoreError> {
         let account = purchase.holder.account;
         let (day, mode) = (purchase.day, purchase.mode);
-        let funds = Funds { holder: purchase.holder, purse: &purse, share: &share, day, mode };
+        let held = self.held_by_voucher(now, &waiting.request)?;
+        let funds = Funds { holder: purchase.holder, purse: &purse, share: &share, day, mode, held };
         let covered = cover(purchase.amount, waiting.pin, &funds);
         let short = match covered {
             Ok(Cover::Full(split)) => {
@@ -332,6 +336,24 @@ impl NodeCore {
         ))
     }
 
+    /// Tells all who asked, with the receipt where there is one.
+    fn answer(
+        &mut self,
+        waiting: &Waiting,
+        decision: Decision,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), StoreError> {
+        let receipt = match decision {
+            Decision::Approved { .. } => self.receipt(&waiting.request)?,
+            Decision::Declined(_) => None,
+        };
+        for (index, ticket) in waiting.tickets.iter().enumerate() {
+            let (ticket, repeat, receipt) = (*ticket, index > 0, receipt.clone());
+            outputs.push(Output::Decided { ticket, decision, repeat, receipt });
+        }
+        Ok(())
+    }
+
     /// Allowance days before this are summed up.
     pub(crate) fn share_horizon(&self) -> BusinessDay {
         BusinessDay(self.state.saved.last_day.0 - SHARE_DAYS_KEPT)
@@ -347,11 +369,5 @@ const fn asked(kind: TapKind) -> Fen {
     match kind {
         TapKind::Amount(amount) => amount,
         TapKind::Access | TapKind::Quantity(_) => Fen::ZERO,
-    }
-}
-
-fn answer(waiting: &Waiting, decision: Decision, outputs: &mut Vec<Output>) {
-    for (index, ticket) in waiting.tickets.iter().enumerate() {
-        outputs.push(Output::Decided { ticket: *ticket, decision, repeat: index > 0 });
     }
 }

@@ -240,7 +240,10 @@ async fn reversal(terminals: &Terminals, terminal: &TerminalId, body: &[u8]) -> 
 
 async fn decided(terminals: &Terminals, request: Request) -> Result<TapAnswer, Failure> {
     match terminals.queue.ask(request, terminals.answer_wait()).await {
-        Ok(Answer::Decided { decision, repeat }) => Ok(TapAnswer::decided(&decision, repeat)),
+        Ok(Answer::Decided { decision, repeat, receipt }) => {
+            let receipt = receipt.map(|receipt| receipt.to_digits());
+            Ok(TapAnswer { receipt, ..TapAnswer::decided(&decision, repeat) })
+        }
         Ok(Answer::Refused(error)) => Err(error.into()),
         Ok(_) => Err(NoAnswer::Unavailable.into()),
         Err(NoAnswer::Late) => Ok(TapAnswer::pending()),

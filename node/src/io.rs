@@ -3,6 +3,7 @@
 
 use ed25519_dalek::SigningKey;
 use feiqian_protocol::account::AccountError;
+use feiqian_protocol::code::SignedReceipt;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, InstitutionId, NodeId, NodeName, TerminalId};
@@ -101,6 +102,8 @@ pub enum Output {
         decision: Decision,
         /// True for a first answer given again.
         repeat: bool,
+        /// Of what a voucher paid.
+        receipt: Option<Box<SignedReceipt>>,
     },
     /// Not a tap at all.
     Refused(Ticket, TapError),

@@ -14,7 +14,7 @@
 //! | `taps` | terminal, epoch, sequence | first answers, and tombstones |
 //! | `recent` | position | what taps left lately of `taps` and `wallets`, until it is folded into them: [`recent`] |
 //! | `purse_reports` | report of a purse | which entry it is: [`purses`] |
-//! | `counters` | voucher | the last code used of each: [`codes`] |
+//! | `counters`, `spent_vouchers` | voucher | the last code used of each; those that pay no more: [`codes`] |
 //! | `debits`, `reversals` | position | own effects on balances: a debit with what is left of it for reversals, a reversal |
 //! | `posted` | shard | the position of the own log that the newest posted batch names: own effects after it are in no posted balance |
 //! | `pins` | account | what a payment PIN is compared with, and wrong ones in a row: [`pins`] |

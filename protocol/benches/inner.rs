@@ -38,6 +38,7 @@ fn debit(number: usize) -> Debit {
         card: CardNumber::new(format!("c{number:05}")).unwrap(),
         measured: None,
         code: None,
+        from_voucher: None,
     }
 }
 

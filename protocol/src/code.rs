@@ -23,8 +23,12 @@
 //! **Order of checks**, each with a reason of its own ([`CodeFault::reason`]): layout, institution, centre key, the voucher's
 //! signature, its period, the phone's signature, time. A node goes on with what it knows: the virtual card and its account, the
 //! counter, permissions, limits. A voucher is verified by a key of the campus configuration only, never by one that came with it.
+//!
+//! **Money.** The centre holds a voucher's ceiling until the voucher has paid, or cannot any more ([`crate::entry::HoldPlaced`]). It
+//! pays once, up to the ceiling, without right and without stand-in; the building gives a [`Receipt`] of it.
 
 mod key;
+mod receipt;
 mod text;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
@@ -32,6 +36,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 pub use self::key::{KeyError, PhoneAlgorithm, PhoneKey, PhoneSecret};
+pub use self::receipt::{Receipt, SignedReceipt};
 use crate::chain::{hex, unhex};
 use crate::entry::CodeUse;
 use crate::ids::{AccountId, CardNumber, InstitutionId};

@@ -42,6 +42,8 @@
 //! | 46 | [`CampusPublished`] | shard 0 | a new campus configuration |
 //! | 50 | [`PurseLoad`] | shard | lowers a balance: money is on its way onto a card |
 //! | 51 | [`PurseLoadSettled`] | shard | the card has it, or the balance is raised again |
+//! | 70 | [`HoldPlaced`] | shard | the centre holds money for a voucher; not critical |
+//! | 71 | [`HoldMoved`] | shard | less of it is held, and the voucher pays no more; not critical |
 
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
@@ -221,12 +223,21 @@ pub struct Debit {
     /// The code, where one was presented in place of a card; on every debit of the tap.
     #[n(11)]
     pub code: Option<CodeUse>,
+    /// Fen that the code's voucher held at the centre. A debit that has any is of nothing else; what a purchase takes beyond it is a
+    /// debit of its own.
+    #[n(12)]
+    pub from_voucher: Option<Fen>,
 }
 
 impl Debit {
-    /// The whole debit: right and stand-in.
+    /// The whole debit: right, stand-in, or what a voucher held.
     pub fn amount(&self) -> Fen {
-        self.from_right.saturating_add(self.stand_in)
+        self.from_right.saturating_add(self.stand_in).saturating_add(self.of_voucher())
+    }
+
+    /// What of it a voucher held.
+    pub fn of_voucher(&self) -> Fen {
+        self.from_voucher.unwrap_or_default()
     }
 }
 
@@ -251,7 +262,7 @@ pub struct Reversal {
     /// Fen that are the node's right again; only where the debit's epoch is the open one.
     #[n(5)]
     pub right_back: Fen,
-    /// Fen of right that go home to the centre.
+    /// Fen of right, or of what a voucher held, that go home to the centre.
     #[n(6)]
     pub right_home: Fen,
     /// Fen of stand-in that go home; stand-in never comes back to the node.
@@ -710,6 +721,9 @@ pub enum CaseReason {
     /// Paid with a code that had been used at another building.
     #[n(4)]
     CodeReplayed,
+    /// Paid with a voucher whose money was not held any more: it had paid before, or it came after its time.
+    #[n(5)]
+    VoucherNotHeld,
 }
 
 impl CaseReason {
@@ -726,6 +740,7 @@ impl CaseReason {
             Self::Loss => "loss",
             Self::NodeFault => "node_fault",
             Self::CodeReplayed => "code_replayed",
+            Self::VoucherNotHeld => "voucher_not_held",
         }
     }
 }
@@ -786,6 +801,53 @@ pub struct CampusPublished {
     #[n(1)]
     #[serde(skip)]
     pub config: ByteVec,
+}
+
+/// The centre holds cash of an account for a voucher: it is nobody else's to spend. Nodes decide nothing by it.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct HoldPlaced {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// The number of the voucher.
+    #[n(1)]
+    pub voucher: u32,
+    /// Fen: the voucher's ceiling.
+    #[n(2)]
+    pub amount: Fen,
+    /// When the voucher was issued, and when it ends, in Unix seconds.
+    #[n(3)]
+    pub issued: u32,
+    /// See `issued`.
+    #[n(4)]
+    pub until: u32,
+    /// The virtual card.
+    #[n(5)]
+    pub card: CardNumber,
+    /// The first business day whose no-PIN allowance it counts against; the last is that of its end.
+    #[n(6)]
+    pub day: BusinessDay,
+}
+
+/// A voucher has paid, or cannot any more: what it spent stays held until the debit is ingested, the rest is free. No node
+/// takes its money from here on.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct HoldMoved {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// The number of the voucher.
+    #[n(1)]
+    pub voucher: u32,
+    /// When the voucher ends, in Unix seconds.
+    #[n(2)]
+    pub until: u32,
+    /// Fen that are held for the debit.
+    #[n(3)]
+    pub kept: Fen,
+    /// The debit, by a receipt or as it was ingested; absent where the voucher's time is over.
+    #[n(4)]
+    pub debit: Option<EntryRef>,
 }
 
 macro_rules! bodies {
@@ -897,6 +959,8 @@ bodies! {
     CampusPublished(CampusPublished) = 46, critical true, "campus_published";
     PurseLoad(PurseLoad) = 50, critical true, "purse_load";
     PurseLoadSettled(PurseLoadSettled) = 51, critical true, "purse_load_settled";
+    HoldPlaced(HoldPlaced) = 70, critical false, "hold_placed";
+    HoldMoved(HoldMoved) = 71, critical false, "hold_moved";
 }
 
 /// One entry of a log.

@@ -136,6 +136,16 @@ pub const PIN_ARGON2_LANES: u32 = 1;
 /// PINs that an account may have at once: more than kiosks at which one holder may stand, and few in a document.
 pub const PINS_PER_ACCOUNT_MAX: usize = 16;
 
+/// What a paying voucher holds where that is not said, in fen: the usual no-PIN limit of a purchase.
+pub const VOUCHER_CEILING_FEN_DEFAULT: Fen = Fen::new(2_000);
+
+/// What a voucher may hold, in fen: what a stolen phone, or a second building that cannot know of the first, may cost.
+pub const VOUCHER_CEILING_FEN_MAX: Fen = Fen::new(20_000);
+
+/// Vouchers of an account that may hold money at once: those that phones have spent and whose receipts are under way, and one
+/// to spend for each phone.
+pub const HOLDS_PER_ACCOUNT_MAX: usize = 8;
+
 /// Verifiers of PINs in one entry, so that it fits a record and is a millisecond of work; and a step writes one such entry
 /// for a node, since taps wait for it.
 pub const PIN_VERIFIERS_PER_ENTRY_MAX: usize = 256;

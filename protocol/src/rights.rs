@@ -319,6 +319,7 @@ mod tests {
             card: CardNumber::new("c1").unwrap(),
             measured: None,
             code: None,
+            from_voucher: None,
         }
     }
 

@@ -146,12 +146,12 @@ fn code() -> impl Strategy<Value = Option<CodeUse>> {
 fn debit() -> impl Strategy<Value = Debit> {
     (
         (tap(), account(), wallet(), epoch(), fen(), fen()),
-        (fen(), day(), any::<u16>(), card(), option::of(measured()), code()),
+        (fen(), day(), any::<u16>(), card(), option::of(measured()), code(), option::of(fen())),
     )
         .prop_map(
             |(
                 (tap, account, wallet, epoch, from_right, stand_in),
-                (allowance, day, merchant, card, measured, code),
+                (allowance, day, merchant, card, measured, code, from_voucher),
             )| Debit {
                 tap,
                 account,
@@ -165,6 +165,7 @@ fn debit() -> impl Strategy<Value = Debit> {
                 card,
                 measured,
                 code,
+                from_voucher,
             },
         )
 }

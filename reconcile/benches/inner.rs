@@ -109,6 +109,7 @@ fn debit(number: u64) -> Debit {
         card: CardNumber::new(format!("c{:05}", 1 + number * 7_919 % ACCOUNTS)).unwrap(),
         measured: None,
         code: None,
+        from_voucher: None,
     }
 }
 

@@ -57,7 +57,10 @@ impl Round<'_> {
             Command::ActivateVirtualCard { card, algorithm, key, operator } => {
                 self.activate_virtual_card(&card, &algorithm, &key, operator)
             }
-            Command::Voucher { card, life_minutes } => self.voucher(&card, life_minutes),
+            Command::Voucher { card, life_minutes, ceiling_fen, after } => {
+                self.voucher(&card, life_minutes, ceiling_fen, after)
+            }
+            Command::Receipt { receipt } => self.take_receipt(&receipt),
             Command::Purse { serial } => self.purse_view(serial),
             Command::Account { card } => self.account(&card),
             Command::ChangeSetting { card, change, operator } => self.change_setting(&card, change, operator),

@@ -208,7 +208,7 @@ impl Round<'_> {
             Unit::Allowance => {
                 let shares = money::shares(self.db, account)?;
                 let limit = accounts::grant_terms(self.db, account)?.map(|terms| terms.1).unwrap_or_default();
-                let free = self.allowance_free(&shares, limit);
+                let free = self.allowance_free(account, &shares, limit)?;
                 let rows = shares.iter().filter(|(key, _)| is_open(key));
                 let row = |share: &money::ShareState| RowView { granted: share.granted, out: share.out };
                 View { free, rows: rows.map(|(key, share)| (key.0, row(share))).collect() }
@@ -370,15 +370,23 @@ impl Round<'_> {
         self.outputs.push(Output::Send(link, Frame::Recall(recall)));
     }
 
+    /// Calls back all that connected nodes have of a unit of an account.
+    pub(crate) fn recall_all(&mut self, account: AccountId, unit: Unit) -> Result<(), StoreError> {
+        let rows = self.view(account, unit)?.rows;
+        for (node, row) in rows.into_iter().filter(|(_, row)| row.out.is_positive()) {
+            self.recall_surplus(account, unit, node, row.out)?;
+        }
+        Ok(())
+    }
+
     /// Calls back what a node has too much of. What comes is free, and handed out where it is wanted.
     pub(crate) fn recall_surplus(
         &mut self,
         account: AccountId,
-        wallet: Wallet,
+        unit: Unit,
         node: NodeId,
         amount: Fen,
     ) -> Result<(), StoreError> {
-        let unit = Unit::Wallet(wallet);
         let key = (account, unit, node);
         if self.state.debts.recalls.contains_key(&key) {
             return Ok(());

@@ -91,7 +91,7 @@ impl Round<'_> {
     }
 
     /// Order keys below this can no longer come: every open node was heard past it, or the term is over.
-    fn horizon(&self) -> Timestamp {
+    pub(crate) fn horizon(&self) -> Timestamp {
         let open = self.state.nodes.values().filter(|node| node.is_open() && node.spends());
         let heard = open.map(|node| node.heard).min().unwrap_or(self.state.time);
         let term_ms = i64::from(self.state.policy().claim_term_minutes) * 60_000;

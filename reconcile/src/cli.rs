@@ -365,14 +365,27 @@ enum VirtualCard {
     Voucher {
         /// The virtual card.
         card: CardNumber,
-        /// How long it is good; three days where it is not given.
+        /// How long it is good; three days where it is not given, or one where it holds money.
         #[arg(long)]
         minutes: Option<u16>,
+        /// Holds money for it, by which it pays once where nobody can be asked: at most so many yuan, and no more than is free.
+        #[arg(long, value_name = "YUAN", num_args = 0..=1, default_missing_value = "20.00", value_parser = Fen::parse_yuan)]
+        pay: Option<Fen>,
+        /// The number of the last one that the phone has used up; without it an unspent one is given again.
+        #[arg(long, value_name = "NUMBER", requires = "pay")]
+        after: Option<u32>,
         #[command(flatten)]
         data: Data,
         /// Prints JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Takes the receipt that a terminal gave for what a voucher paid: what the voucher did not spend is free at once.
+    Receipt {
+        /// Its 240 digits.
+        digits: String,
+        #[command(flatten)]
+        data: Data,
     },
     /// Revokes a virtual card, for ever. The account's other cards stay as they are.
     Revoke(LossOf),
@@ -597,13 +610,20 @@ fn virtual_card(out: &mut impl Write, what: VirtualCard) -> anyhow::Result<()> {
             let reply = say(&data.dir, &command)?;
             writeln!(out, "{}", reply.get("card").and_then(Value::as_str).unwrap_or_default())?;
         }
-        VirtualCard::Voucher { card, minutes, data, json } => {
-            let reply = without_ok(say(&data.dir, &Command::Voucher { card, life_minutes: minutes })?);
+        VirtualCard::Voucher { card, minutes, pay, after, data, json } => {
+            let ceiling_fen = pay.unwrap_or_default();
+            let command = Command::Voucher { card, life_minutes: minutes, ceiling_fen, after };
+            let reply = without_ok(say(&data.dir, &command)?);
             if json {
                 writeln!(out, "{reply}")?;
             } else {
                 writeln!(out, "{}", reply.get("voucher").and_then(Value::as_str).unwrap_or_default())?;
             }
+        }
+        VirtualCard::Receipt { digits, data } => {
+            let reply = say(&data.dir, &Command::Receipt { receipt: digits })?;
+            let yuan = |field: &str| Fen::new(reply.get(field).and_then(Value::as_i64).unwrap_or_default());
+            writeln!(out, "{} yuan paid, {} yuan free again", yuan("amount_fen"), yuan("freed_fen"))?;
         }
         VirtualCard::Revoke(LossOf { card, operator, data }) => {
             anyhow::ensure!(card.is_virtual(), "{card} is no virtual card");
@@ -679,6 +699,15 @@ fn print_account(out: &mut impl Write, account: &Value) -> anyhow::Result<()> {
         let (funds, free, owed) =
             (yuan(&state["funds_fen"]), yuan(&state["at_the_centre_fen"]), yuan(&state["owed_fen"]));
         writeln!(out, "  {wallet}: {funds} yuan, {free} of it at the centre, {owed} owed")?;
+    }
+    for voucher in account["vouchers"].as_array().into_iter().flatten() {
+        let until = local_time(Timestamp(voucher["until_ms"].as_i64().unwrap_or_default()));
+        writeln!(
+            out,
+            "  voucher {}: {} yuan held, until {until}",
+            voucher["number"],
+            yuan(&voucher["held_fen"])
+        )?;
     }
     for right in account["rights"].as_array().into_iter().flatten() {
         let (right_fen, stand_in) = (yuan(&right["right_fen"]), yuan(&right["stand_in_fen"]));

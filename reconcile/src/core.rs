@@ -520,6 +520,7 @@ impl<'a> Round<'a> {
         if !self.is_recovering() {
             self.resolve_cases()?;
             self.open_claims()?;
+            self.return_holds()?;
             self.fresh = true;
             self.serve_asks()?;
             self.serve_loads()?;
@@ -657,7 +658,12 @@ impl<'a> Round<'a> {
                 if before == Some(*row) {
                     continue;
                 }
-                money::put_row(self.db, *account, *wallet, *key, row)?;
+                if key.0 == NodeId::CENTRE && row.out == Fen::ZERO {
+                    // There is one for each voucher, and what came of it stands elsewhere.
+                    money::drop_held(self.db, *account, *wallet, *key)?;
+                } else {
+                    money::put_row(self.db, *account, *wallet, *key, row)?;
+                }
                 let before = before.unwrap_or_default();
                 if let Some(node) = self.state.nodes.get_mut(&key.0) {
                     node.out += row.out - before.out;

@@ -97,19 +97,22 @@ impl Round<'_> {
         };
         let mut wallets = serde_json::Map::new();
         let mut rights = Vec::new();
+        let mut vouchers = Vec::new();
         for wallet in [Wallet::Cash, Wallet::Subsidy] {
             let holding = self.holding(account, wallet)?;
             if !holding.is_stored() {
                 continue;
             }
             let state = holding.wallet;
-            let rows: Vec<_> = holding.rows.iter().map(|((node, _), row)| (*node, *row)).collect();
+            let rows: Vec<_> = holding.rows.iter().map(|(key, row)| (*key, *row)).collect();
             wallets.insert(
                 wallet.to_string(),
                 json!({ "funds_fen": state.funds, "at_the_centre_fen": state.free, "owed_fen": state.claims }),
             );
-            for (node, row) in rows {
-                if row.out != Fen::ZERO || row.si_out != Fen::ZERO || row.residue != Fen::ZERO {
+            for ((node, epoch), row) in rows {
+                if node == NodeId::CENTRE {
+                    vouchers.extend(self.shown_hold(account, epoch.0, row.out)?);
+                } else if row.out != Fen::ZERO || row.si_out != Fen::ZERO || row.residue != Fen::ZERO {
                     rights.push(json!({
                         "node": self.state.nodes.get(&node).map(|node| node.display_name()),
                         "wallet": wallet,
@@ -130,6 +133,7 @@ impl Round<'_> {
             "groups": settings.groups,
             "wallets": wallets,
             "rights": rights,
+            "vouchers": vouchers,
         })))
     }
 

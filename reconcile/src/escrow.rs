@@ -9,7 +9,8 @@
 //! The allowance of an account's day is handed out by the same rules, in shares that hold from a day on. A closed share
 //! counts until the day of its closing is over, since it may have been used.
 //!
-//! What is asked for and called back is in [`crate::asks`].
+//! What is asked for and called back is in [`crate::asks`]; what is held for vouchers in [`crate::holds`]. Of accounts that pay by
+//! phone nothing is handed out by habit.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -454,6 +455,7 @@ impl Round<'_> {
         let (habits, means) = self.habits(account)?;
         let lump_percent = self.state.policy().lump_percent;
         let mut claims = Fen::ZERO;
+        let stays = self.pays_by_phone(account)?;
         for wallet in Wallet::SPENDING_ORDER {
             let epochs: Vec<(NodeId, Epoch)> = receivers.iter().map(|id| (*id, self.epoch(*id))).collect();
             let holding = self.holding(account, wallet)?;
@@ -463,6 +465,12 @@ impl Round<'_> {
                 self.state.debts.check_wallet(account, wallet);
             }
             if free.is_negative() || self.asked(account, Unit::Wallet(wallet)) {
+                continue;
+            }
+            if stays {
+                if refresh {
+                    self.recall_all(account, Unit::Wallet(wallet))?;
+                }
                 continue;
             }
             if !free.is_positive() && !refresh {
@@ -483,7 +491,7 @@ impl Round<'_> {
             // Purchases wear the allocation down where people buy, and what comes back from recalls lies where it was left.
             if refresh && lump_percent > 0 {
                 for (id, over) in habits.surplus(&held, lump_percent, &means) {
-                    self.recall_surplus(account, wallet, id, over)?;
+                    self.recall_surplus(account, Unit::Wallet(wallet), id, over)?;
                 }
             }
         }
@@ -516,7 +524,7 @@ impl Round<'_> {
                 exposure += (-holding.wallet.free).or_zero() + holding.wallet.claims;
             }
         }
-        let funds = self.holding(account, Wallet::Cash)?.wallet.funds;
+        let funds = self.holding(account, Wallet::Cash)?.wallet.funds - self.held(account)?;
         // Where the cap does not suffice for all, those come first where the account buys.
         let mut receivers = receivers.to_vec();
         receivers.sort_by_key(|id| !habits.has(*id));
@@ -534,12 +542,18 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Allowance that is with nobody: the limit less what was granted and not released, and what was out in an epoch that
-    /// was closed today.
-    pub(crate) fn allowance_free(&self, shares: &BTreeMap<(NodeId, Epoch), ShareState>, limit: Fen) -> Fen {
+    /// Allowance that is with nobody: the limit less what was granted and not released, what was out in an epoch that
+    /// was closed today, and what vouchers count. None of them counts for a later day and not for today.
+    pub(crate) fn allowance_free(
+        &self,
+        account: AccountId,
+        shares: &BTreeMap<(NodeId, Epoch), ShareState>,
+        limit: Fen,
+    ) -> Result<Fen, StoreError> {
         let today = self.state.day;
         let counts = |share: &&ShareState| share.closed_day.is_none_or(|day| day >= today);
-        limit - shares.values().filter(counts).map(|share| share.out).sum()
+        let out: Fen = shares.values().filter(counts).map(|share| share.out).sum();
+        Ok(limit - out - self.counted_by_vouchers(account, today)?)
     }
 
     fn distribute_shares(
@@ -554,11 +568,11 @@ impl Round<'_> {
             return Ok(());
         }
         let shares = money::shares(self.db, account)?;
-        let mut free = self.allowance_free(&shares, limit);
-        if !free.is_positive() {
-            if free.is_negative() {
-                self.state.debts.check_allowance(account);
-            }
+        let mut free = self.allowance_free(account, &shares, limit)?;
+        if free.is_negative() {
+            self.state.debts.check_allowance(account);
+        }
+        if !free.is_positive() || self.pays_by_phone(account)? {
             return Ok(());
         }
         // Nodes that are out of reach find their part when they come back.

@@ -420,7 +420,7 @@ impl Round<'_> {
     }
 
     fn suspend_debit(&mut self, place: Place, debit: &Debit) -> Result<(), StoreError> {
-        if !in_range(debit.from_right) || !in_range(debit.stand_in) {
+        if !parts_in_range(debit) {
             return Ok(());
         }
         let (amount, day) = (debit.amount(), self.own_day(place.order_key));
@@ -429,7 +429,7 @@ impl Round<'_> {
 
     fn debit(&mut self, place: Place, entry: &Entry, debit: &Debit) -> Result<(), StoreError> {
         let EntryRef { log, position } = place.at;
-        if !in_range(debit.from_right) || !in_range(debit.stand_in) || !debit.amount().is_positive() {
+        if !parts_in_range(debit) || !debit.amount().is_positive() {
             return self.fault(log, position, "a debit of an impossible amount");
         }
         let (account, wallet, amount) = (debit.account, debit.wallet, debit.amount());
@@ -444,6 +444,7 @@ impl Round<'_> {
             self.fault(log, position, "a late debit of a card that the account does not have")?;
             return self.suspend_debit(place, debit);
         }
+        let backing = self.spend_hold(place.at, place.order_key, debit, entry.actor.proof.has_pin())?;
         let (pending, pending_stand_in) = self.pending(row_of.node, account, wallet);
         let optimistic = self.state.mode() == Mode::Optimistic;
         let holding = self.holding(account, wallet)?;
@@ -464,7 +465,7 @@ impl Round<'_> {
             row.residue -= backed;
             (backed, false)
         };
-        let unbacked = amount - backed;
+        let unbacked = amount - backed - backing.held;
         holding.wallet.funds -= amount;
         holding.wallet.free -= unbacked;
         holding.wallet.unbacked += unbacked;
@@ -473,13 +474,14 @@ impl Round<'_> {
         }
         let previous = self.link_movement(account, wallet, place.at)?;
         let reason = match (row_of.open, fault) {
+            _ if debit.of_voucher().is_positive() => CaseReason::VoucherNotHeld,
             (true, false) => CaseReason::StandIn,
             (true, true) => CaseReason::NodeFault,
             (false, _) => CaseReason::AfterClose,
         };
         let movement = MovementState {
             stand_in: debit.stand_in,
-            unbacked,
+            unbacked: unbacked - backing.given_up,
             reason,
             merchant: debit.merchant,
             day: debit.day,
@@ -613,6 +615,7 @@ impl Round<'_> {
             wallet_ledger(account, wallet),
         )?;
         self.changed(place.at, account, wallet, amount)?;
+        self.reverse_hold(debit_at, account, amount)?;
         self.take_refund_back(debit_at, account, wallet, &mut debit)?;
         money::put_movement(self.db, account, wallet, debit_at, &debit)
     }
@@ -796,6 +799,11 @@ impl Round<'_> {
             }
         }
     }
+}
+
+/// True where every part of a debit is an amount that an entry can be about.
+fn parts_in_range(debit: &Debit) -> bool {
+    [debit.from_right, debit.stand_in, debit.of_voucher()].into_iter().all(in_range)
 }
 
 /// True for an amount that an entry can be about.

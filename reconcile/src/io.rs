@@ -130,13 +130,25 @@ pub enum Command {
         /// Who says so: the channel, or an operator.
         operator: Key,
     },
-    /// Signs a voucher for a virtual card. Answered with its text, its end, and the centre's time.
+    /// Signs a voucher for a virtual card. Answered with its text, its number, what it holds, its end, and the centre's time.
     Voucher {
         /// The virtual card.
         card: CardNumber,
-        /// How long it is good; three days where absent.
+        /// How long it is good; where absent three days, or one where it is to hold money.
         #[serde(default)]
         life_minutes: Option<u16>,
+        /// What it is to hold, in fen: so much, or as much as there is, no more than the limit of a purchase and what is left of the day's
+        /// allowance. It then pays once in a building that can ask nobody.
+        #[serde(default)]
+        ceiling_fen: Fen,
+        /// The number of the last one that the phone has used up. Without it, or said again, an unspent one is given again.
+        #[serde(default)]
+        after: Option<u32>,
+    },
+    /// A phone brings the receipt that a terminal showed: what the voucher did not spend is free at once.
+    Receipt {
+        /// Its digits.
+        receipt: String,
     },
     /// Shows a purse and what explains its difference to the books: [`crate::purse::show::PurseView`].
     Purse {
@@ -390,7 +402,8 @@ pub type Reply = Result<serde_json::Value, CommandError>;
 pub struct CommandError {
     /// A stable code: `unknown_card`, `card_in_use`, `not_lost`, `already_lost`, `amount`, `key_reused`,
     /// `enrolment_unknown`, `enrolment_expired`, `enrolment_used`, `campus`, `account`, `unknown_node`, `time`, `node_open`,
-    /// `not_renewed`, `log`, `phone_key`, `too_many_phones`, `not_virtual`, `card_lost`, `card_void`, `life`, `voucher_key`.
+    /// `not_renewed`, `log`, `phone_key`, `too_many_phones`, `not_virtual`, `card_lost`, `card_void`, `life`, `voucher_key`, `ceiling`,
+    /// `frozen`, `receipt_unreadable`, `receipt_foreign`, `receipt_forged`, `receipt_contradicted`, `nothing_held`, `voucher_spent`, `voucher_over`.
     pub code: &'static str,
     /// What is wrong, for a person.
     pub message: String,

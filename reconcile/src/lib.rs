@@ -1,7 +1,7 @@
 //! The centre: collects what the nodes did, posts it, resolves what went wrong, and hands out the rights to spend.
 //!
 //! In reading order: [`io`] (what goes in and comes out), [`core`] (the state machine: one transaction per batch, then the
-//! ack), [`ingest`], [`ledger`], [`escrow`] and [`asks`] (rights), [`habit`] (who gets how much), [`overspend`] and [`cases`],
+//! ack), [`ingest`], [`ledger`], [`escrow`] and [`asks`] (rights), `phones` and `holds` (virtual cards and their money), [`habit`] (who gets how much), [`overspend`] and [`cases`],
 //! [`accounts`] (what operators and channels ask for), [`pin`], [`purse`], `revocation`, [`session`], [`snapshot`] (what stands for old entries),
 //! [`recovery`] (a restored copy), [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`]
 //! (the CA), [`enrol`], [`listener`] (QUIC), [`control`] (local socket), [`import`], [`driver`] (the core's thread), [`checkpoint`] (the write-ahead log), [`run`] and
@@ -16,6 +16,7 @@ pub mod escrow;
 pub mod export;
 pub mod habit;
 pub mod history;
+mod holds;
 pub mod ingest;
 pub mod io;
 pub mod ledger;

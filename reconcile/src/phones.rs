@@ -12,18 +12,20 @@
 use ed25519_dalek::SigningKey;
 use feiqian_protocol::account::{CardStatus, Intent, phone_text, read_phone};
 use feiqian_protocol::chain::unhex;
-use feiqian_protocol::code::{PhoneAlgorithm, PhoneKey, Voucher};
+use feiqian_protocol::code::{PhoneAlgorithm, PhoneKey, SignedVoucher, Voucher};
 use feiqian_protocol::entry::{Actor, CaseReason, CodeUse, EntryRef, TapRef};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, Wallet};
+use feiqian_protocol::limits::{HOLDS_PER_ACCOUNT_MAX, VOUCHER_CEILING_FEN_MAX};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::accounts::refused;
 use crate::core::{Round, StoreError};
 use crate::io::{Identity, Reply};
 use crate::store::codes::{self, FirstUse};
+use crate::store::holds::{self, HoldStage, HoldState};
 use crate::store::{StoreError as Store, accounts, money};
 
 /// Virtual cards that an account may have at once: a few devices.
@@ -34,6 +36,10 @@ const LIFE_MINUTES: u16 = 3 * 24 * 60;
 
 /// How long at most: a phone that is revoked still opens doors of a building that has not heard of it for so long.
 const LIFE_MINUTES_MAX: u16 = 14 * 24 * 60;
+
+/// The same where it holds money: until tomorrow's lunch; and at most, since for so long nobody else can spend that.
+const PAYING_LIFE_MINUTES: u16 = 24 * 60;
+const PAYING_LIFE_MINUTES_MAX: u16 = 3 * 24 * 60;
 
 impl Identity {
     /// The key of a number that vouchers are signed with.
@@ -93,19 +99,31 @@ impl Round<'_> {
         Ok(self.settle(account, intent, operator)?.map(|()| reply))
     }
 
-    /// Signs a voucher for a virtual card. It stands for the account and holds no money.
+    /// Signs a voucher for a virtual card. It stands for the account, and up to its ceiling money is held for it: what is asked
+    /// for, or as much as there is. Asked for again after the same one, an unspent voucher is given again.
     pub(crate) fn voucher(
         &mut self,
         card: &CardNumber,
         life_minutes: Option<u16>,
+        wanted: Fen,
+        after: Option<u32>,
     ) -> Result<Reply, StoreError> {
         let account = match self.named(card)? {
             Ok(account) => account,
             Err(error) => return Ok(Err(error)),
         };
-        let life_minutes = life_minutes.unwrap_or(LIFE_MINUTES);
-        if !(1..=LIFE_MINUTES_MAX).contains(&life_minutes) {
-            return Ok(refused("life", format!("a voucher is good for 1 to {LIFE_MINUTES_MAX} minutes")));
+        let pays = wanted.is_positive();
+        let (usual, most) = match pays {
+            true => (PAYING_LIFE_MINUTES, PAYING_LIFE_MINUTES_MAX),
+            false => (LIFE_MINUTES, LIFE_MINUTES_MAX),
+        };
+        let life_minutes = life_minutes.unwrap_or(usual);
+        if !(1..=most).contains(&life_minutes) {
+            return Ok(refused("life", format!("a voucher is good for 1 to {most} minutes")));
+        }
+        if wanted.is_negative() || wanted > VOUCHER_CEILING_FEN_MAX {
+            let message = format!("a voucher holds from 0 to {VOUCHER_CEILING_FEN_MAX} yuan");
+            return Ok(refused("ceiling", message));
         }
         let Some((_, settings)) = self.document(account)? else {
             return Ok(refused("account", "the account has no document"));
@@ -115,6 +133,7 @@ impl Round<'_> {
         };
         match settings.cards.get(card) {
             _ if settings.closed => return Ok(refused("closed", "the account is closed")),
+            _ if settings.frozen && pays => return Ok(refused("frozen", "the account is frozen")),
             Some(CardStatus::Active) => {}
             Some(CardStatus::Lost) => return Ok(refused("card_lost", "the phone is reported lost")),
             _ => return Ok(refused("card_void", "the virtual card was revoked")),
@@ -128,26 +147,62 @@ impl Round<'_> {
                            writes one";
             return Ok(refused("voucher_key", message));
         };
+        let ceiling = if pays { self.can_hold(account, &settings, wanted)? } else { Fen::ZERO };
+        let institution = self.state.identity.institution;
+        if pays && let Some(signed) = self.unspent(account, card, ceiling, after)? {
+            return Ok(Ok(self.told(&signed)));
+        }
         let last = codes::last_voucher(self.db, account)?;
         let Some(number) = last.map_or(Some(issued), |last| last.checked_add(1).map(|next| next.max(issued)))
         else {
             return Ok(refused("voucher", "all numbers of vouchers are used"));
         };
-        let institution = self.state.identity.institution;
-        let ceiling = Fen::ZERO;
         let voucher =
             Voucher { institution, centre_key, account, number, issued, life_minutes, ceiling, phone };
         let signed = voucher.sign(&key).map_err(|error| Store::Invariant(format!("a voucher: {error}")))?;
         codes::put_last_voucher(self.db, account, number)?;
-        Ok(Ok(json!({
-            "account": account,
-            "card": card,
+        if pays {
+            self.place_hold(&voucher, signed.as_bytes())?;
+        }
+        Ok(Ok(self.told(&signed)))
+    }
+
+    /// The newest voucher of a virtual card whose money is held and, as far as is known, unspent, where it is no older than half its
+    /// life and another would hold no more. It is newer than the one that the phone says it has used.
+    fn unspent(
+        &self,
+        account: AccountId,
+        card: &CardNumber,
+        ceiling: Fen,
+        after: Option<u32>,
+    ) -> Result<Option<SignedVoucher>, StoreError> {
+        let institution = self.state.identity.institution;
+        let newest = holds::of_account(self.db, institution, account, HOLDS_PER_ACCOUNT_MAX)?;
+        let now = self.state.time.0.div_euclid(1_000);
+        let fits = |hold: &HoldState| {
+            hold.card == *card
+                && hold.stage == HoldStage::Whole
+                && after.is_none_or(|after| hold.voucher > after)
+                && now < (i64::from(hold.issued) + i64::from(hold.until)) / 2
+                && hold.ceiling >= ceiling
+        };
+        let found = newest.into_iter().find(fits);
+        // One from before a restored backup was signed by a centre that nobody remembers.
+        Ok(found.and_then(|hold| SignedVoucher::from_bytes(&hold.signed).ok()))
+    }
+
+    fn told(&self, signed: &SignedVoucher) -> Value {
+        let voucher = signed.voucher();
+        json!({
+            "account": voucher.account,
+            "card": voucher.card(),
             "voucher": signed.to_base64url(),
-            "number": number,
-            "issued_ms": i64::from(issued) * 1_000,
+            "number": voucher.number,
+            "ceiling_fen": voucher.ceiling,
+            "issued_ms": i64::from(voucher.issued) * 1_000,
             "until_ms": i64::from(voucher.until()) * 1_000,
-            "now_ms": now,
-        })))
+            "now_ms": self.state.time,
+        })
     }
 
     /// Of the keys that are published for a voucher issued at this time, by its own second, the one that came last.

@@ -17,10 +17,11 @@
 //! | `cards` | a card | once |
 //! | `losses` | a loss report and when it was lifted | replaced |
 //! | `wallets` | (account, wallet): `funds` (the posted balance), `free` (what the centre may grant), `claims` (open cases that the holder may owe), `unbacked` (debits beyond right so far), its last movement | replaced |
-//! | `rights` | (account, wallet, node, epoch): see [`crate::escrow`] | replaced |
+//! | `rights` | (account, wallet, node, epoch): see [`crate::escrow`]; of node 0 what a voucher holds, by its number in place of an epoch, while it holds anything | replaced |
 //! | `shares` | (account, node, epoch): allowance a day; `out` counts until `closed_day` is over | replaced |
 //! | `movements` | what moved a wallet: a debit (with its card, unbacked part, and what of it was reversed or refunded), cash taken in, a credit, a recovery (which moves only claims). Written where the log ends, not where the account is, so that a backlog touches few pages; a wallet's movements are a list from its last to the one before | replaced |
 //! | `vouchers` | the number of an account's newest voucher | replaced |
+//! | `holds` | a voucher with money: its terms, how far it has come, the debit that it paid, and what it counts of which days' allowance; forgotten 90 days after its end | replaced |
 //! | `code_uses` | the first use of a code: entry and tap; forgotten 90 days after the end of its voucher | once |
 //! | `credits` | a credit of a channel by its key, and its answer | once |
 //! | `cases` | a case; `loss` 1 for those that the holder has back, after a loss report or by a replayed code | replaced |
@@ -42,6 +43,7 @@
 
 pub mod accounts;
 pub(crate) mod codes;
+pub(crate) mod holds;
 pub mod logs;
 pub mod money;
 pub mod nodes;
@@ -205,6 +207,7 @@ pub(crate) fn prepare(connection: &Connection, institution: InstitutionId) -> Re
         put_meta(connection, "institution", i64::from(institution.0))?;
     }
     connection.execute_batch(codes::SCHEMA)?;
+    connection.execute_batch(holds::SCHEMA)?;
     connection.execute_batch(pins::SCHEMA)?;
     connection.execute_batch(purses::SCHEMA)?;
     sync_what_is_read(connection)?;

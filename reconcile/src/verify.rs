@@ -25,7 +25,7 @@ use serde::Serialize;
 use crate::ingest::in_range;
 use crate::store::money::{self, wallet_of};
 use crate::store::nodes;
-use crate::store::{StoreError, check, logs, meta_number, recovery, snapshots};
+use crate::store::{StoreError, check, holds, logs, meta_number, recovery, snapshots};
 use crate::verify::purses::PurseExamination;
 
 /// Problems that a report names; more are only counted.
@@ -157,6 +157,7 @@ impl<'a> Examination<'a> {
         self.examine_ledger()?;
         self.examine_purses()?;
         self.examine_wallets()?;
+        self.examine_holds()?;
         self.compare_digests()?;
         self.report.problems.sort();
         if self.report.more > 0 {
@@ -475,7 +476,7 @@ impl<'a> Examination<'a> {
         }
         let (account, wallet, parts) = match &entry.body {
             Body::Debit(debit) => {
-                (debit.account, debit.wallet, [debit.from_right, debit.stand_in, Fen::ZERO])
+                (debit.account, debit.wallet, [debit.from_right, debit.stand_in, debit.of_voucher()])
             }
             Body::Reversal(back) => {
                 (back.account, back.wallet, [back.right_back, back.right_home, back.stand_in_home])
@@ -606,6 +607,15 @@ impl<'a> Examination<'a> {
                 self.report
                     .problem(format!("account {account}, {wallet}: claims are not those of its cases"));
             }
+        }
+        Ok(())
+    }
+
+    /// What vouchers hold stands with what is known of them.
+    fn examine_holds(&mut self) -> Result<(), StoreError> {
+        for (account, voucher) in holds::at_odds(self.db)? {
+            let what = "what it holds and what is known of it are at odds";
+            self.report.problem(format!("account {account}, voucher {voucher}: {what}"));
         }
         Ok(())
     }

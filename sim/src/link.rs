@@ -332,7 +332,7 @@ impl World {
         }
         for output in outputs {
             match output {
-                node_io::Output::Decided { ticket, decision, repeat } => {
+                node_io::Output::Decided { ticket, decision, repeat, .. } => {
                     self.model.decided(ticket, decision, repeat)?;
                 }
                 node_io::Output::Refused(ticket, error) => self.model.refused(ticket, error)?,

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Subcommand, ValueEnum};
 use feiqian_protocol::chain::{hex, unhex};
-use feiqian_protocol::code::{Code, PhoneAlgorithm, PhoneSecret, SignedVoucher};
+use feiqian_protocol::code::{Code, PhoneAlgorithm, PhoneSecret, SignedReceipt, SignedVoucher};
 use feiqian_protocol::ids::CardNumber;
+use feiqian_protocol::money::Fen;
 use feiqian_reconcile::control::Client;
 use feiqian_reconcile::io::Command;
 use qrcode::render::unicode::Dense1x2;
@@ -41,9 +42,23 @@ pub enum Action {
         /// The data directory of the centre.
         #[arg(long, value_name = "DIR")]
         data: PathBuf,
-        /// How long the voucher is to be good; three days where it is not given.
+        /// How long the voucher is to be good; three days where it is not given, or one where it holds money.
         #[arg(long)]
         minutes: Option<u16>,
+        /// Wants money held for it, by which it pays once where nobody can be asked: at most so many yuan.
+        #[arg(long, value_name = "YUAN", num_args = 0..=1, default_missing_value = "20.00", value_parser = Fen::parse_yuan)]
+        pay: Option<Fen>,
+    },
+    /// Brings the receipt that a terminal showed to the centre of a data directory, as an app's backend does. What the voucher did not
+    /// spend is free at once, and the next fetch gets another one.
+    Receipt {
+        /// Where the phone is kept.
+        file: PathBuf,
+        /// The data directory of the centre.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// Its 240 digits, as scanned.
+        digits: String,
     },
     /// Prints a fresh code. Each is another one, and good for 40 seconds.
     Code {
@@ -74,6 +89,9 @@ pub struct Phone {
     algorithm: String,
     secret: String,
     voucher: Option<String>,
+    /// The number of the last voucher that has paid.
+    #[serde(default)]
+    spent: Option<u32>,
     /// The counter of the last code under this voucher.
     counter: u16,
     /// How far the centre's clock was ahead of ours when the voucher came.
@@ -91,7 +109,8 @@ impl Phone {
             getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
             if PhoneSecret::new(algorithm, &random).is_some() {
                 let algorithm = algorithm.to_string();
-                return Ok(Self { algorithm, secret: hex(&random), voucher: None, counter: 0, ahead_ms: 0 });
+                let secret = hex(&random);
+                return Ok(Self { algorithm, secret, voucher: None, spent: None, counter: 0, ahead_ms: 0 });
             }
         }
     }
@@ -149,8 +168,35 @@ impl Phone {
         let voucher = SignedVoucher::from_text(text).context("the centre's answer has no voucher")?;
         ensure!(voucher.voucher().phone == self.secret()?.key(), "the voucher is for another phone");
         let centre_ms = answer.get("now_ms").and_then(Value::as_i64).context("the answer has no time")?;
-        (self.voucher, self.counter, self.ahead_ms) = (Some(text.to_owned()), 0, centre_ms - now_ms);
+        self.ahead_ms = centre_ms - now_ms;
+        if self.voucher.as_deref() != Some(text) {
+            (self.voucher, self.counter) = (Some(text.to_owned()), 0);
+        }
         Ok(())
+    }
+
+    /// What to ask the centre for: a voucher that holds up to so much.
+    ///
+    /// # Errors
+    /// Where the phone's key does not read back.
+    pub fn wants(&self, life_minutes: Option<u16>, ceiling_fen: Fen) -> Result<Command> {
+        Ok(Command::Voucher { card: self.card()?, life_minutes, ceiling_fen, after: self.spent })
+    }
+
+    /// Takes a receipt for the voucher that it has, and says what to tell the centre. Of any other voucher it is left alone.
+    ///
+    /// # Errors
+    /// Where it is none, or for another voucher.
+    pub fn take_receipt(&mut self, digits: &str) -> Result<Command> {
+        let signed = SignedReceipt::from_text(digits).context("this is no receipt")?;
+        let voucher = SignedVoucher::from_text(self.voucher.as_deref().unwrap_or_default())?;
+        let (receipt, voucher) = (signed.receipt(), voucher.voucher());
+        ensure!(
+            (receipt.account, receipt.voucher) == (voucher.account, voucher.number),
+            "the receipt is for another voucher"
+        );
+        self.spent = Some(receipt.voucher);
+        Ok(Command::Receipt { receipt: digits.to_owned() })
     }
 
     /// A fresh code at a time by our clock. The phone must be written before it is shown.
@@ -185,15 +231,28 @@ pub fn run(action: Action) -> Result<()> {
             writeln!(out, "{}", phone.key()?)?;
         }
         Action::Card { file } => writeln!(out, "{}", Phone::read(&file)?.card()?)?,
-        Action::Fetch { file, data, minutes } => {
+        Action::Fetch { file, data, minutes, pay } => {
             let mut phone = Phone::read(&file)?;
-            let command = Command::Voucher { card: phone.card()?, life_minutes: minutes };
+            let command = phone.wants(minutes, pay.unwrap_or_default())?;
             let answer = Client::connect(&data)?.command(&command)?;
             phone.keep(&answer, now_ms())?;
             phone.write(&file)?;
             let until = answer.get("until_ms").and_then(Value::as_i64).unwrap_or_default();
             let until = jiff::Timestamp::from_millisecond(until).map(|until| until.to_string());
-            writeln!(out, "a voucher until {}", until.unwrap_or_default())?;
+            let until = until.unwrap_or_default();
+            match answer.get("ceiling_fen").and_then(Value::as_i64) {
+                Some(fen) if fen > 0 => writeln!(out, "a voucher of {} yuan until {until}", Fen::new(fen))?,
+                _ => writeln!(out, "a voucher until {until}")?,
+            }
+        }
+        Action::Receipt { file, data, digits } => {
+            let mut phone = Phone::read(&file)?;
+            let command = phone.take_receipt(&digits)?;
+            // That it is spent holds whatever the centre says.
+            phone.write(&file)?;
+            let answer = Client::connect(&data)?.command(&command)?;
+            let yuan = |field: &str| Fen::new(answer.get(field).and_then(Value::as_i64).unwrap_or_default());
+            writeln!(out, "{} yuan paid, {} yuan free again", yuan("amount_fen"), yuan("freed_fen"))?;
         }
         Action::Code { file, form, qr } => {
             let mut phone = Phone::read(&file)?;
@@ -227,7 +286,6 @@ fn picture(text: &str) -> Result<QrCode> {
 mod tests {
     use feiqian_protocol::code::Voucher;
     use feiqian_protocol::ids::{AccountId, InstitutionId};
-    use feiqian_protocol::money::Fen;
     use qrcode::Version;
     use serde_json::json;
 

@@ -50,6 +50,7 @@ fn debit(sequence: u32, account: AccountId, from_right: i64, stand_in: i64) -> D
         card: CardNumber::new(CARD).expect("a card number"),
         measured: None,
         code: None,
+        from_voucher: None,
     }
 }
 

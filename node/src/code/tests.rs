@@ -11,6 +11,8 @@ use super::*;
 use crate::core::testing::*;
 use crate::io::{Input, Output, Ticket};
 
+mod vouchers;
+
 /// A phone, and the voucher that it has.
 struct Phone {
     secret: PhoneSecret,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use feiqian_protocol::code::SignedReceipt;
 use feiqian_protocol::frame::{Frame, Lane};
 use feiqian_protocol::ids::{CardNumber, TerminalId};
 use feiqian_protocol::pin::PinGeneration;
@@ -42,6 +43,8 @@ pub enum Answer {
         decision: Decision,
         /// True for a first answer given again.
         repeat: bool,
+        /// Of what a voucher paid.
+        receipt: Option<Box<SignedReceipt>>,
     },
     /// It was no tap at all.
     Refused(TapError),

@@ -75,6 +75,9 @@ impl NodeCore {
         }
         self.store.put_debit(&DebitRow::new(position, debit))?;
         self.replay_code(debit.account, debit.code)?;
+        if let Some(code) = debit.code.filter(|_| debit.from_voucher.is_some()) {
+            self.store.put_spent_voucher(debit.account, code.voucher, code.until)?;
+        }
         let amount = debit.amount();
         self.effect(position, &Delta { account: debit.account, wallet: debit.wallet, amount: -amount })?;
         self.state.totals.exposed += amount;

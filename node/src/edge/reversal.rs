@@ -30,7 +30,7 @@ impl NodeCore {
         outputs: &mut Vec<Output>,
     ) -> Result<(), StoreError> {
         let output = match self.reverse(now, &request, outputs)? {
-            Ok((decision, repeat)) => Output::Decided { ticket, decision, repeat },
+            Ok((decision, repeat)) => Output::Decided { ticket, decision, repeat, receipt: None },
             Err(error) => Output::Refused(ticket, error),
         };
         outputs.push(output);
@@ -60,7 +60,7 @@ impl NodeCore {
             let decision = self.write_tombstone(now, request, digest, account, None)?;
             let reason = DeclineReason::Reversed;
             let declined = self.write_decline(now, &waiting, Some(account), Fen::ZERO, reason)?;
-            super::answer(&waiting, declined, outputs);
+            self.answer(&waiting, declined, outputs)?;
             self.decide_waiting(now, [account], outputs)?;
             return Ok(Ok((decision, false)));
         }

@@ -167,7 +167,7 @@ impl NodeCore {
         let request = &waiting.request;
         let (account, split, day) = (purchase.holder.account, purchase.split, purchase.day);
         assert_eq!(
-            split.subsidy + split.cash + split.stand_in,
+            split.voucher + split.subsidy + split.cash + split.stand_in,
             purchase.amount,
             "a purchase is paid in full"
         );
@@ -177,10 +177,13 @@ impl NodeCore {
             let mut first = None;
             let mut debits = 0;
             let mut measured = purchase.measured.clone();
-            let parts =
-                [(Wallet::Subsidy, split.subsidy, Fen::ZERO), (Wallet::Cash, split.cash, split.stand_in)];
-            for (wallet, from_right, stand_in) in parts {
-                if from_right + stand_in == Fen::ZERO {
+            let parts = [
+                (Wallet::Cash, split.voucher, Fen::ZERO, Fen::ZERO),
+                (Wallet::Subsidy, Fen::ZERO, split.subsidy, Fen::ZERO),
+                (Wallet::Cash, Fen::ZERO, split.cash, split.stand_in),
+            ];
+            for (wallet, from_voucher, from_right, stand_in) in parts {
+                if from_voucher + from_right + stand_in == Fen::ZERO {
                     continue;
                 }
                 let debit = Debit {
@@ -196,6 +199,7 @@ impl NodeCore {
                     card: request.card.clone(),
                     measured: measured.take(),
                     code: code_use(request),
+                    from_voucher: from_voucher.is_positive().then_some(from_voucher),
                 };
                 let actor = actor_of(request, waiting.pin);
                 let (position, clock) = core.append(now, actor, Body::Debit(debit.clone()))?;
@@ -204,7 +208,7 @@ impl NodeCore {
                 debits += 1;
             }
             if counts && !planted(Canary::AllowanceNotCounted) {
-                use_allowance(day, purchase.amount, &mut share, purchase.mode)?;
+                use_allowance(day, purchase.amount - split.voucher, &mut share, purchase.mode)?;
             }
             let debited = !planted(Canary::RightNotDebitedOnRetry) || waiting.tickets.len() == 1;
             if split.subsidy.is_positive() && debited {
@@ -229,10 +233,13 @@ impl NodeCore {
                 position,
                 debits,
             };
-            let from_cash = (split.cash + split.stand_in).is_positive();
+            let from_cash = (split.voucher + split.cash + split.stand_in).is_positive();
             let spent = (from_cash || counts) && debited;
             core.put_recent(&request.key, &row, spent.then_some((&purse.cash, &share)))?;
             core.use_code(now, request)?;
+            if split.voucher.is_positive() {
+                core.spend_voucher(request)?;
+            }
             Ok(row.decision())
         })
     }

@@ -187,6 +187,11 @@ pub struct TapAnswer {
     pub text_zh: String,
     /// True for a first answer given again.
     pub repeat: bool,
+    /// Of a purchase that a phone's voucher paid, or part of it: what the terminal shows as a picture (240 digits, QR version 6-M) or prints,
+    /// for the phone to bring to the centre, which then frees the rest of what it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!(null))]
+    pub receipt: Option<String>,
 }
 
 impl TapAnswer {
@@ -226,6 +231,7 @@ impl TapAnswer {
             text_en: text_en.to_owned(),
             text_zh: text_zh.to_owned(),
             repeat: false,
+            receipt: None,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The last counter that was used of each voucher, so that a code pays once here, restarts or not.
+//! The last counter that was used of each voucher, so that a code pays once here, restarts or not; and vouchers whose money is
+//! spent, here or by the centre's word.
 //!
 //! The end of the voucher stands first in the key, for forgetting; it is signed, so it is always the same for a voucher.
 
@@ -13,9 +14,12 @@ CREATE TABLE IF NOT EXISTS counters (
     until INTEGER NOT NULL, account INTEGER NOT NULL, voucher INTEGER NOT NULL, counter INTEGER NOT NULL,
     PRIMARY KEY (until, account, voucher)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spent_vouchers (
+    until INTEGER NOT NULL, account INTEGER NOT NULL, voucher INTEGER NOT NULL, PRIMARY KEY (until, account, voucher)
+) WITHOUT ROWID;
 ";
 
-/// Counters that one use forgets at most, so that a tap does not wait for many.
+/// Counters, and spent vouchers, that one use forgets at most, so that a tap does not wait for many.
 const FORGOTTEN_PER_USE: i64 = 16;
 
 impl Store {
@@ -47,8 +51,49 @@ impl Store {
                  (SELECT until, account, voucher FROM counters WHERE until < ?1 ORDER BY until LIMIT ?2)",
             )?
             .execute(params![before, FORGOTTEN_PER_USE])?;
+        self.connection
+            .prepare_cached(
+                "DELETE FROM spent_vouchers WHERE (until, account, voucher) IN
+                 (SELECT until, account, voucher FROM spent_vouchers WHERE until < ?1 ORDER BY until LIMIT ?2)",
+            )?
+            .execute(params![before, FORGOTTEN_PER_USE])?;
         Ok(())
     }
+
+    /// Keeps that a voucher pays no more.
+    pub(crate) fn put_spent_voucher(
+        &self,
+        account: AccountId,
+        voucher: u32,
+        until: u32,
+    ) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("INSERT OR IGNORE INTO spent_vouchers VALUES (?1, ?2, ?3)")?
+            .execute(params![until, account.0 as i64, voucher])?;
+        Ok(())
+    }
+
+    /// True where it pays no more, as far as is known here.
+    pub(crate) fn is_voucher_spent(
+        &self,
+        account: AccountId,
+        voucher: u32,
+        until: u32,
+    ) -> Result<bool, StoreError> {
+        is_voucher_spent(&self.connection, account, voucher, until)
+    }
+}
+
+/// See [`Store::is_voucher_spent`].
+pub(crate) fn is_voucher_spent(
+    connection: &Connection,
+    account: AccountId,
+    voucher: u32,
+    until: u32,
+) -> Result<bool, StoreError> {
+    let mut statement = connection
+        .prepare_cached("SELECT 1 FROM spent_vouchers WHERE until = ?1 AND account = ?2 AND voucher = ?3")?;
+    Ok(statement.exists(params![until, account.0 as i64, voucher])?)
 }
 
 /// Hands every counter that is kept to `each`.

@@ -75,6 +75,9 @@ impl TapRow {
     }
 }
 
+/// No epoch: what a voucher held was never this node's right.
+pub(crate) const EPOCH_OF_VOUCHERS: Epoch = Epoch(0);
+
 /// A debit and what is left of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct DebitRow {
@@ -84,13 +87,13 @@ pub(crate) struct DebitRow {
     pub(crate) account: AccountId,
     /// Its wallet.
     pub(crate) wallet: Wallet,
-    /// Its epoch.
+    /// Its epoch; [`EPOCH_OF_VOUCHERS`] where a voucher paid it, so that what is given back goes home.
     pub(crate) epoch: Epoch,
     /// Its day.
     pub(crate) day: BusinessDay,
     /// The whole of it.
     pub(crate) amount: Fen,
-    /// Of its right, what was not reversed.
+    /// Of its right, or of what a voucher paid, what was not reversed.
     pub(crate) right_rest: Fen,
     /// Of its stand-in, what was not reversed.
     pub(crate) stand_in_rest: Fen,
@@ -105,10 +108,10 @@ impl DebitRow {
             position,
             account: debit.account,
             wallet: debit.wallet,
-            epoch: debit.epoch,
+            epoch: if debit.from_voucher.is_some() { EPOCH_OF_VOUCHERS } else { debit.epoch },
             day: debit.day,
             amount: debit.amount(),
-            right_rest: debit.from_right,
+            right_rest: debit.from_right + debit.of_voucher(),
             stand_in_rest: debit.stand_in,
             allowance_rest: debit.allowance,
         }

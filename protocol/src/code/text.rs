@@ -10,7 +10,7 @@ use data_encoding::BASE64URL_NOPAD;
 
 use super::{Code, CodeFault, PhoneAlgorithm, SignedVoucher};
 
-/// What the digits begin with; `91` is left for codes that only the centre can check.
+/// What the digits begin with; `91` is left for codes that only the centre can check, and receipts begin with `92`.
 const PREFIX: &str = "90";
 
 /// Digits of a block of so many bytes.
@@ -22,12 +22,7 @@ const BLOCK_BYTES: usize = 7;
 impl Code {
     /// The digits.
     pub fn to_digits(&self) -> String {
-        let mut text = PREFIX.to_owned();
-        for block in self.to_bytes().chunks(BLOCK_BYTES) {
-            let number = block.iter().fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
-            write!(text, "{number:0width$}", width = BLOCK_DIGITS[block.len()]).expect("a String takes all");
-        }
-        text
+        to_digits(PREFIX, &self.to_bytes())
     }
 
     /// The same in base64url.
@@ -41,7 +36,7 @@ impl Code {
     /// [`CodeFault::Layout`].
     pub fn from_text(text: &str) -> Result<Self, CodeFault> {
         match text.strip_prefix(PREFIX) {
-            Some(digits) => Self::from_bytes(&from_digits(digits)?),
+            Some(digits) => Self::from_bytes(&from_digits(digits, PhoneAlgorithm::P256.code_bytes())?),
             None => Self::from_bytes(&from_base64url(text, PhoneAlgorithm::P256.code_bytes())?),
         }
     }
@@ -69,9 +64,19 @@ fn from_base64url(text: &str, bytes_max: usize) -> Result<Vec<u8>, CodeFault> {
     BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| CodeFault::Layout)
 }
 
-fn from_digits(digits: &str) -> Result<Vec<u8>, CodeFault> {
+/// A prefix, then the digits of some bytes.
+pub(super) fn to_digits(prefix: &str, bytes: &[u8]) -> String {
+    let mut text = prefix.to_owned();
+    for block in bytes.chunks(BLOCK_BYTES) {
+        let number = block.iter().fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
+        write!(text, "{number:0width$}", width = BLOCK_DIGITS[block.len()]).expect("a String takes all");
+    }
+    text
+}
+
+/// The bytes of digits without their prefix.
+pub(super) fn from_digits(digits: &str, bytes_max: usize) -> Result<Vec<u8>, CodeFault> {
     let whole = BLOCK_DIGITS[BLOCK_BYTES];
-    let bytes_max = PhoneAlgorithm::P256.code_bytes();
     if digits.len() > (bytes_max / BLOCK_BYTES + 1) * whole
         || !digits.bytes().all(|digit| digit.is_ascii_digit())
     {

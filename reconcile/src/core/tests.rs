@@ -27,6 +27,7 @@ use crate::io::{Command, Identity, Input, LinkId, Now, Output, Reply, Ticket};
 use crate::verify::verify;
 
 mod codes;
+mod holds;
 mod hostile;
 mod pins;
 mod purses;
@@ -345,6 +346,7 @@ impl Bench {
             card: card(&format!("c{account}")),
             measured: None,
             code: None,
+            from_voucher: None,
         };
         node.write(wall, Proof::Card, debit)
     }

@@ -170,6 +170,8 @@ impl Round<'_> {
             Body::CampusPublished(published) => self.replay_campus(&published),
             Body::PurseLoad(load) => self.apply_load(at, time, &load),
             Body::PurseLoadSettled(settled) => self.apply_load_settled(at, time, &settled),
+            Body::HoldPlaced(placed) => self.replay_hold(&placed),
+            Body::HoldMoved(moved) => self.replay_hold_moved(time, &moved),
             other => Err(StoreError::Corrupt(format!(
                 "{log} {position}: a {} is nothing that this build writes there; come back with the build that wrote it",
                 other.name()

@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS code_uses (until INTEGER NOT NULL, account INTEGER NO
 ";
 
 /// How long after the end of its voucher a use is kept, in seconds: a building that is silent for longer was closed.
-const USES_KEPT_S: i64 = 90 * 24 * 3_600;
+pub(super) const USES_KEPT_S: i64 = 90 * 24 * 3_600;
 
 /// Uses that one new one forgets at most, so that a step stays short.
 const FORGOTTEN_PER_USE: i64 = 16;

@@ -141,6 +141,18 @@ pub(crate) fn put_row(
     Ok(())
 }
 
+/// Forgets what a voucher held.
+pub(crate) fn drop_held(
+    db: &Connection,
+    account: AccountId,
+    wallet: Wallet,
+    (node, epoch): (NodeId, Epoch),
+) -> Result<(), StoreError> {
+    db.prepare_cached("DELETE FROM rights WHERE account = ?1 AND wallet = ?2 AND node = ?3 AND epoch = ?4")?
+        .execute(params![account.0 as i64, wallet.number(), node.0, epoch.0])?;
+    Ok(())
+}
+
 /// The wallets in which a node has something in an epoch. A scan: epochs end rarely, and an index would cost every tap.
 pub(crate) fn wallets_of_epoch(
     db: &Connection,
@@ -471,6 +483,7 @@ pub(crate) const fn reason_number(reason: CaseReason) -> u8 {
         CaseReason::Loss => 2,
         CaseReason::NodeFault => 3,
         CaseReason::CodeReplayed => 4,
+        CaseReason::VoucherNotHeld => 5,
     }
 }
 
@@ -481,6 +494,7 @@ pub(crate) fn reason_of(number: u8) -> Result<CaseReason, StoreError> {
         CaseReason::Loss,
         CaseReason::NodeFault,
         CaseReason::CodeReplayed,
+        CaseReason::VoucherNotHeld,
     ];
     corrupt(all.get(usize::from(number)).copied(), "a case's reason")
 }

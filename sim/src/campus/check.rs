@@ -210,6 +210,7 @@ fn posted(entries: &str) -> Result<Postings> {
         for amount in amounts {
             fen += body[*amount].as_i64().with_context(|| missing(amount))?;
         }
+        fen += body["from_voucher"].as_i64().unwrap_or_default();
         let posting = postings.entry((kind, terminal, sequence)).or_default();
         posting.fen += fen;
         // A reversal may give several parts of one wallet back, one per debit.

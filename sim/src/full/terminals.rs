@@ -160,7 +160,7 @@ fn transmit(run: &Shared, index: usize) {
         let answer = ask(&run, site, request).await;
         let mut state = run.borrow_mut();
         match answer {
-            Some(Answer::Decided { decision, repeat }) => state.told(index, decision, repeat, asked_ns),
+            Some(Answer::Decided { decision, repeat, .. }) => state.told(index, decision, repeat, asked_ns),
             Some(Answer::Refused(error)) => state.refused(index, error),
             _ => {}
         }

@@ -517,7 +517,7 @@ impl World<'_> {
         }
         for output in outputs {
             match output {
-                node_io::Output::Decided { ticket, decision, repeat } => {
+                node_io::Output::Decided { ticket, decision, repeat, .. } => {
                     self.answered(site, ticket, decision, repeat);
                 }
                 node_io::Output::Refused(ticket, error) => self.refused(site, ticket, error),

@@ -563,6 +563,7 @@ impl Rig {
             card: CardNumber::new("c1").expect("a letter and a digit make a name"),
             measured: None,
             code: None,
+            from_voucher: None,
         };
         if debit.from_right.is_positive() {
             let actor = Actor {

@@ -713,7 +713,7 @@ impl Rig {
             let asked = &self.asked[&ticket];
             let (_, first) = &self.approved[asked.key()];
             let answered = outputs.iter().any(|output| {
-                matches!(output, Output::Decided { ticket: of, decision, repeat: true }
+                matches!(output, Output::Decided { ticket: of, decision, repeat: true, .. }
                     if *of == ticket && decision == first)
             });
             assert!(answered, "{asked:?} was approved and is not known any more");

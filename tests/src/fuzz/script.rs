@@ -264,6 +264,7 @@ impl<'a> Script<'a> {
             CaseReason::Loss,
             CaseReason::NodeFault,
             CaseReason::CodeReplayed,
+            CaseReason::VoucherNotHeld,
         ])
     }
 
@@ -296,6 +297,7 @@ impl<'a> Script<'a> {
                 card: self.card(),
                 measured: None,
                 code: None,
+                from_voucher: None,
             }
             .into(),
             3 => Reversal {

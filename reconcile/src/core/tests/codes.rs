@@ -20,7 +20,12 @@ fn activate(bench: &mut Bench, of: &str, secret: &PhoneSecret) -> Reply {
 }
 
 fn voucher(bench: &mut Bench, of: &CardNumber) -> Reply {
-    bench.command(Command::Voucher { card: of.clone(), life_minutes: None })
+    bench.command(Command::Voucher {
+        card: of.clone(),
+        life_minutes: None,
+        ceiling_fen: Fen::ZERO,
+        after: None,
+    })
 }
 
 fn code_of(reply: Reply) -> &'static str {
@@ -82,7 +87,12 @@ fn a_phone_gets_a_virtual_card_and_vouchers_until_it_is_revoked() {
     assert_eq!(later.voucher().centre_key, 2);
 
     assert_eq!(code_of(voucher(&mut bench, &card("c1"))), "not_virtual");
-    let life = Command::Voucher { card: number.clone(), life_minutes: Some(20_161) };
+    let life = Command::Voucher {
+        card: number.clone(),
+        life_minutes: Some(20_161),
+        ceiling_fen: Fen::ZERO,
+        after: None,
+    };
     assert_eq!(code_of(bench.command(life)), "life");
     bench.command(Command::ReportLoss { card: card("c1"), operator: key("op") }).unwrap();
     assert!(voucher(&mut bench, &number).is_ok(), "without the card it lives on");
@@ -157,6 +167,7 @@ fn use_code(bench: &mut Bench, index: usize, fen: i64, counter: u16, proof: Proo
         card: number,
         measured: None,
         code: Some(code),
+        from_voucher: None,
     };
     node.write(wall, proof, debit)
 }
