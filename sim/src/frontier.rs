@@ -2,12 +2,13 @@
 //! policy, by the decisions of the shipping cores, the grants of the shipping centre, and the cases that it opens after the
 //! heal.
 //!
-//! In reading order: [`college`] (what happens), [`rig`] (the cores), [`stage`] (how they stand when the outage begins),
+//! In reading order: [`college`] (what happens), [`instruments`] (by what people pay), [`rig`] (the cores), [`stage`] (how they stand when the outage begins),
 //! [`play`] (the outage, and what an all-seeing authorizer would have said), [`mode`] (what is compared), [`run`] (one seed),
 //! [`cell`] (sums, and what is printed); [`rules`] (the same without cores, to look for settings).
 
 pub mod cell;
 pub mod college;
+pub mod instruments;
 pub mod mode;
 pub mod play;
 pub mod rig;
@@ -30,6 +31,7 @@ use tokio::task::JoinSet;
 
 use crate::campus::Usage;
 use cell::{Found, Frontier, Kind};
+use instruments::Instruments;
 use mode::Contender;
 use run::Ground;
 
@@ -58,6 +60,10 @@ pub struct Arguments {
     /// One small college, few outages, the references and the default: to see that everything works.
     #[arg(long)]
     quick: bool,
+    /// By what people pay: account; card (purses); mix (70 % purses, 25 % phones with vouchers, 5 % accounts). Beside the same taps
+    /// by accounts alone, which F goes by.
+    #[arg(long, value_name = "WHAT", default_value = "account")]
+    instruments: Instruments,
     /// The rules by themselves, without cores: a second where the cores take a minute. Isolation only; to look for settings.
     #[arg(long, conflicts_with = "quick")]
     rules: bool,
@@ -129,6 +135,7 @@ pub struct Scope {
     contenders: Vec<Contender>,
     says_bounds: bool,
     rules: bool,
+    instruments: Instruments,
 }
 
 /// The usual lengths: lunch, a day, three days.
@@ -168,6 +175,7 @@ impl Arguments {
             contenders: contenders.to_vec(),
             says_bounds: !self.quiet && !self.rules,
             rules: self.rules,
+            instruments: self.instruments,
         }
     }
 
@@ -215,6 +223,9 @@ impl Arguments {
             arguments
                 .extend(["--outage".to_owned(), format!("{}{}", kind.name(), length.unwrap_or_default())]);
         }
+        if self.instruments != Instruments::Account {
+            arguments.extend(["--instruments".to_owned(), self.instruments.name().to_owned()]);
+        }
         for (flag, is_set) in [("--few", self.few), ("--quick", self.quick), ("--rules", self.rules)] {
             if is_set {
                 arguments.push(flag.to_owned());
@@ -240,6 +251,9 @@ pub async fn run(options: &Arguments) -> Result<Frontier> {
         // What took hours to compute is not to be lost for a wrong path.
         let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
         opened.map_err(|error| Usage(format!("{}: {error}", path.display())))?;
+    }
+    if options.rules && options.instruments != Instruments::Account {
+        bail!(Usage("--rules knows accounts only: the other instruments need the cores".to_owned()));
     }
     if options.rules && options.outages.iter().any(|wanted| wanted.kind != Kind::Isolation) {
         bail!(Usage("--rules knows isolation only: the other outages need the cores".to_owned()));

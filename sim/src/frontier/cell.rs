@@ -7,6 +7,7 @@ use std::fmt::Write;
 use feiqian_protocol::money::Fen;
 use serde::{Deserialize, Serialize};
 
+use super::instruments::Instruments;
 use super::mode::Contender;
 
 /// Kinds of outages.
@@ -79,6 +80,8 @@ pub struct Found {
     pub seed: u64,
     /// Index in [`Contender::ALL`].
     pub contender: usize,
+    /// By what people paid.
+    pub instruments: Instruments,
     /// The kind of outage.
     pub kind: Kind,
     /// Its length.
@@ -103,6 +106,12 @@ pub struct Found {
     pub cut_taps: u64,
     /// As in [`Cell`].
     pub cut_false_declines: u64,
+    /// As in [`Cell`].
+    pub card_taps: u64,
+    /// As in [`Cell`].
+    pub card_false_declines: u64,
+    /// As in [`Cell`].
+    pub card_unreachable: u64,
 }
 
 impl Found {
@@ -111,6 +120,7 @@ impl Found {
         Self {
             seed,
             contender,
+            instruments: Instruments::Account,
             kind,
             half_hours: 0,
             taps: 0,
@@ -123,19 +133,38 @@ impl Found {
             bound_fen: 0,
             cut_taps: 0,
             cut_false_declines: 0,
+            card_taps: 0,
+            card_false_declines: 0,
+            card_unreachable: 0,
         }
     }
 
     /// Which run it was.
     pub fn name(&self) -> String {
-        Self::name_of(self.seed, self.kind, self.half_hours, Contender::ALL[self.contender])
+        let contender = Contender::ALL[self.contender];
+        Self::name_of(self.seed, self.kind, self.half_hours, contender, self.instruments)
     }
 
     /// How a run is named.
-    pub fn name_of(seed: u64, kind: Kind, half_hours: u32, contender: Contender) -> String {
+    pub fn name_of(
+        seed: u64,
+        kind: Kind,
+        half_hours: u32,
+        contender: Contender,
+        instruments: Instruments,
+    ) -> String {
         let (kind, hours) = (kind.name(), f64::from(half_hours) / 2.0);
-        let name = format!("seed {seed}, {kind} {hours} h, {} {}", contender.mode(), contender.setting());
+        let setting = setting_of(contender, instruments);
+        let name = format!("seed {seed}, {kind} {hours} h, {} {setting}", contender.mode());
         name.trim_end().to_owned()
+    }
+}
+
+/// What differs from the default, for people.
+fn setting_of(contender: Contender, instruments: Instruments) -> String {
+    match instruments {
+        Instruments::Account => contender.setting(),
+        _ => format!("{} {}", instruments.name(), contender.setting()).trim_end().to_owned(),
     }
 }
 
@@ -152,7 +181,7 @@ pub struct Cell {
     pub outage_h: f64,
     /// The kind of outage.
     pub kind: Kind,
-    /// Whose money it is: accounts'.
+    /// By what people paid: `account`, `card`, `mix`.
     pub instruments: &'static str,
     /// Seeds.
     pub seeds: u64,
@@ -178,7 +207,14 @@ pub struct Cell {
     pub cut_taps: u64,
     /// Of them false declines, money topped up since included.
     pub cut_false_declines: u64,
-    /// (false declines / those of strict-reference) + (overspend / that of optimistic); absent without these.
+    /// Purchases tried by purses on cards.
+    pub card_taps: u64,
+    /// Of `false_declines` those of purses: the money was there at the cut.
+    pub card_false_declines: u64,
+    /// Of `unreachable` those of purses: it was topped up since.
+    pub card_unreachable: u64,
+    /// (false declines / those of strict-reference) + (overspend / that of optimistic), both by accounts alone; absent without
+    /// these.
     pub f: Option<f64>,
 }
 
@@ -192,16 +228,17 @@ pub struct Frontier {
 impl Frontier {
     /// Sums up; sums over seeds come before any division.
     pub fn new(found: &[Found]) -> Self {
-        let mut sums: BTreeMap<(Kind, u32, usize), Cell> = BTreeMap::new();
+        let mut sums: BTreeMap<(Kind, u32, usize, Instruments), Cell> = BTreeMap::new();
         for one in found {
             let contender = Contender::ALL[one.contender];
-            let cell = sums.entry((one.kind, one.half_hours, one.contender)).or_insert_with(|| Cell {
+            let key = (one.kind, one.half_hours, one.contender, one.instruments);
+            let cell = sums.entry(key).or_insert_with(|| Cell {
                 mode: contender.mode(),
-                setting: contender.setting(),
-                default: contender == Contender::Hybrid,
+                setting: setting_of(contender, one.instruments),
+                default: contender == Contender::Hybrid && one.instruments == Instruments::Account,
                 outage_h: f64::from(one.half_hours) / 2.0,
                 kind: one.kind,
-                instruments: "account",
+                instruments: one.instruments.name(),
                 seeds: 0,
                 taps: 0,
                 false_declines: 0,
@@ -214,6 +251,9 @@ impl Frontier {
                 bound_exceeded: 0,
                 cut_taps: 0,
                 cut_false_declines: 0,
+                card_taps: 0,
+                card_false_declines: 0,
+                card_unreachable: 0,
                 f: None,
             });
             cell.seeds += 1;
@@ -228,18 +268,23 @@ impl Frontier {
             cell.bound_exceeded += u64::from(one.overspend_fen > one.bound_fen);
             cell.cut_taps += one.cut_taps;
             cell.cut_false_declines += one.cut_false_declines;
+            cell.card_taps += one.card_taps;
+            cell.card_false_declines += one.card_false_declines;
+            cell.card_unreachable += one.card_unreachable;
         }
         let place = |contender| Contender::ALL.iter().position(|other| *other == contender).unwrap_or(0);
         let (strict, optimistic) = (place(Contender::StrictReference), place(Contender::Optimistic));
         let references: BTreeMap<(Kind, u32), (u64, i64)> = sums
             .iter()
-            .filter(|((.., contender), _)| *contender == strict)
-            .filter_map(|((kind, length, _), cell)| {
-                let over = sums.get(&(*kind, *length, optimistic))?.overspend_fen;
+            .filter(|((.., contender, instruments), _)| {
+                *contender == strict && *instruments == Instruments::Account
+            })
+            .filter_map(|((kind, length, ..), cell)| {
+                let over = sums.get(&(*kind, *length, optimistic, Instruments::Account))?.overspend_fen;
                 Some(((*kind, *length), (cell.declines(), over)))
             })
             .collect();
-        let cells = sums.into_iter().map(|((kind, length, _), mut cell)| {
+        let cells = sums.into_iter().map(|((kind, length, ..), mut cell)| {
             if let Some((declines, over)) = references.get(&(kind, length)) {
                 cell.f = ratio(cell.declines() as f64, *declines as f64)
                     .zip(ratio(cell.overspend_fen as f64, *over as f64))
@@ -287,6 +332,9 @@ impl Frontier {
                 );
             }
             let _ = writeln!(text, "{}", cell.line());
+            if cell.card_taps > 0 {
+                let _ = writeln!(text, "{}", cell.cards_line());
+            }
         }
         if !self.holds() {
             let _ = writeln!(text, "\nMORE WAS OVERSPENT THAN THE BOUND ALLOWS 透支超过上限");
@@ -303,6 +351,16 @@ fn ratio(part: f64, of: f64) -> Option<f64> {
 impl Cell {
     fn declines(&self) -> u64 {
         self.false_declines + self.unreachable
+    }
+
+    fn cards_line(&self) -> String {
+        let percent = |count: u64| count as f64 * 100.0 / self.card_taps.max(1) as f64;
+        format!(
+            "    purses on cards 实体卡电子钱包: {:.3} % declined of money there at the cut, {:.3} % of money topped up since, {} taps",
+            percent(self.card_false_declines),
+            percent(self.card_unreachable),
+            self.card_taps
+        )
     }
 
     fn line(&self) -> String {
@@ -338,6 +396,7 @@ mod tests {
         Found {
             seed,
             contender: place,
+            instruments: Instruments::Account,
             kind: Kind::Isolation,
             half_hours: 48,
             taps: 100,
@@ -350,6 +409,9 @@ mod tests {
             bound_fen: 50,
             cut_taps: 100,
             cut_false_declines: declines,
+            card_taps: 0,
+            card_false_declines: 0,
+            card_unreachable: 0,
         }
     }
 

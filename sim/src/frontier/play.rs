@@ -1,14 +1,18 @@
 //! Plays purchases and top-ups on a rig, and judges every decision by what an all-seeing authorizer would have said.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
-use feiqian_protocol::ids::Key;
+use feiqian_protocol::code::SignedReceipt;
+use feiqian_protocol::ids::{AccountId, Key};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason, Pin, TapKey, TapKind, TapRequest};
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 use feiqian_reconcile::io::Command;
 
 use super::college::{Event, What};
-use super::rig::Rig;
+use super::instruments::{Carried, Instrument};
+use super::rig::{Rig, Told};
 use super::stage::{card, till, top_up};
 use crate::campus::local::CALENDAR;
 
@@ -75,6 +79,12 @@ pub struct Tally {
     pub pins_asked: u64,
     /// Fen approved.
     pub approved_fen: i64,
+    /// Of `taps` those by purses.
+    pub card_taps: u64,
+    /// Of `false_declines` those of purses.
+    pub card_false_declines: u64,
+    /// Of `unreachable` those of purses.
+    pub card_unreachable: u64,
 }
 
 impl Tally {
@@ -85,6 +95,9 @@ impl Tally {
         self.unreachable += other.unreachable;
         self.pins_asked += other.pins_asked;
         self.approved_fen += other.approved_fen;
+        self.card_taps += other.card_taps;
+        self.card_false_declines += other.card_false_declines;
+        self.card_unreachable += other.card_unreachable;
     }
 }
 
@@ -102,6 +115,10 @@ pub struct Play<'a> {
     pub gate: &'a mut dyn Gate,
     /// Of these people nothing is counted.
     pub uncounted: &'a [bool],
+    /// What people pay by.
+    pub carried: Carried,
+    /// False while phones cannot reach the centre.
+    pub centre_answers: bool,
     keys: u64,
 }
 
@@ -111,6 +128,13 @@ struct Purchase {
     building: usize,
     fen: i64,
     decision: Option<Decision>,
+    receipt: Option<Box<SignedReceipt>>,
+}
+
+impl Purchase {
+    const fn of(person: u32, building: usize, fen: i64) -> Self {
+        Self { person, building, fen, decision: None, receipt: None }
+    }
 }
 
 impl<'a> Play<'a> {
@@ -122,10 +146,12 @@ impl<'a> Play<'a> {
         limits: Vec<(Fen, Fen)>,
         gate: &'a mut dyn Gate,
         uncounted: &'a [bool],
+        carried: Carried,
     ) -> Self {
         // Keys never come again, whatever was played on the snapshot before: later runs start later.
         let keys = rig.now().0.unsigned_abs() * 1_000;
-        Self { rig, purses, limits, tallies: vec![Tally::default(); buildings], gate, uncounted, keys }
+        let tallies = vec![Tally::default(); buildings];
+        Self { rig, purses, limits, tallies, gate, uncounted, carried, centre_answers: true, keys }
     }
 
     /// Plays events in order.
@@ -158,7 +184,7 @@ impl<'a> Play<'a> {
         for event in events {
             if let What::Buy { building, fen } = event.what {
                 let building = usize::from(building);
-                purchases.push(Purchase { person: event.person, building, fen, decision: None });
+                purchases.push(Purchase::of(event.person, building, fen));
             }
         }
         self.buy(purchases)
@@ -178,12 +204,7 @@ impl<'a> Play<'a> {
     pub fn try_all(&mut self, purchases: &[(u32, usize, i64)]) -> Result<Vec<bool>> {
         let mut tried: Vec<Purchase> = purchases
             .iter()
-            .map(|(person, building, fen)| Purchase {
-                person: *person,
-                building: *building,
-                fen: *fen,
-                decision: None,
-            })
+            .map(|(person, building, fen)| Purchase::of(*person, *building, *fen))
             .collect();
         self.ask(&mut tried, Pin::Absent)?;
         self.ask(&mut tried, Pin::Right)?;
@@ -198,6 +219,16 @@ impl<'a> Play<'a> {
     }
 
     fn buy(&mut self, mut purchases: Vec<Purchase>) -> Result<()> {
+        let mut later = Vec::new();
+        let mut phones = BTreeSet::new();
+        // A phone shows its next code once it has the receipt of the one before.
+        for purchase in std::mem::take(&mut purchases) {
+            let again = self.carried.of(purchase.person) == Instrument::Phone && !phones.insert(purchase.person);
+            if again { &mut later } else { &mut purchases }.push(purchase);
+        }
+        self.collect(&purchases)?;
+        self.fetch(&purchases)?;
+        self.pay_from_purses(&mut purchases);
         self.ask(&mut purchases, Pin::Absent)?;
         let asked: Vec<bool> = purchases.iter().map(Purchase::wants_pin).collect();
         // Who is asked for the PIN gives it.
@@ -206,7 +237,97 @@ impl<'a> Play<'a> {
             let approved = matches!(purchase.decision, Some(Decision::Approved { .. }));
             self.judge(purchase, approved, pin_asked);
         }
+        self.bring_receipts(&purchases)?;
+        if later.is_empty() { Ok(()) } else { self.buy(later) }
+    }
+
+    /// Purses that are low collect what is in the account, where the terminal is connected: until purses are in the ledger,
+    /// as a purchase with the PIN, which the centre lets nobody spend twice.
+    fn collect(&mut self, purchases: &[Purchase]) -> Result<()> {
+        let mut collecting: Vec<(u32, usize, i64)> = Vec::new();
+        for purchase in purchases {
+            let Purchase { person, building, .. } = *purchase;
+            let account = self.purses.fen[person as usize] - self.carried.purse[person as usize];
+            let twice = collecting.iter().any(|(other, ..)| *other == person);
+            if self.carried.collects(person, purchase.fen) && self.rig.is_connected(building) && account > 0 && !twice {
+                collecting.push((person, building, account));
+            }
+        }
+        let mut requests = Vec::new();
+        for (person, building, fen) in &collecting {
+            let request = self.request(*person, *building, *fen, Pin::Right)?;
+            requests.push((*building, request));
+        }
+        let told = self.rig.taps(requests)?;
+        for ((person, _, fen), told) in collecting.into_iter().zip(told) {
+            // Where some of it lies with a building that is cut off, it stays in the account.
+            if matches!(told.decision, Decision::Approved { .. }) {
+                self.carried.purse[person as usize] += fen;
+            }
+        }
         Ok(())
+    }
+
+    /// Whose purse holds enough pays from it, and whose does not, does not pay: nobody is asked.
+    fn pay_from_purses(&mut self, purchases: &mut [Purchase]) {
+        for purchase in purchases.iter_mut().filter(|of| self.carried.of(of.person) == Instrument::Purse) {
+            let purse = &mut self.carried.purse[purchase.person as usize];
+            purchase.decision = Some(if *purse >= purchase.fen {
+                *purse -= purchase.fen;
+                let amount = Fen::new(purchase.fen);
+                Decision::Approved { account: AccountId(0), amount, stand_in: Fen::ZERO }
+            } else {
+                Decision::Declined(DeclineReason::Insufficient)
+            });
+        }
+    }
+
+    /// Phones fetch a voucher before they pay.
+    fn fetch(&mut self, purchases: &[Purchase]) -> Result<()> {
+        let mut people: Vec<u32> = purchases.iter().map(|purchase| purchase.person).collect();
+        people.retain(|person| self.centre_answers && self.carried.of(*person) == Instrument::Phone);
+        let commands = people.iter().map(|person| self.carried.fetch(*person)).collect::<Result<Vec<_>>>()?;
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let answers = self.rig.commands(commands)?;
+        for (person, answer) in people.into_iter().zip(answers) {
+            self.carried.keep(person, &answer)?;
+        }
+        self.rig.settle()
+    }
+
+    /// And bring the receipts.
+    fn bring_receipts(&mut self, purchases: &[Purchase]) -> Result<()> {
+        let mut commands = Vec::new();
+        for purchase in purchases {
+            if let Some(receipt) = &purchase.receipt {
+                self.carried.spent(purchase.person, receipt.receipt().voucher);
+                commands.push(Command::Receipt { receipt: receipt.to_digits() });
+            }
+        }
+        if !self.centre_answers || commands.is_empty() {
+            return Ok(());
+        }
+        self.rig.commands(commands)?;
+        self.rig.settle()
+    }
+
+    fn request(&mut self, person: u32, building: usize, fen: i64, pin: Pin) -> Result<TapRequest> {
+        self.keys += 1;
+        let sequence = Key::new(self.keys.to_string()).context("a sequence")?;
+        let key = TapKey { terminal: till(building)?, epoch: 1, sequence };
+        let at = self.rig.now();
+        let code = match self.carried.of(person) {
+            Instrument::Phone => self.carried.code(person, at)?,
+            _ => None,
+        };
+        let code = code.map(|code| Box::new(self.rig.check(building, code)));
+        let card = match &code {
+            Some(code) => code.voucher().card(),
+            None => card(person)?,
+        };
+        Ok(TapRequest { key, card, code, kind: TapKind::Amount(Fen::new(fen)), pin })
     }
 
     fn ask(&mut self, purchases: &mut [Purchase], pin: Pin) -> Result<()> {
@@ -216,29 +337,20 @@ impl<'a> Play<'a> {
         for (index, purchase) in purchases.iter_mut().enumerate() {
             let Purchase { person, building, fen, .. } = *purchase;
             let due = if pin == Pin::Absent {
-                self.gate.lets_through(at, person, building, fen)
+                purchase.decision.is_none() && self.gate.lets_through(at, person, building, fen)
             } else {
                 purchase.wants_pin()
             };
             if !due {
                 continue;
             }
-            self.keys += 1;
-            let sequence = Key::new(self.keys.to_string()).context("a sequence")?;
-            let key = TapKey { terminal: till(building)?, epoch: 1, sequence };
-            let request = TapRequest {
-                key,
-                card: card(person)?,
-                code: None,
-                kind: TapKind::Amount(Fen::new(fen)),
-                pin,
-            };
+            let request = self.request(person, building, fen, pin)?;
             requests.push((building, request));
             asked.push(index);
         }
-        let decisions = self.rig.taps(requests)?;
-        for (index, decision) in asked.into_iter().zip(decisions) {
-            purchases[index].decision = Some(decision);
+        let told = self.rig.taps(requests)?;
+        for (index, Told { decision, receipt }) in asked.into_iter().zip(told) {
+            (purchases[index].decision, purchases[index].receipt) = (Some(decision), receipt);
         }
         Ok(())
     }
@@ -266,13 +378,17 @@ impl<'a> Play<'a> {
         if self.uncounted.get(index).copied().unwrap_or(false) {
             return;
         }
+        let of_card = self.carried.of(person) == Instrument::Purse;
         tally.taps += 1;
+        tally.card_taps += u64::from(of_card);
         tally.pins_asked += u64::from(pin_asked && within_limit);
         if !approved && has >= fen {
             if has - self.purses.topped_up[index] >= fen {
                 tally.false_declines += 1;
+                tally.card_false_declines += u64::from(of_card);
             } else {
                 tally.unreachable += 1;
+                tally.card_unreachable += u64::from(of_card);
             }
         }
     }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use feiqian_node::core::NodeCore;
 use feiqian_node::io as node_io;
 use feiqian_protocol::campus::CampusConfig;
 use feiqian_protocol::chain::hex;
+use feiqian_protocol::code::{CheckedCode, Code, SignedReceipt};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{CampusId, InstitutionId, LogId, NodeId, NodeName};
@@ -22,6 +23,9 @@ use crate::vfs::{Disk, Image};
 /// The institution of every rig.
 pub const INSTITUTION: InstitutionId = InstitutionId(1);
 
+/// The number of the only voucher key of every rig.
+pub const VOUCHER_KEY: u8 = 1;
+
 /// Inputs of one step, as the shells bound it.
 const INPUTS_PER_STEP: usize = 256;
 
@@ -30,6 +34,15 @@ const ROUNDS_MAX: usize = 200_000;
 
 /// How long an ask may take.
 const SETTINGS: node_io::Settings = node_io::Settings { ask_deadline_ms: 300 };
+
+/// What a terminal was told.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// The decision.
+    pub decision: Decision,
+    /// The receipt of what a voucher paid.
+    pub receipt: Option<Box<SignedReceipt>>,
+}
 
 /// What everything is on disk, and when: a rig goes on from it.
 #[derive(Clone)]
@@ -60,7 +73,7 @@ pub struct Rig {
     now: Timestamp,
     links: u64,
     tickets: u64,
-    decisions: BTreeMap<u64, Decision>,
+    decisions: BTreeMap<u64, Told>,
     replies: BTreeMap<u64, centre_io::Reply>,
 }
 
@@ -164,6 +177,21 @@ impl Rig {
         self.nodes[building].identity.node
     }
 
+    /// The key that vouchers are verified by.
+    pub fn voucher_key(&self) -> VerifyingKey {
+        self.centre_identity.voucher_key(VOUCHER_KEY).verifying_key()
+    }
+
+    /// True while a building is connected.
+    pub fn is_connected(&self, building: usize) -> bool {
+        self.nodes[building].link.is_some()
+    }
+
+    /// A code as a building's shell checks it.
+    pub fn check(&self, building: usize, code: Code) -> CheckedCode {
+        code.check(INSTITUTION, self.nodes[building].core.voucher_keys().1)
+    }
+
     /// The centre's tables, for reading.
     pub fn tables(&self) -> &rusqlite::Connection {
         self.centre.connection()
@@ -202,6 +230,15 @@ impl Rig {
     /// # Errors
     /// What the centre refuses.
     pub fn commands(&mut self, commands: Vec<centre_io::Command>) -> Result<Vec<serde_json::Value>> {
+        let replies = self.replies(commands)?.into_iter();
+        replies.map(|reply| reply.map_err(|error| anyhow!("{}: {error}", error.code))).collect()
+    }
+
+    /// As [`Rig::commands`], where the centre may refuse.
+    ///
+    /// # Errors
+    /// What a core could not do.
+    pub fn replies(&mut self, commands: Vec<centre_io::Command>) -> Result<Vec<centre_io::Reply>> {
         let first = self.tickets + 1;
         let mut inputs = Vec::new();
         for command in commands {
@@ -212,10 +249,7 @@ impl Rig {
             let rest = inputs.split_off(inputs.len().min(INPUTS_PER_STEP));
             self.step_centre(std::mem::replace(&mut inputs, rest))?;
         }
-        let take = |ticket| {
-            let reply = self.replies.remove(&ticket).context("the centre gives no answer")?;
-            reply.map_err(|error| anyhow!("{}: {error}", error.code))
-        };
+        let take = |ticket| self.replies.remove(&ticket).context("the centre gives no answer");
         (first..=self.tickets).map(take).collect()
     }
 
@@ -357,7 +391,7 @@ impl Rig {
     ///
     /// # Errors
     /// Where a core does not decide.
-    pub fn taps(&mut self, taps: Vec<(usize, TapRequest)>) -> Result<Vec<Decision>> {
+    pub fn taps(&mut self, taps: Vec<(usize, TapRequest)>) -> Result<Vec<Told>> {
         let first = self.tickets + 1;
         let mut inputs: BTreeMap<usize, Vec<node_io::Input>> = BTreeMap::new();
         for (building, request) in taps {
@@ -399,8 +433,8 @@ impl Rig {
             .with_context(|| format!("a step of {}", node.identity.name))?;
         for output in outputs {
             match output {
-                node_io::Output::Decided { ticket, decision, .. } => {
-                    self.decisions.insert(ticket.0, decision);
+                node_io::Output::Decided { ticket, decision, receipt, .. } => {
+                    self.decisions.insert(ticket.0, Told { decision, receipt });
                 }
                 node_io::Output::Send(link, frame) if node.link == Some(link.0) => {
                     self.inbox.push((link.0, frame));

@@ -8,11 +8,12 @@ use feiqian_protocol::time::{BusinessDay, Timestamp};
 use super::Scope;
 use super::cell::{Found, Kind};
 use super::college::{self, FIRST_DAY, HISTORY_DAYS, What};
+use super::instruments::{Carried, Instruments};
 use super::mode::{Contender, Sketch};
 use super::play::{Gate, Open, Play, Purses, Tally};
 use super::rig::{Rig, Snapshot};
 use super::rules::Campus;
-use super::stage::{Workload, base, stage};
+use super::stage::{Workload, base, publish, stage};
 use crate::campus::local::CALENDAR;
 use crate::campus::replay;
 use crate::campus::workload::Ask;
@@ -41,6 +42,9 @@ pub struct Ground {
     source: Source,
     /// Absent where no cores run.
     base: Option<Snapshot>,
+    /// The same with what people pay by; absent where that is accounts alone.
+    equipped: Option<Snapshot>,
+    instruments: Instruments,
 }
 
 enum Source {
@@ -76,8 +80,13 @@ impl Ground {
                 (college_workload(opening, Vec::new())?, CALENDAR.start(FIRST_DAY))
             }
         };
-        let base = if scope.rules { None } else { Some(base(&workload, at)?) };
-        Ok(Self { source, base })
+        let instruments = scope.instruments;
+        let plain = if scope.rules { None } else { Some(base(&workload, at, Instruments::Account)?) };
+        let equipped = match instruments {
+            Instruments::Account => None,
+            _ => Some(base(&workload, at, instruments)?),
+        };
+        Ok(Self { source, base: plain, equipped, instruments })
     }
 
     /// When an outage of such a length begins.
@@ -221,8 +230,16 @@ impl Ground {
         if stake.is_some() {
             *staged = Staged::default();
         }
-        for (place, contender) in Contender::ALL.into_iter().enumerate() {
-            let wanted = if stake.is_some() {
+        let equipped = (self.instruments != Instruments::Account).then_some(Contender::Hybrid);
+        let by_account = Contender::ALL.into_iter().map(|contender| (contender, Instruments::Account));
+        for (contender, instruments) in
+            by_account.chain(equipped.map(|contender| (contender, self.instruments)))
+        {
+            let place = Contender::ALL.iter().position(|other| *other == contender).unwrap_or_default();
+            let wanted = if stake.is_some() && instruments != Instruments::Account {
+                // What a hostile holder does with a purse or a phone is no question of the policy.
+                false
+            } else if stake.is_some() {
                 matches!(contender, Contender::Optimistic | Contender::Strict | Contender::Hybrid)
             } else {
                 scope.contenders.contains(&contender)
@@ -230,17 +247,23 @@ impl Ground {
             if !wanted {
                 continue;
             }
-            let slot = if contender.is_reference() { &mut staged.reference } else { &mut staged.product };
-            let (snapshot, purses) = match slot {
+            let slot = match instruments {
+                Instruments::Account if contender.is_reference() => &mut staged.reference,
+                Instruments::Account => &mut staged.product,
+                _ => &mut staged.equipped,
+            };
+            let (snapshot, purses, carried) = match slot {
                 Some(staged) => staged,
-                None => slot.insert(self.before(&workload, contender, moment, &hostile, stake)?),
+                None => {
+                    slot.insert(self.before(&workload, contender, instruments, moment, &hostile, stake)?)
+                }
             };
             let mut rig = Rig::resume(snapshot)?;
             rig.advance(moment.cut)?;
             for building in 0..self.buildings() {
                 rig.connect(building)?;
             }
-            rig.publish(&workload.campus(&contender.policy())?)?;
+            publish(&mut rig, &workload, &contender.policy(), instruments)?;
             rig.settle()?;
             let mut purses = purses.clone();
             purses.cut();
@@ -257,12 +280,14 @@ impl Ground {
                     rig.cut(building)?;
                 }
             }
+            let limits = workload.limits.clone();
             let mut play =
-                Play::new(rig, purses, cut.len(), workload.limits.clone(), gate.as_mut(), &hostile);
+                Play::new(rig, purses, cut.len(), limits, gate.as_mut(), &hostile, carried.clone());
+            play.centre_answers = kind != Kind::CentreDown;
             let mut at = moment.cut;
             for (length, bound_fen) in lengths.iter().zip(bounds) {
                 if scope.says_bounds {
-                    let name = Found::name_of(seed, kind, *length, contender);
+                    let name = Found::name_of(seed, kind, *length, contender, instruments);
                     eprintln!("{name}: at most {} yuan can be overspent", Fen::new(bound_fen));
                 }
                 let end = moment.cut.plus_ms(i64::from(*length) * HOUR_MS / 2);
@@ -282,6 +307,7 @@ impl Ground {
                 found(Found {
                     seed,
                     contender: place,
+                    instruments,
                     kind,
                     half_hours: *length,
                     taps: all.taps,
@@ -294,6 +320,9 @@ impl Ground {
                     bound_fen,
                     cut_taps: at_cut.taps,
                     cut_false_declines: at_cut.false_declines + at_cut.unreachable,
+                    card_taps: all.card_taps,
+                    card_false_declines: all.card_false_declines,
+                    card_unreachable: all.card_unreachable,
                 })?;
             }
         }
@@ -308,21 +337,25 @@ impl Ground {
         &self,
         workload: &Workload,
         contender: Contender,
+        instruments: Instruments,
         moment: Moment,
         hostile: &[bool],
         stake: Option<i64>,
-    ) -> Result<(Snapshot, Purses)> {
+    ) -> Result<(Snapshot, Purses, Carried)> {
         let policy = if contender.is_reference() { contender.policy() } else { Contender::Hybrid.policy() };
         let from = if contender.is_reference() { moment.cut } else { moment.midnight };
         let stakes = |person: usize| stake.filter(|_| hostile[person]);
-        let (rig, purses) = stage(self.base.as_ref().context("no cores")?, workload, &policy, from, stakes)?;
+        let base = if instruments == Instruments::Account { &self.base } else { &self.equipped };
+        let carried = Carried::at(instruments, workload, from);
+        let base = base.as_ref().context("no cores")?;
+        let (rig, purses) = stage(base, workload, &policy, from, stakes, &carried)?;
         let mut gate = Open;
-        let mut play =
-            Play::new(rig, purses, workload.buildings.len(), workload.limits.clone(), &mut gate, &[]);
+        let (buildings, limits) = (workload.buildings.len(), workload.limits.clone());
+        let mut play = Play::new(rig, purses, buildings, limits, &mut gate, &[], carried);
         play.events(workload.between(from, moment.cut))?;
         let declined: u64 = play.tallies.iter().map(|tally| tally.false_declines + tally.unreachable).sum();
         ensure!(declined == 0, "{declined} purchases were declined while everything was connected");
-        Ok((play.rig.snapshot(), play.purses))
+        Ok((play.rig.snapshot(), play.purses, play.carried))
     }
 
     /// Plays from one time to another, hostile visits included.
@@ -367,8 +400,9 @@ impl Ground {
 /// What runs of one moment have in common.
 #[derive(Default)]
 struct Staged {
-    reference: Option<(Snapshot, Purses)>,
-    product: Option<(Snapshot, Purses)>,
+    reference: Option<(Snapshot, Purses, Carried)>,
+    product: Option<(Snapshot, Purses, Carried)>,
+    equipped: Option<(Snapshot, Purses, Carried)>,
 }
 
 fn college_workload(opening: Vec<i64>, events: Vec<college::Event>) -> Result<Workload> {
@@ -490,6 +524,7 @@ mod tests {
             contenders,
             says_bounds: false,
             rules: false,
+            instruments: Instruments::Account,
         }
     }
 
@@ -541,6 +576,26 @@ mod tests {
             let of_a_reference = Contender::ALL[cores.contender].is_reference();
             assert!(apart <= if of_a_reference { 0 } else { one_in(cores.taps, 50) }, "{cores:?}\n{rules:?}");
         }
+    }
+
+    #[test]
+    fn purses_and_phones_decline_less_than_accounts_and_purses_overspend_nothing() {
+        let scope = Scope { instruments: Instruments::Mix, ..scope(&[(Kind::Isolation, 48)]) };
+        let found = found(&scope, 1);
+        let of = |instruments| {
+            let hybrid = Contender::ALL.iter().position(|other| *other == Contender::Hybrid);
+            let is = |one: &&Found| one.instruments == instruments && Some(one.contender) == hybrid;
+            found.iter().find(is).unwrap()
+        };
+        let (account, mix) = (of(Instruments::Account), of(Instruments::Mix));
+        assert_eq!((account.taps, account.card_taps), (mix.taps, 0));
+        assert!(mix.card_taps > mix.taps / 2 && mix.card_taps < mix.taps, "{mix:?}");
+        let declines = |one: &Found| one.false_declines + one.unreachable;
+        assert!(3 * declines(mix) < declines(account), "{account:?}\n{mix:?}");
+        assert!(mix.overspend_fen <= account.overspend_fen && mix.overspend_fen <= mix.bound_fen);
+        let cell = super::super::cell::Frontier::new(&found);
+        assert!(cell.cells.iter().any(|cell| cell.instruments == "mix" && cell.f.is_some()));
+        assert!(cell.table().contains("hybrid mix"), "{}", cell.table());
     }
 
     #[test]

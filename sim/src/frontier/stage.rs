@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use feiqian_protocol::campus::{Building, CampusConfig, Merchant, Policy, Terminal};
+use feiqian_protocol::code::VoucherKey;
 use feiqian_protocol::ids::{CampusId, CardNumber, Key, NodeName, TerminalId, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
@@ -11,7 +12,8 @@ use feiqian_reconcile::io::{Command, ImportedAccount, PastPurchase};
 
 use super::college::{Event, What};
 use super::play::Purses;
-use super::rig::{INSTITUTION, Rig, Snapshot};
+use super::instruments::{Carried, Instrument, Instruments, activate};
+use super::rig::{INSTITUTION, Rig, Snapshot, VOUCHER_KEY};
 use crate::campus::local::CALENDAR;
 
 /// Accounts of one import command, and purchases.
@@ -91,9 +93,9 @@ pub fn card(person: u32) -> Result<CardNumber> {
 ///
 /// # Errors
 /// What a core could not do.
-pub fn base(workload: &Workload, at: Timestamp) -> Result<Snapshot> {
+pub fn base(workload: &Workload, at: Timestamp, instruments: Instruments) -> Result<Snapshot> {
     let mut rig = Rig::new(at)?;
-    rig.publish(&workload.campus(&Policy::default())?)?;
+    publish(&mut rig, workload, &Policy::default(), instruments)?;
     let account = |(person, (single, daily)): (u32, &(Fen, Fen))| {
         Ok(ImportedAccount {
             card: card(person)?,
@@ -111,11 +113,38 @@ pub fn base(workload: &Workload, at: Timestamp) -> Result<Snapshot> {
     for part in accounts.chunks(IMPORT_PART) {
         rig.command(Command::ImportAccounts { accounts: part.to_vec() })?;
     }
+    let phones = (0_u32..).zip(&workload.limits).map(|(person, _)| person);
+    let phones = phones.filter(|person| instruments.of(*person as usize) == Instrument::Phone);
+    let activations = phones.map(activate).collect::<Result<Vec<_>>>()?;
+    rig.commands(activations)?;
     for node in &workload.buildings {
         rig.enrol(node)?;
     }
     rig.spread_accounts()?;
     Ok(rig.snapshot())
+}
+
+/// Publishes the configuration of a campus that pays by these.
+///
+/// # Errors
+/// What a core could not do.
+pub fn publish(
+    rig: &mut Rig,
+    workload: &Workload,
+    policy: &Policy,
+    instruments: Instruments,
+) -> Result<()> {
+    let mut campus = workload.campus(policy)?;
+    if instruments == Instruments::Mix {
+        let key = VoucherKey {
+            number: VOUCHER_KEY,
+            key: rig.voucher_key(),
+            from_ms: Timestamp(0),
+            to_ms: Timestamp(i64::from(u32::MAX) * 1_000),
+        };
+        campus.voucher_keys = vec![key];
+    }
+    rig.publish(&campus)
 }
 
 /// Takes the history of a workload over, connects all, and credits what everybody has at `from` (or what `stakes` says):
@@ -129,10 +158,11 @@ pub fn stage(
     policy: &Policy,
     from: Timestamp,
     stakes: impl Fn(usize) -> Option<i64>,
+    carried: &Carried,
 ) -> Result<(Rig, Purses)> {
     let mut rig = Rig::resume(base)?;
     rig.advance(from)?;
-    rig.publish(&workload.campus(policy)?)?;
+    publish(&mut rig, workload, policy, carried.instruments)?;
     import_history(&mut rig, workload, policy, from)?;
     let mut balances = workload.balances(from);
     for (person, balance) in balances.iter_mut().enumerate() {
@@ -145,9 +175,9 @@ pub fn stage(
     }
     rig.settle()?;
     let mut credits = Vec::new();
-    for (person, balance) in (0_u32..).zip(&balances) {
-        if *balance > 0 {
-            credits.push(top_up(person, *balance, format!("opening-{person}"))?);
+    for ((person, balance), purse) in (0_u32..).zip(&balances).zip(&carried.purse) {
+        if balance - purse > 0 {
+            credits.push(top_up(person, balance - purse, format!("opening-{person}"))?);
         }
     }
     rig.commands(credits)?;
@@ -214,9 +244,10 @@ mod tests {
             opening: college.opening,
             events: college.events,
         };
-        let base = base(&workload, CALENDAR.start(FIRST_DAY)).unwrap();
+        let base = base(&workload, CALENDAR.start(FIRST_DAY), Instruments::Account).unwrap();
         let policy = Contender::StrictReference.policy();
-        let (rig, purses) = stage(&base, &workload, &policy, at, |_| None).unwrap();
+        let carried = Carried::at(Instruments::Account, &workload, at);
+        let (rig, purses) = stage(&base, &workload, &policy, at, |_| None, &carried).unwrap();
         let nodes: Vec<_> = (0..BUILDINGS.len()).map(|building| rig.node(building)).collect();
         let (habits, means) = habits(&nodes, &workload, at);
         let mut rights = BTreeMap::<i64, Vec<i64>>::new();
