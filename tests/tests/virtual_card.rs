@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use feiqian_protocol::code::PhoneAlgorithm;
+use feiqian_protocol::money::Fen;
 use feiqian_sim::phone::Phone;
 use feiqian_tests::binaries::run_ok;
 use feiqian_tests::stand::{Plan, Stand, Till, Told, wait_for};
@@ -107,6 +108,70 @@ fn a_phone_pays_and_opens_doors_by_codes_that_work_once() -> Result<()> {
     declined(&show(&other, "3", &phone.code(now_ms())?.to_digits(), 100)?, "void")?;
     let voucher = stand.centre.run(["virtual-card", "voucher", card.as_str()]);
     ensure!(!voucher.status.success(), "a voucher for a revoked phone");
+    stand.finish()
+}
+
+#[test]
+fn a_voucher_pays_while_the_centre_is_gone_and_its_receipt_frees_the_rest() -> Result<()> {
+    let mut stand = Stand::start(Plan { buildings: vec!["canteen", "library"], ..Plan::default() })?;
+    publish_key(&stand)?;
+    let mut phone = Phone::new(PhoneAlgorithm::P256)?;
+    let key = phone.key()?;
+    stand.centre.run_ok(["virtual-card", "activate", "--card", "card-1001", "--key", &key]);
+    stand.settle()?;
+    // What lies with the buildings is called back first.
+    let mut answer = serde_json::Value::Null;
+    wait_for("a voucher that holds money", || {
+        let wants = serde_json::to_value(phone.wants(None, Fen::new(2_000))?)?;
+        answer = stand.centre.ask(&wants)?;
+        Ok(answer["ceiling_fen"] == 2_000)
+    })?;
+    phone.keep(&answer, now_ms())?;
+    stand.settle()?;
+    stand.centre.kill()?;
+
+    let (till, other) = (stand.till(0)?, stand.till(1)?);
+    let code = phone.code(now_ms())?.to_digits();
+    let told = show(&till, "1", &code, 1_250)?;
+    ensure!(told.approved_fen() == 1_250 && told.body["stand_in_fen"] == 0, "{told:?}");
+    let receipt = told.body["receipt"].as_str().context("no receipt")?.to_owned();
+    let again = show(&till, "1", &code, 1_250)?;
+    ensure!(again.body["repeat"] == true && again.body["receipt"] == told.body["receipt"], "{again:?}");
+    stand.nodes[0].kill()?;
+    stand.nodes[0].start()?;
+    let till = stand.till(0)?;
+    let more = show(&till, "2", &phone.code(now_ms())?.to_digits(), 100)?;
+    ensure!(more.body.get("receipt").is_none(), "it pays once, restarts or not: {more:?}");
+    // The other building cannot know.
+    let twice = show(&other, "1", &phone.code(now_ms())?.to_digits(), 2_000)?;
+    ensure!(twice.approved_fen() == 2_000, "{twice:?}");
+    let second = twice.body["receipt"].as_str().context("no receipt")?.to_owned();
+
+    // The phone is there before the buildings' logs are.
+    for node in &mut stand.nodes {
+        node.kill()?;
+    }
+    stand.centre.start()?;
+    let brought = stand.centre.ask(&serde_json::to_value(phone.take_receipt(&receipt)?)?)?;
+    ensure!(brought["amount_fen"] == 1_250 && brought["freed_fen"] == 750, "{brought}");
+    let printed = stand.centre.run_ok(["virtual-card", "receipt", &receipt]);
+    ensure!(printed.trim() == "12.50 yuan paid, 0.00 yuan free again", "{printed}");
+    let forged = format!("{}{}", &receipt[..239], (receipt.as_bytes()[239] - b'0' + 1) % 10);
+    for bad in [&forged, &second] {
+        ensure!(!stand.centre.run(["virtual-card", "receipt", bad]).status.success(), "{bad}");
+    }
+    let wants = serde_json::to_value(phone.wants(None, Fen::new(2_000))?)?;
+    let next = stand.centre.ask(&wants)?;
+    ensure!(next["number"].as_u64() > answer["number"].as_u64() && next["ceiling_fen"] == 2_000, "{next}");
+    for node in &mut stand.nodes {
+        node.start()?;
+    }
+    stand.settle()?;
+    let rest = if more.outcome() == "approved" { 100 } else { 0 };
+    ensure!(stand.balances()?["card-1001"] == 100_000 - 1_250 - 2_000 - rest, "{:?}", stand.balances()?);
+    ensure!(stand.cases()?.is_empty(), "there was money for both: {:?}", stand.cases()?);
+    let shown = stand.centre.ask(&json!({"command": "account", "card": "card-1001"}))?;
+    ensure!(shown["vouchers"][0]["held_fen"] == 2_000, "the next one: {shown}");
     stand.finish()
 }
 

@@ -202,10 +202,8 @@ impl<'a> Play<'a> {
     /// # Errors
     /// What a core could not do.
     pub fn try_all(&mut self, purchases: &[(u32, usize, i64)]) -> Result<Vec<bool>> {
-        let mut tried: Vec<Purchase> = purchases
-            .iter()
-            .map(|(person, building, fen)| Purchase::of(*person, *building, *fen))
-            .collect();
+        let mut tried: Vec<Purchase> =
+            purchases.iter().map(|(person, building, fen)| Purchase::of(*person, *building, *fen)).collect();
         self.ask(&mut tried, Pin::Absent)?;
         self.ask(&mut tried, Pin::Right)?;
         let approved: Vec<bool> = tried
@@ -223,7 +221,8 @@ impl<'a> Play<'a> {
         let mut phones = BTreeSet::new();
         // A phone shows its next code once it has the receipt of the one before.
         for purchase in std::mem::take(&mut purchases) {
-            let again = self.carried.of(purchase.person) == Instrument::Phone && !phones.insert(purchase.person);
+            let again =
+                self.carried.of(purchase.person) == Instrument::Phone && !phones.insert(purchase.person);
             if again { &mut later } else { &mut purchases }.push(purchase);
         }
         self.collect(&purchases)?;
@@ -249,7 +248,11 @@ impl<'a> Play<'a> {
             let Purchase { person, building, .. } = *purchase;
             let account = self.purses.fen[person as usize] - self.carried.purse[person as usize];
             let twice = collecting.iter().any(|(other, ..)| *other == person);
-            if self.carried.collects(person, purchase.fen) && self.rig.is_connected(building) && account > 0 && !twice {
+            if self.carried.collects(person, purchase.fen)
+                && self.rig.is_connected(building)
+                && account > 0
+                && !twice
+            {
                 collecting.push((person, building, account));
             }
         }

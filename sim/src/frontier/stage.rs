@@ -11,8 +11,8 @@ use feiqian_protocol::time::Timestamp;
 use feiqian_reconcile::io::{Command, ImportedAccount, PastPurchase};
 
 use super::college::{Event, What};
-use super::play::Purses;
 use super::instruments::{Carried, Instrument, Instruments, activate};
+use super::play::Purses;
 use super::rig::{INSTITUTION, Rig, Snapshot, VOUCHER_KEY};
 use crate::campus::local::CALENDAR;
 
@@ -128,12 +128,7 @@ pub fn base(workload: &Workload, at: Timestamp, instruments: Instruments) -> Res
 ///
 /// # Errors
 /// What a core could not do.
-pub fn publish(
-    rig: &mut Rig,
-    workload: &Workload,
-    policy: &Policy,
-    instruments: Instruments,
-) -> Result<()> {
+pub fn publish(rig: &mut Rig, workload: &Workload, policy: &Policy, instruments: Instruments) -> Result<()> {
     let mut campus = workload.campus(policy)?;
     if instruments == Instruments::Mix {
         let key = VoucherKey {
