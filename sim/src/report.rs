@@ -119,20 +119,17 @@ mod tests {
 
     fn frontier() -> Frontier {
         let found = |contender| Found {
-            seed: 1,
-            contender,
-            kind: Kind::Isolation,
             half_hours: 48,
             taps: 100,
             false_declines: 3,
             unreachable: 1,
-            pins_asked: 0,
             approved_fen: 10_000,
             stand_in_fen: 300,
             overspend_fen: 20,
             bound_fen: 500,
             cut_taps: 100,
             cut_false_declines: 4,
+            ..Found::none(1, contender, Kind::Isolation)
         };
         Frontier::new(&(0..Contender::ALL.len()).map(found).collect::<Vec<_>>())
     }

@@ -273,7 +273,10 @@ impl<'a> Play<'a> {
 
     /// Whose purse holds enough pays from it, and whose does not, does not pay: nobody is asked.
     fn pay_from_purses(&mut self, purchases: &mut [Purchase]) {
-        for purchase in purchases.iter_mut().filter(|of| self.carried.of(of.person) == Instrument::Purse) {
+        for purchase in purchases {
+            if self.carried.of(purchase.person) != Instrument::Purse {
+                continue;
+            }
             let purse = &mut self.carried.purse[purchase.person as usize];
             purchase.decision = Some(if *purse >= purchase.fen {
                 *purse -= purchase.fen;
