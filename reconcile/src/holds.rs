@@ -97,7 +97,7 @@ impl Round<'_> {
     /// Holds a voucher's ceiling. One of 0 is noted all the same: the account is to pay by phone.
     pub(crate) fn place_hold(&mut self, voucher: &Voucher, signed: &[u8]) -> Result<(), StoreError> {
         let (account, amount) = (voucher.account, voucher.ceiling);
-        let days = (self.state.day, self.state.calendar().day(at(voucher.until())));
+        let days = (self.state.day, self.last_day(voucher.until()));
         let hold = HoldState {
             account,
             voucher: voucher.number,
@@ -128,6 +128,11 @@ impl Round<'_> {
             day: days.0,
         };
         self.append(self.state.shard(account), Actor::centre(), placed).map(drop)
+    }
+
+    /// The last business day on which a building may take a voucher that ends then.
+    fn last_day(&self, until: u32) -> BusinessDay {
+        self.state.calendar().day(at(until).plus_ms(TAKEN_AFTER_END_MS))
     }
 
     fn hold(&mut self, hold: &HoldState) -> Result<(), StoreError> {
@@ -361,7 +366,7 @@ impl Round<'_> {
             until,
             stage: HoldStage::Whole,
             counted: amount,
-            days: (day, self.state.calendar().day(at(until))),
+            days: (day, self.last_day(until)),
             debit: None,
             order_key: Timestamp(0),
             signed: Vec::new(),

@@ -7,6 +7,7 @@
 pub mod invariants;
 pub mod model;
 mod network;
+mod phones;
 mod processes;
 pub mod tables;
 mod terminals;
@@ -20,6 +21,7 @@ use feiqian_node::core::NodeCore;
 use feiqian_node::io as node_io;
 use feiqian_protocol::campus::{Building, CampusConfig, Merchant, Policy, Terminal};
 use feiqian_protocol::chain::hex;
+use feiqian_protocol::code::SignedReceipt;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CampusId, CardNumber, InstitutionId, NodeId, NodeName, TerminalId};
 use feiqian_protocol::money::Fen;
@@ -29,6 +31,7 @@ use feiqian_reconcile::core::ReconcileCore;
 use feiqian_reconcile::io as centre_io;
 use model::Model;
 pub use model::{Answer, Request};
+pub use phones::Phone;
 use wire::Wire;
 pub use wire::{Direction, Waiting};
 
@@ -128,6 +131,8 @@ pub struct World {
     pub model: Model,
     /// What buildings answered to changes of settings that nobody has asked for yet.
     settings: BTreeMap<node_io::Ticket, Result<node_io::SettingDone, node_io::SettingError>>,
+    /// Receipts that terminals were given, also those given again.
+    pub receipts: Vec<SignedReceipt>,
     /// Links that a core closed: the site, which end, and why.
     pub closed: Vec<(usize, &'static str, String)>,
     now_ms: u64,
@@ -158,6 +163,7 @@ impl World {
             sites: Vec::new(),
             model: Model::default(),
             settings: BTreeMap::new(),
+            receipts: Vec::new(),
             closed: Vec::new(),
             now_ms: 1_000,
             links: 0,
@@ -198,7 +204,7 @@ impl World {
             single_limit_fen: self.setup.limits.0,
             daily_limit_fen: self.setup.limits.1,
             policy: self.setup.policy.clone(),
-            voucher_keys: Vec::new(),
+            voucher_keys: self.voucher_keys(),
             merchants: (1..=self.setup.nodes)
                 .map(|id| Merchant { id, name: format!("merchant {id}"), tariff: BTreeMap::new() })
                 .collect(),
@@ -332,7 +338,8 @@ impl World {
         }
         for output in outputs {
             match output {
-                node_io::Output::Decided { ticket, decision, repeat, .. } => {
+                node_io::Output::Decided { ticket, decision, repeat, receipt } => {
+                    self.receipts.extend(receipt.map(|receipt| *receipt));
                     self.model.decided(ticket, decision, repeat)?;
                 }
                 node_io::Output::Refused(ticket, error) => self.model.refused(ticket, error)?,

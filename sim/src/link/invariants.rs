@@ -508,10 +508,21 @@ pub fn overspend(picture: &Picture, cap: Fen) -> Result<()> {
 /// Where it is.
 pub fn allowance(picture: &Picture, daily: Fen) -> Result<()> {
     let mut used: BTreeMap<(AccountId, BusinessDay), Fen> = BTreeMap::new();
-    for entry in picture.nodes.iter().flat_map(|node| node.log.iter()) {
+    for (log, entry) in picture.nodes.iter().flat_map(|node| node.log.iter().map(|entry| (&node.log, entry)))
+    {
         match &entry.body {
-            Body::Debit(debit) => *used.entry((debit.account, debit.day)).or_default() += debit.allowance,
-            Body::Reversal(back) => *used.entry((back.account, back.day)).or_default() -= back.allowance_back,
+            Body::Debit(debit) => {
+                let of_voucher = if entry.actor.proof.has_pin() { Fen::ZERO } else { debit.of_voucher() };
+                *used.entry((debit.account, debit.day)).or_default() += debit.allowance + of_voucher;
+            }
+            Body::Reversal(back) => {
+                let debit = log.get(usize::try_from(back.debit).unwrap_or(usize::MAX).wrapping_sub(1));
+                let of_voucher = match debit.map(|entry| &entry.body) {
+                    Some(Body::Debit(debit)) if debit.from_voucher.is_some() => back.amount(),
+                    _ => Fen::ZERO,
+                };
+                *used.entry((back.account, back.day)).or_default() -= back.allowance_back + of_voucher;
+            }
             _ => {}
         }
     }

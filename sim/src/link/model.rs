@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use feiqian_node::io::{Input, Status, TapError, Ticket};
+use feiqian_protocol::code::CheckedCode;
 use feiqian_protocol::ids::{CardNumber, Key, TerminalId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason, Pin, ReversalRequest, TapKey, TapKind, TapRequest};
@@ -41,6 +42,14 @@ impl Request {
             pin: Pin::Absent,
         };
         Ok(Self { site, key, what: What::Tap(tap) })
+    }
+
+    /// The same by a code in place of the card.
+    pub(super) fn by_code(mut self, code: CheckedCode) -> Self {
+        if let What::Tap(tap) = &mut self.what {
+            tap.code = Some(Box::new(code));
+        }
+        self
     }
 
     pub(super) fn reversal(of: &Self, sequence: u64, amount: Option<Fen>) -> Result<Self> {

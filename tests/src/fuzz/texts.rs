@@ -8,7 +8,7 @@ use feiqian_node::config::HostPort;
 use feiqian_node::http::{auth, body};
 use feiqian_protocol::campus::{CampusConfig, Mode};
 use feiqian_protocol::chain::{hex, unhex};
-use feiqian_protocol::code::{Code, SignedVoucher};
+use feiqian_protocol::code::{Code, SignedReceipt, SignedVoucher};
 use feiqian_protocol::enrol::{EnrolCode, Role};
 use feiqian_protocol::ids::{CardNumber, InstitutionId, Key, NodeName, TerminalId, Wallet};
 use feiqian_protocol::limits::{AMOUNT_FEN_MAX, QUANTITY_MAX};
@@ -28,6 +28,9 @@ fn round_trip<T: FromStr<Err: Debug> + Display + PartialEq + Debug>(text: &str) 
 pub fn names(data: &[u8]) {
     if let Ok(code) = Code::from_bytes(data) {
         assert_eq!(code.to_bytes(), data);
+    }
+    if let Ok(receipt) = SignedReceipt::from_bytes(data) {
+        assert_eq!(SignedReceipt::from_text(&receipt.to_digits()), Ok(receipt));
     }
     let Ok(text) = std::str::from_utf8(data) else { return };
     round_trip::<CardNumber>(text);
@@ -65,6 +68,9 @@ pub fn names(data: &[u8]) {
     }
     if let Ok(voucher) = SignedVoucher::from_text(text) {
         assert_eq!(voucher.to_base64url(), text);
+    }
+    if let Ok(receipt) = SignedReceipt::from_text(text) {
+        assert_eq!(receipt.to_digits(), text);
     }
 }
 

@@ -110,6 +110,69 @@ fn a_restored_centre_comes_to_the_same_books() -> Result<()> {
     Ok(())
 }
 
+/// Vouchers that were signed after the copy was made hold what they held, receipts and debits in either order.
+#[test]
+fn a_restored_centre_holds_what_vouchers_held() -> Result<()> {
+    for declared in [true, false] {
+        let mut world = connected(strict(2, 9_000))?;
+        let mut phone = world.activate("c1", 1)?;
+        world.run(2_000)?;
+        // The first one says that the money is to stay at the centre.
+        for _ in 0..2 {
+            world.fetch(&mut phone, Fen::new(2_000))?;
+            world.run(2_000)?;
+        }
+        let held = |world: &mut World| -> Result<BTreeMap<u32, Fen>> {
+            let rights = world.centre_tables()?.rights()?;
+            let of_vouchers = rights.into_iter().filter(|(key, row)| key.2 == 0 && row.out.is_positive());
+            Ok(of_vouchers.map(|(key, row)| (key.3, row.out)).collect())
+        };
+        let before = held(&mut world)?;
+        ensure!(before.values().sum::<Fen>() == Fen::new(2_000), "{before:?}");
+        let copy = world.centre_image();
+        // One that was signed before it pays, and one that was signed since; of a third there is a receipt alone.
+        world.show(0, &mut phone, 700)?.context("no voucher")?;
+        world.run(1_000)?;
+        world.fetch(&mut phone, Fen::new(2_000))?;
+        world.run(1_000)?;
+        world.show(1, &mut phone, 500)?.context("no voucher")?;
+        world.run(1_000)?;
+        world.fetch(&mut phone, Fen::new(2_000))?;
+        world.run(1_000)?;
+        world.cut(1, Notice::Both)?;
+        world.show(1, &mut phone, 900)?.context("no voucher")?;
+        world.bring(2)?;
+        let unspent = world.fetch(&mut phone, Fen::new(1_500))?;
+        ensure!(unspent == Fen::new(1_500), "{unspent}");
+        world.run(1_000)?;
+        world.check()?;
+        let (expected, books_before) = (held(&mut world)?, books(&mut world)?);
+        ensure!(
+            expected.values().copied().collect::<Vec<_>>() == [Fen::new(900), Fen::new(1_500)],
+            "{expected:?}"
+        );
+        world.restore_centre(&copy, declared)?;
+        world.connect(0)?;
+        world.run(2_000)?;
+        come_back(&mut world)?;
+        let held_now = held(&mut world)?;
+        ensure!(held_now.values().copied().collect::<Vec<_>>() == [Fen::new(1_500)], "{held_now:?}");
+        let books = books(&mut world)?;
+        let (funds, before) = (books.0[&(1, 1)].0, books_before.0[&(1, 1)].0);
+        ensure!(
+            funds == Fen::new(9_000 - 700 - 500 - 900) && before == funds + Fen::new(900),
+            "{funds} {before}"
+        );
+        // The unspent one still pays, and is still backed.
+        world.show(0, &mut phone, 1_400)?.context("no voucher")?;
+        world.run(1_000)?;
+        ensure!(held(&mut world)?.is_empty());
+        verified(&mut world)?;
+        world.check_healed()?;
+    }
+    Ok(())
+}
+
 /// Until every building was heard nothing is granted, not even to one that was, and its taps go by what it holds.
 #[test]
 fn nothing_is_granted_until_everybody_was_heard() -> Result<()> {
