@@ -112,6 +112,8 @@ pub struct Found {
     pub card_false_declines: u64,
     /// As in [`Cell`].
     pub card_unreachable: u64,
+    /// As in [`Cell`].
+    pub card_overspend_fen: i64,
 }
 
 impl Found {
@@ -136,6 +138,7 @@ impl Found {
             card_taps: 0,
             card_false_declines: 0,
             card_unreachable: 0,
+            card_overspend_fen: 0,
         }
     }
 
@@ -213,6 +216,8 @@ pub struct Cell {
     pub card_false_declines: u64,
     /// Of `unreachable` those of purses: it was topped up since.
     pub card_unreachable: u64,
+    /// Of `overspend_fen` what the accounts of people with purses overspent.
+    pub card_overspend_fen: i64,
     /// (false declines / those of strict-reference) + (overspend / that of optimistic), both by accounts alone; absent without
     /// these.
     pub f: Option<f64>,
@@ -254,6 +259,7 @@ impl Frontier {
                 card_taps: 0,
                 card_false_declines: 0,
                 card_unreachable: 0,
+                card_overspend_fen: 0,
                 f: None,
             });
             cell.seeds += 1;
@@ -271,6 +277,7 @@ impl Frontier {
             cell.card_taps += one.card_taps;
             cell.card_false_declines += one.card_false_declines;
             cell.card_unreachable += one.card_unreachable;
+            cell.card_overspend_fen += one.card_overspend_fen;
         }
         let place = |contender| Contender::ALL.iter().position(|other| *other == contender).unwrap_or(0);
         let (strict, optimistic) = (place(Contender::StrictReference), place(Contender::Optimistic));
@@ -356,9 +363,10 @@ impl Cell {
     fn cards_line(&self) -> String {
         let percent = |count: u64| count as f64 * 100.0 / self.card_taps.max(1) as f64;
         format!(
-            "    purses on cards 实体卡电子钱包: {:.3} % declined of money there at the cut, {:.3} % of money topped up since, {} taps",
+            "    purses on cards 实体卡电子钱包: {:.3} % declined of money there at the cut, {:.3} % of money topped up since, ¥{} overspent, {} taps",
             percent(self.card_false_declines),
             percent(self.card_unreachable),
+            Fen::new(self.card_overspend_fen),
             self.card_taps
         )
     }
@@ -412,6 +420,7 @@ mod tests {
             card_taps: 0,
             card_false_declines: 0,
             card_unreachable: 0,
+            card_overspend_fen: 0,
         }
     }
 

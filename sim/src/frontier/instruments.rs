@@ -1,8 +1,8 @@
 //! By what people pay: accounts, purses on cards, and phones with vouchers.
 //!
 //! **Account**: a card's number, and whatever the building may spend for it. **Purse**: everything in the account is collected
-//! onto the card at a connected terminal when the purse holds less than ¥20, or than the purchase; a purchase is paid from it, whoever is connected, or not
-//! at all. Purses are modelled here by these rules; what they collect leaves the account by a purchase with the PIN at the
+//! onto the card at a connected terminal when the purse holds less than ¥20, or than the purchase; a purchase is paid from it, whoever is connected, or,
+//! where it does not suffice, from what is left in the account, the account's way. Purses are modelled here by these rules; what they collect leaves the account by a purchase with the PIN at the
 //! centre. **Phone**: the shipping cores. The phone is online throughout, fetches a voucher before it pays, shows a code, and
 //! brings the receipt.
 

@@ -8,7 +8,7 @@ use feiqian_protocol::time::{BusinessDay, Timestamp};
 use super::Scope;
 use super::cell::{Found, Kind};
 use super::college::{self, FIRST_DAY, HISTORY_DAYS, What};
-use super::instruments::{Carried, Instruments};
+use super::instruments::{Carried, Instrument, Instruments};
 use super::mode::{Contender, Sketch};
 use super::play::{Gate, Open, Play, Purses, Tally};
 use super::rig::{Rig, Snapshot};
@@ -296,7 +296,13 @@ impl Ground {
                 let mut after = Rig::resume(&play.rig.snapshot())?;
                 after.advance(end.max(play.rig.now()))?;
                 after.collect()?;
-                let (stand_in_fen, overspend_fen) = resolved(&after, moment.cut)?;
+                let (stand_in_fen, overspent) = resolved(&after, moment.cut)?;
+                let of_purse = |(account, _): &&(i64, i64)| {
+                    // Accounts are numbered from 1 in the order of their import.
+                    instruments.of(usize::try_from(account - 1).unwrap_or_default()) == Instrument::Purse
+                };
+                let overspend_fen = overspent.iter().map(|(_, fen)| fen).sum();
+                let card_overspend_fen = overspent.iter().filter(of_purse).map(|(_, fen)| fen).sum();
                 let (mut all, mut at_cut) = (Tally::default(), Tally::default());
                 for (tally, cut) in play.tallies.iter().zip(&cut) {
                     all.add(tally);
@@ -323,6 +329,7 @@ impl Ground {
                     card_taps: all.card_taps,
                     card_false_declines: all.card_false_declines,
                     card_unreachable: all.card_unreachable,
+                    card_overspend_fen,
                 })?;
             }
         }
@@ -352,6 +359,7 @@ impl Ground {
         let mut gate = Open;
         let (buildings, limits) = (workload.buildings.len(), workload.limits.clone());
         let mut play = Play::new(rig, purses, buildings, limits, &mut gate, &[], carried);
+        play.equip()?;
         play.events(workload.between(from, moment.cut))?;
         let declined: u64 = play.tallies.iter().map(|tally| tally.false_declines + tally.unreachable).sum();
         ensure!(declined == 0, "{declined} purchases were declined while everything was connected");
@@ -486,17 +494,17 @@ fn bound(
     Ok(sum)
 }
 
-/// After the heal: fen stood in for since the cut, and fen overspent by the centre's cases.
-fn resolved(rig: &Rig, cut: Timestamp) -> Result<(i64, i64)> {
+/// After the heal: fen stood in for since the cut, and fen overspent by the centre's cases, by account.
+fn resolved(rig: &Rig, cut: Timestamp) -> Result<(i64, Vec<(i64, i64)>)> {
     let stand_in = rig.tables().query_row(
         "SELECT COALESCE(SUM(stand_in), 0) FROM movements WHERE order_key >= ?1",
         [cut.0],
         |row| row.get(0),
     )?;
-    let overspent =
-        rig.tables()
-            .query_row("SELECT COALESCE(SUM(opened), 0) FROM cases WHERE loss = 0", [], |row| row.get(0))?;
-    Ok((stand_in, overspent))
+    let sql = "SELECT account, SUM(opened) FROM cases WHERE loss = 0 GROUP BY account";
+    let mut statement = rig.tables().prepare(sql)?;
+    let overspent = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok((stand_in, overspent.collect::<Result<_, _>>()?))
 }
 
 #[cfg(test)]
@@ -593,6 +601,7 @@ mod tests {
         let declines = |one: &Found| one.false_declines + one.unreachable;
         assert!(3 * declines(mix) < declines(account), "{account:?}\n{mix:?}");
         assert!(mix.overspend_fen <= account.overspend_fen && mix.overspend_fen <= mix.bound_fen);
+        assert_eq!(mix.card_overspend_fen, 0, "{mix:?}");
         let cell = super::super::cell::Frontier::new(&found);
         assert!(cell.cells.iter().any(|cell| cell.instruments == "mix" && cell.f.is_some()));
         assert!(cell.table().contains("hybrid mix"), "{}", cell.table());
