@@ -275,7 +275,9 @@ impl<'a> Play<'a> {
     fn pay_from_purses(&mut self, purchases: &mut [Purchase]) {
         for purchase in purchases {
             let purse = &mut self.carried.purse[purchase.person as usize];
-            if self.carried.instruments.of(purchase.person as usize) == Instrument::Purse && *purse >= purchase.fen {
+            if self.carried.instruments.of(purchase.person as usize) == Instrument::Purse
+                && *purse >= purchase.fen
+            {
                 *purse -= purchase.fen;
                 let amount = Fen::new(purchase.fen);
                 purchase.decision =
