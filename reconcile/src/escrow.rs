@@ -9,7 +9,7 @@
 //! The allowance of an account's day is handed out by the same rules, in shares that hold from a day on. A closed share
 //! counts until the day of its closing is over, since it may have been used.
 //!
-//! What is asked for and called back is in [`crate::asks`]; what is held for vouchers in [`crate::holds`]. Of accounts that pay by
+//! What is asked for and called back is in [`crate::asks`]; what is held for vouchers in `holds`. Of accounts that pay by
 //! phone nothing is handed out by habit.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

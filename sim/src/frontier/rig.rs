@@ -66,6 +66,7 @@ pub struct Rig {
     centre_disk: Disk,
     centre: ReconcileCore,
     centre_key: CentreKey,
+    voucher_key: VerifyingKey,
     /// Frames for it, by link.
     inbox: Vec<(u64, Frame)>,
     nodes: Vec<Node>,
@@ -100,6 +101,7 @@ impl Rig {
         let mut rig = Self {
             centre_disk,
             centre,
+            voucher_key: centre_identity.voucher_key(VOUCHER_KEY).verifying_key(),
             centre_key: CentreKey::remembering(centre_identity.log_key.verifying_key()),
             inbox: Vec::new(),
             nodes: Vec::new(),
@@ -178,8 +180,8 @@ impl Rig {
     }
 
     /// The key that vouchers are verified by.
-    pub fn voucher_key(&self) -> VerifyingKey {
-        self.centre_identity.voucher_key(VOUCHER_KEY).verifying_key()
+    pub const fn voucher_key(&self) -> VerifyingKey {
+        self.voucher_key
     }
 
     /// True while a building is connected.
