@@ -277,7 +277,7 @@ impl Round<'_> {
         for node in out.into_iter().filter(|node| receivers.contains(node)) {
             reachable = true;
             if !waiting.recalled {
-                self.recall_surplus(account, WALLET, node, amount - free.or_zero())?;
+                self.recall_surplus(account, Unit::Wallet(WALLET), node, amount - free.or_zero())?;
             }
         }
         waiting.recalled = true;
