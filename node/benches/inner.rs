@@ -64,7 +64,7 @@ fn authorize_a_purchase(bencher: Bencher<'_, '_>) {
     bencher.bench(|| {
         let holder = standing(black_box(kind), Some(black_box(&holder)), false, &[], true).unwrap();
         let (amount, _) = price(black_box(kind), &holder.class, None, 1).unwrap();
-        let funds = Funds { holder, purse: &purse, share: &share, day, mode: Mode::Hybrid };
+        let funds = Funds { holder, purse: &purse, share: &share, day, mode: Mode::Hybrid, held: Fen::ZERO };
         cover(amount, Pin::Absent, &funds).unwrap()
     });
 }

@@ -128,7 +128,7 @@ fn a_restored_centre_holds_what_vouchers_held() -> Result<()> {
             Ok(of_vouchers.map(|(key, row)| (key.3, row.out)).collect())
         };
         let before = held(&mut world)?;
-        ensure!(before.values().sum::<Fen>() == Fen::new(2_000), "{before:?}");
+        ensure!(before.values().copied().sum::<Fen>() == Fen::new(2_000), "{before:?}");
         let copy = world.centre_image();
         // One that was signed before it pays, and one that was signed since; of a third there is a receipt alone.
         world.show(0, &mut phone, 700)?.context("no voucher")?;
