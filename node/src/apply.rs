@@ -317,6 +317,8 @@ impl NodeCore {
             | Body::HoldPlaced(_)
             | Body::PurseLoad(_)
             | Body::PurseLoadSettled(_)
+            | Body::CloseOrdered(_)
+            | Body::Payout(_)
             | Body::Unknown { .. } => {}
             other => return Err(Fault::peer(format!("a {} in an account stream", other.name()))),
         }

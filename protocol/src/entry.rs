@@ -44,6 +44,8 @@
 //! | 51 | [`PurseLoadSettled`] | shard | the card has it, or the balance is raised again |
 //! | 70 | [`HoldPlaced`] | shard | the centre holds money for a voucher; not critical |
 //! | 71 | [`HoldMoved`] | shard | less of it is held, and the voucher pays no more; not critical |
+//! | 60 | [`CloseOrdered`] | shard | where a closed account's money goes; not critical |
+//! | 61 | [`Payout`] | shard | lowers a balance |
 
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
@@ -791,6 +793,37 @@ pub struct Refund {
     pub reason: CaseReason,
 }
 
+/// A closed account is to be paid out, as its money comes home. Its document was closed by the setting before.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct CloseOrdered {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// Who pays the holder's own money out: `counter`, a bank.
+    #[n(1)]
+    pub channel: Key,
+    /// Where what is left of the subsidy goes.
+    #[n(2)]
+    pub subsidy_channel: Key,
+}
+
+/// Money out, of a closed account.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct Payout {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// The wallet.
+    #[n(1)]
+    pub wallet: Wallet,
+    /// Fen.
+    #[n(2)]
+    pub amount: Fen,
+    /// Who pays it out.
+    #[n(3)]
+    pub channel: Key,
+}
+
 /// A campus configuration, as the centre published it.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
 pub struct CampusPublished {
@@ -961,6 +994,8 @@ bodies! {
     PurseLoadSettled(PurseLoadSettled) = 51, critical true, "purse_load_settled";
     HoldPlaced(HoldPlaced) = 70, critical false, "hold_placed";
     HoldMoved(HoldMoved) = 71, critical false, "hold_moved";
+    CloseOrdered(CloseOrdered) = 60, critical false, "close_ordered";
+    Payout(Payout) = 61, critical true, "payout";
 }
 
 /// One entry of a log.

@@ -9,8 +9,8 @@ use feiqian_protocol::enrol::{
 };
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
-    CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd, Grant, Hint,
-    Measured, NodeEnrolled, PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof, RecordError, Refund,
+    CloseOrdered, CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd, Grant, Hint,
+    Measured, NodeEnrolled, Payout, PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof, RecordError, Refund,
     Release, Reversal, Setting, SettingAnswered, ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef,
     Tombstone,
 };
@@ -36,9 +36,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 /// Kinds that this build knows; any other number is an unknown kind.
-const KNOWN_KINDS: [u16; 31] = [
+const KNOWN_KINDS: [u16; 35] = [
     1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 35, 40, 41, 42, 43, 44, 45,
-    46, 50, 51,
+    46, 50, 51, 60, 61, 70, 71,
 ];
 
 const NAME: &str = "[!#-&(-+\\--~]{1,64}";
@@ -361,7 +361,12 @@ fn shard_body() -> impl Strategy<Value = Body> {
     );
     let campus = (any::<u32>(), bytes())
         .prop_map(|(version, config)| Body::from(CampusPublished { version, config: config.into() }));
-    prop_oneof![opened, setting, credit, posted, case, refund, campus]
+    let closing = (account(), key(), key()).prop_map(|(account, channel, subsidy_channel)| {
+        Body::from(CloseOrdered { account, channel, subsidy_channel })
+    });
+    let payout = (account(), wallet(), fen(), key())
+        .prop_map(|(account, wallet, amount, channel)| Body::from(Payout { account, wallet, amount, channel }));
+    prop_oneof![opened, setting, credit, posted, case, refund, campus, closing, payout]
 }
 
 fn unknown_body() -> impl Strategy<Value = Body> {

@@ -63,6 +63,9 @@ impl Round<'_> {
             Command::Receipt { receipt } => self.take_receipt(&receipt),
             Command::Purse { serial } => self.purse_view(serial),
             Command::Account { card } => self.account(&card),
+            Command::CloseAccount { card, channel, subsidy_channel, operator } => {
+                self.close_account(&card, channel, subsidy_channel, operator)
+            }
             Command::ChangeSetting { card, change, operator } => self.change_setting(&card, change, operator),
             Command::PublishCampus { config } => self.publish_campus(&config),
             Command::CreateEnrolment { name, role, lookup, secret } => {
@@ -232,7 +235,16 @@ impl Round<'_> {
         if let Some((_, settings)) = self.document(account)?
             && settings.closed
         {
-            return Ok(refused("account", AccountError::Closed.to_string()));
+            // Late word of a purchase may have left a debt.
+            let owed = (-self.holding(account, wallet)?.wallet.funds).or_zero();
+            if amount > owed {
+                let message = if owed.is_positive() {
+                    format!("the account is closed, and owes {owed} yuan: no more is taken in")
+                } else {
+                    AccountError::Closed.to_string()
+                };
+                return Ok(refused(AccountError::Closed.code(), message));
+            }
         }
         let actor = Actor { kind: ActorKind::Channel, id: channel.clone(), proof: Proof::None };
         self.credit(account, wallet, amount, channel.clone(), key.clone(), actor)?;
@@ -331,7 +343,7 @@ impl Round<'_> {
                 self.write_setting(account, document, intent, change, actor)?;
                 Ok(Ok(()))
             }
-            Err(error) => Ok(Err(CommandError { code: "account", message: error.to_string() })),
+            Err(error) => Ok(Err(CommandError { code: error.code(), message: error.to_string() })),
         }
     }
 

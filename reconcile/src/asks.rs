@@ -70,6 +70,16 @@ impl Debts {
         open.count() as u64
     }
 
+    /// True where a node has answered a recall, and its log is ingested up to there.
+    pub fn is_answered(&self, account: AccountId, wallet: Wallet, node: NodeId) -> bool {
+        self.recalls.get(&(account, Unit::Wallet(wallet), node)).is_some_and(|recall| recall.done)
+    }
+
+    /// Nothing of an account is waited for any more.
+    pub fn forget(&mut self, account: AccountId) {
+        self.recalls.retain(|key, _| key.0 != account);
+    }
+
     /// Recalls of surplus that are not answered.
     pub fn surplus_recalls(&self) -> usize {
         self.recalls.values().filter(|recall| recall.surplus && !recall.done).count()
@@ -97,6 +107,7 @@ struct View {
 struct RowView {
     granted: Fen,
     out: Fen,
+    stand_in: Fen,
 }
 
 impl Round<'_> {
@@ -201,8 +212,12 @@ impl Round<'_> {
             Unit::Wallet(wallet) => {
                 let holding = self.holding(account, wallet)?;
                 let rows = holding.rows.iter().filter(|(key, _)| is_open(key));
-                let rows =
-                    rows.map(|(key, row)| (key.0, RowView { granted: row.granted, out: row.out })).collect();
+                let view = |row: &money::RowState| RowView {
+                    granted: row.granted,
+                    out: row.out,
+                    stand_in: row.si_out,
+                };
+                let rows = rows.map(|(key, row)| (key.0, view(row))).collect();
                 View { free: holding.wallet.free, rows }
             }
             Unit::Allowance => {
@@ -210,7 +225,7 @@ impl Round<'_> {
                 let limit = accounts::grant_terms(self.db, account)?.map(|terms| terms.1).unwrap_or_default();
                 let free = self.allowance_free(account, &shares, limit)?;
                 let rows = shares.iter().filter(|(key, _)| is_open(key));
-                let row = |share: &money::ShareState| RowView { granted: share.granted, out: share.out };
+                let row = |share: &money::ShareState| RowView { granted: share.granted, out: share.out, stand_in: Fen::ZERO };
                 View { free, rows: rows.map(|(key, share)| (key.0, row(share))).collect() }
             }
         })
@@ -233,7 +248,7 @@ impl Round<'_> {
         self.state.log(self.state.own_log(node)).cursor.position
     }
 
-    fn anchored_link(&self, node: NodeId) -> Option<LinkId> {
+    pub(crate) fn anchored_link(&self, node: NodeId) -> Option<LinkId> {
         let mut links = self.state.links.iter();
         links.find(|(_, link)| link.node == node && link.is_anchored()).map(|(id, _)| *id)
     }
@@ -249,6 +264,14 @@ impl Round<'_> {
         let waiting = queue.asks[index];
         let round = queue.round.clone().filter(|round| round.asker == waiting.node);
         if !accounts::exists(self.db, account)? {
+            self.finish_ask(key, index);
+            return Ok(true);
+        }
+        if self.state.closures.has(account) {
+            // A node that has not heard of the closing yet.
+            let want = waiting.ask.want;
+            let no = No { account, unit, want, r#final: true, free: Fen::ZERO, unheard_ms: 0 };
+            self.outputs.push(Output::Send(waiting.link, Frame::No(no)));
             self.finish_ask(key, index);
             return Ok(true);
         }
@@ -399,7 +422,8 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// C6, and the same for a limit that was lowered: what is out is called back, without a deadline.
+    /// C6, and the same for a limit that was lowered and for a closed account: what is out is called back, without a deadline. Of a
+    /// closed account once the node has heard of the closing: what it says then is its last word.
     pub(crate) fn recall_debts(&mut self) -> Result<(), StoreError> {
         let mut answered = Vec::new();
         let own: BTreeMap<NodeId, u64> =
@@ -409,6 +433,7 @@ impl Round<'_> {
             {
                 recall.done = true;
                 answered.push((key.0, key.1));
+                self.state.closures.look_at(key.0);
             }
         }
         let mut check = std::mem::take(&mut self.state.debts.check);
@@ -416,7 +441,8 @@ impl Round<'_> {
         check.extend(self.owing());
         for (account, unit) in check {
             let View { free, rows } = self.view(account, unit)?;
-            if !free.is_negative() {
+            let closed = self.state.closures.has(account) && matches!(unit, Unit::Wallet(_));
+            if !free.is_negative() && !closed {
                 let settled = |recall: &DebtRecall| !recall.surplus || recall.done;
                 self.state
                     .debts
@@ -424,15 +450,19 @@ impl Round<'_> {
                     .retain(|key, recall| (key.0, key.1) != (account, unit) || !settled(recall));
                 continue;
             }
-            for (node, RowView { out, .. }) in rows {
+            for (node, RowView { out, stand_in, .. }) in rows {
                 let key = (account, unit, node);
                 let known = self.state.debts.recalls.get(&key);
                 // One that answered without giving anything has nothing: asking again changes nothing.
-                if !out.is_positive() || known.is_some_and(|recall| !recall.done || recall.out == out) {
+                let there = out.is_positive() || (closed && stand_in.is_positive());
+                if !there || known.is_some_and(|recall| !recall.done || recall.out == out) {
+                    continue;
+                }
+                if closed && !self.knows_closing(account, node) {
                     continue;
                 }
                 if let Some(link) = self.anchored_link(node) {
-                    self.send_recall(link, node, (account, unit), -free);
+                    self.send_recall(link, node, (account, unit), if closed { out } else { -free });
                     self.state
                         .debts
                         .recalls
@@ -450,6 +480,7 @@ impl Round<'_> {
             || self.state.sweep.goes_on()
             || self.more_to_send
             || self.snapshots_wait()
+            || (self.state.closures.wait() && !self.is_recovering())
             || self.replays();
         let at_once = going_on.then_some(self.now.mono_ms);
         let loads = self.state.purse_loads.iter().map(WaitingLoad::deadline_ms);

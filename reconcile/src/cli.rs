@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -297,6 +298,19 @@ enum Account {
         #[command(flatten)]
         of: LossOf,
     },
+    /// Closes it for ever: no tap from now on, and what it has is paid out once all of it has come home from the buildings. One
+    /// that cannot be reached is waited for until the campus's term is over. Waits a few seconds for the payout; `account show`
+    /// tells later how it stands.
+    Close {
+        /// Who pays the holder's own money out, as credits name their channels.
+        #[arg(long, default_value = "counter")]
+        channel: Key,
+        /// Where what is left of the subsidy goes; the same channel pays it out to the holder as well.
+        #[arg(long, value_name = "CHANNEL", default_value = "subsidy")]
+        subsidy_channel: Key,
+        #[command(flatten)]
+        of: LossOf,
+    },
     /// Makes it a member of a group (doors, price lists).
     Join {
         /// The group.
@@ -537,6 +551,9 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             let (single_limit_fen, daily_limit_fen) = (single.map(Fen::new), daily.map(Fen::new));
             change(out, of, SettingCommand::Limits { single_limit_fen, daily_limit_fen })?;
         }
+        Action::Account { what: Account::Close { channel, subsidy_channel, of } } => {
+            close_account(out, channel, subsidy_channel, of)?;
+        }
         Action::Account { what: Account::Join { group, of } } => {
             change(out, of, SettingCommand::JoinGroup { group })?;
         }
@@ -647,6 +664,27 @@ fn change(out: &mut impl Write, of: LossOf, change: SettingCommand) -> anyhow::R
     print_account(out, &reply)
 }
 
+/// How long the command line waits for a payout: a building in session gives its right back within a fraction of it.
+const PAYOUT_TIME: Duration = Duration::from_secs(5);
+
+fn close_account(
+    out: &mut impl Write,
+    channel: Key,
+    subsidy_channel: Key,
+    of: LossOf,
+) -> anyhow::Result<()> {
+    let LossOf { card, operator, data } = of;
+    let mut client = Client::connect(&data.dir)?;
+    let close = Command::CloseAccount { card: card.clone(), channel, subsidy_channel, operator };
+    let mut reply = client.command(&close)?;
+    let begun = Instant::now();
+    while reply["closing"]["state"] == "closing" && begun.elapsed() < PAYOUT_TIME {
+        std::thread::sleep(Duration::from_millis(100));
+        reply = client.command(&Command::Account { card: card.clone() })?;
+    }
+    print_account(out, &reply)
+}
+
 /// A time as people here read it.
 fn local_time(time: Timestamp) -> String {
     let zoned = jiff::tz::Offset::from_seconds(BusinessCalendar::CHINA.utc_offset_minutes * 60)
@@ -686,6 +724,7 @@ fn print_account(out: &mut impl Write, account: &Value) -> anyhow::Result<()> {
             writeln!(out, "  {name}")?;
         }
     }
+    print_closing(out, &account["closing"])?;
     for (card, status) in account["cards"].as_object().into_iter().flatten() {
         writeln!(out, "  card {card}: {}", text(status))?;
     }
@@ -713,6 +752,40 @@ fn print_account(out: &mut impl Write, account: &Value) -> anyhow::Result<()> {
         let (right_fen, stand_in) = (yuan(&right["right_fen"]), yuan(&right["stand_in_fen"]));
         let (node, wallet) = (text(&right["node"]), text(&right["wallet"]));
         writeln!(out, "  right at {node}: {right_fen} yuan of {wallet}, {stand_in} yuan stand-in")?;
+    }
+    Ok(())
+}
+
+fn print_closing(out: &mut impl Write, closing: &Value) -> anyhow::Result<()> {
+    if closing.is_null() {
+        return Ok(());
+    }
+    let yuan = |value: &Value| Fen::new(value.as_i64().unwrap_or_default());
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let time = |value: &Value| local_time(Timestamp(value.as_i64().unwrap_or_default()));
+    for (paid, channel) in [("paid_fen", "channel"), ("subsidy_paid_fen", "subsidy_channel")] {
+        if yuan(&closing[paid]).is_positive() {
+            writeln!(out, "  paid out: {} yuan by {}", yuan(&closing[paid]), text(&closing[channel]))?;
+        }
+    }
+    match closing["state"].as_str() {
+        Some("paid_out") => writeln!(out, "  nothing is left of it")?,
+        Some("owes") => writeln!(out, "  it owes {} yuan", yuan(&closing["owed_fen"]))?,
+        _ => writeln!(
+            out,
+            "  {} yuan are still to be paid out, at the latest on {}",
+            yuan(&closing["held_fen"]),
+            time(&closing["waits_until"])
+        )?,
+    }
+    for building in closing["waits_for"].as_array().into_iter().flatten() {
+        let (node, right) = (text(&building["node"]), yuan(&building["right_fen"]));
+        let knows = if building["knows"] == true { "knows of it" } else { "has not said that it knows" };
+        writeln!(out, "  waits for {node}: {right} yuan, {knows}, last heard {}", time(&building["heard"]))?;
+    }
+    if yuan(&closing["given_up_fen"]).is_positive() {
+        let given_up = yuan(&closing["given_up_fen"]);
+        writeln!(out, "  {given_up} yuan of it came home without word of the buildings that had it")?;
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Timestamp};
 use rusqlite::{Connection, DropBehavior, TransactionBehavior};
 
 use crate::asks::{AskQueue, Debts};
+use crate::closing::Closures;
 use crate::escrow::{HandOut, PendingGrants, Sweep};
 use crate::habit::CampusMeans;
 use crate::io::{Command, CommandError, Identity, Input, LinkId, Now, Output, Reply, Ticket};
@@ -64,6 +65,7 @@ pub(crate) struct State {
     /// How many of them each node has.
     pub asks_of: BTreeMap<NodeId, usize>,
     pub debts: Debts,
+    pub closures: Closures,
     pub pins: Pins,
     pub hand_out: HandOut,
     pub sweep: Sweep,
@@ -126,6 +128,7 @@ impl State {
             asks: BTreeMap::new(),
             asks_of: BTreeMap::new(),
             debts: Debts::default(),
+            closures: Closures::load(db, institution)?,
             pins: Pins::load(db)?,
             hand_out: HandOut::default(),
             sweep: Sweep::default(),
@@ -471,6 +474,7 @@ impl<'a> Round<'a> {
             self.state.day = today;
             self.state.means = None;
             self.state.sweep.start(true);
+            self.state.closures.look_at_all();
             let institution = self.state.identity.institution;
             self.state.upkeep.extend((0..SHARDS).map(|shard| LogId::shard(institution, shard)));
             put_meta(self.db, "day", today.0)?;
@@ -525,7 +529,9 @@ impl<'a> Round<'a> {
             self.serve_asks()?;
             self.serve_loads()?;
             self.fresh = false;
+            let closed = self.recall_closed()?;
             self.recall_debts()?;
+            self.pay_closed_out(closed)?;
             self.hand_out()?;
             self.send_pins()?;
         }
@@ -628,6 +634,11 @@ impl<'a> Round<'a> {
             money::put_wallet(self.db, account, wallet, &WalletState::default())?;
         }
         Ok(())
+    }
+
+    /// Wallets that this step has looked at.
+    pub fn held_wallets(&self) -> Vec<(AccountId, Wallet)> {
+        self.holdings.keys().copied().collect()
     }
 
     /// Wallets of this step with less than nothing free.

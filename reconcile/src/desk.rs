@@ -134,6 +134,7 @@ impl Round<'_> {
             "wallets": wallets,
             "rights": rights,
             "vouchers": vouchers,
+            "closing": self.closing_view(account)?,
         })))
     }
 
@@ -191,7 +192,8 @@ impl Round<'_> {
     pub(crate) fn note_known(&mut self, node: NodeId, log: LogId, position: u64) {
         if log.as_shard().is_some() {
             let known = self.state.known.entry((node, log)).or_default();
-            *known = (*known).max(position);
+            let before = std::mem::replace(known, position.max(*known));
+            self.note_closings_known(log, before, position);
         }
     }
 }

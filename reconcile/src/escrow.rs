@@ -451,6 +451,10 @@ impl Round<'_> {
         receivers: &[NodeId],
         refresh: bool,
     ) -> Result<(), StoreError> {
+        if self.state.closures.has(account) {
+            self.state.closures.look_at(account);
+            return Ok(());
+        }
         let Some((seasoned_on, limit)) = accounts::grant_terms(self.db, account)? else { return Ok(()) };
         let (habits, means) = self.habits(account)?;
         let lump_percent = self.state.policy().lump_percent;

@@ -402,6 +402,13 @@ impl Round<'_> {
         RowOf { node: place.node, epoch, open: epoch == open || planted(Canary::LateEntryAsUsual) }
     }
 
+    /// The same of an account's row: one that was given up is closed, whatever its epoch.
+    fn row_of_account(&self, place: Place, epoch: Epoch, account: AccountId) -> RowOf {
+        let row_of = self.row_of(place, epoch);
+        let given_up = self.state.closures.is_given_up(account, row_of.node, row_of.epoch);
+        RowOf { open: row_of.open && !given_up, ..row_of }
+    }
+
     fn own_day(&self, order_key: Timestamp) -> BusinessDay {
         self.state.calendar().day(order_key)
     }
@@ -438,7 +445,7 @@ impl Round<'_> {
             self.fault(log, position, "a debit of an unknown account")?;
             return self.suspend_debit(place, debit);
         }
-        let row_of = self.row_of(place, debit.epoch);
+        let row_of = self.row_of_account(place, debit.epoch, account);
         if !row_of.open && accounts::account_of_card(self.db, &debit.card)? != Some(account) {
             // A building that was given up may know another account by this number than the centre does since it came back.
             self.fault(log, position, "a late debit of a card that the account does not have")?;
@@ -596,7 +603,7 @@ impl Round<'_> {
         }
         debit.reversed += amount;
         debit.stand_in_home += reversal.stand_in_home;
-        let row_of = self.row_of(place, reversal.epoch);
+        let row_of = self.row_of_account(place, reversal.epoch, account);
         let holding = self.holding(account, wallet)?;
         let row = holding.rows.entry((row_of.node, row_of.epoch)).or_default();
         if row_of.open {
@@ -685,9 +692,9 @@ impl Round<'_> {
         if !in_range(release.amount) {
             return self.fault(log, position, "a release of an impossible amount");
         }
-        let row_of = self.row_of(place, release.epoch);
+        let row_of = self.row_of_account(place, release.epoch, release.account);
         if !row_of.open {
-            // It came home when the epoch was closed.
+            // It came home when the epoch was closed, or the row given up.
             return Ok(());
         }
         let (account, wallet) = (release.account, release.wallet);
@@ -718,7 +725,7 @@ impl Round<'_> {
             self.fault(log, position, "cash for an unknown account")?;
             return self.post(place.at, own_day, amount, desk, SUSPENSE.to_owned());
         }
-        let row_of = self.row_of(place, taken_in.epoch);
+        let row_of = self.row_of_account(place, taken_in.epoch, account);
         let holding = self.holding(account, wallet)?;
         let row = holding.rows.entry((row_of.node, row_of.epoch)).or_default();
         if row_of.open {
@@ -740,7 +747,8 @@ impl Round<'_> {
             let head = place.at.position;
             self.close_epoch(place.node, head)?;
             self.end_unasked(place.node);
-            Ok(())
+            // Of rows that were given up before.
+            self.free_residue(row_of.node, row_of.epoch)
         } else {
             self.free_residue(row_of.node, row_of.epoch)
         }

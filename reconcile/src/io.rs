@@ -160,6 +160,17 @@ pub enum Command {
         /// The card.
         card: CardNumber,
     },
+    /// Closes the account of a card, for ever. What it has is paid out as it comes home.
+    CloseAccount {
+        /// A card of the account.
+        card: CardNumber,
+        /// Who pays the holder's own money out.
+        channel: Key,
+        /// Where the rest of the subsidy goes.
+        subsidy_channel: Key,
+        /// Who closed it.
+        operator: Key,
+    },
     /// Changes the account of a card, or the card.
     ChangeSetting {
         /// The card.

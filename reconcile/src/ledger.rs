@@ -11,6 +11,7 @@
 //! | load of a card begins | `wallet` - , `purse_transit:<serial>` + (and `migration` - , `purse:<serial>` + for what is taken over) |
 //! | load is done, or reversed | `purse_transit:<serial>` - , `purse:<serial>` or `wallet` + |
 //! | purchase of a card | `purse:<serial>` - , `merchant` + ; see [`crate::purse::purchase`] for the others |
+//! | payout of a closed account | `wallet` - , `channel:<name>` + |
 //! | refund after a loss report | `risk_fund` - , `wallet` + |
 //! | a case moves | `claims:<bearer>` - , `wallet` + , by what is opened and not recovered |
 //!

@@ -20,6 +20,8 @@
 //! | `rights` | (account, wallet, node, epoch): see [`crate::escrow`]; of node 0 what a voucher holds, by its number in place of an epoch, while it holds anything | replaced |
 //! | `shares` | (account, node, epoch): allowance a day; `out` counts until `closed_day` is over | replaced |
 //! | `movements` | what moved a wallet: a debit (with its card, unbacked part, and what of it was reversed or refunded), cash taken in, a credit, a recovery (which moves only claims). Written where the log ends, not where the account is, so that a backlog touches few pages; a wallet's movements are a list from its last to the one before | replaced |
+//! | `closures` | a closed account: the order to pay it out, and what was paid | replaced |
+//! | `given_up` | a row of rights of a closed account that came home without its node's word, and what was out | once |
 //! | `vouchers` | the number of an account's newest voucher | replaced |
 //! | `holds` | a voucher with money: its terms, how far it has come, the debit that it paid, and what it counts of which days' allowance; forgotten 90 days after its end | replaced |
 //! | `code_uses` | the first use of a code: entry and tap; forgotten 90 days after the end of its voucher | once |
@@ -42,6 +44,7 @@
 //! | `faults` | an entry that breaks a rule, and which | once |
 
 pub mod accounts;
+pub(crate) mod closures;
 pub(crate) mod codes;
 pub(crate) mod holds;
 pub mod logs;
@@ -206,6 +209,7 @@ pub(crate) fn prepare(connection: &Connection, institution: InstitutionId) -> Re
         ))?;
         put_meta(connection, "institution", i64::from(institution.0))?;
     }
+    connection.execute_batch(closures::SCHEMA)?;
     connection.execute_batch(codes::SCHEMA)?;
     connection.execute_batch(holds::SCHEMA)?;
     connection.execute_batch(pins::SCHEMA)?;

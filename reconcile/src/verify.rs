@@ -460,6 +460,12 @@ impl<'a> Examination<'a> {
                     *self.by_posted.entry((delta.account, delta.wallet)).or_default() += delta.amount;
                 }
             }
+            if let Body::Payout(payout) = &entry.body
+                && position > self.kept_after.get(&log.key()).copied().unwrap_or_default()
+                && self.posted.get(&(log.key(), position)) != Some(&payout.amount)
+            {
+                self.report.problem(format!("{log}: the payout at {position} is not posted as it is"));
+            }
             if position > folded
                 && let Err(error) = self.projection.apply(&entry.body)
             {

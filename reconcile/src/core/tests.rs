@@ -26,6 +26,7 @@ use crate::export::{Format, Table, export};
 use crate::io::{Command, Identity, Input, LinkId, Now, Output, Reply, Ticket};
 use crate::verify::verify;
 
+mod closing;
 mod codes;
 mod holds;
 mod hostile;

@@ -167,6 +167,8 @@ impl Round<'_> {
             }
             Body::CaseMoved(moved) => self.replay_case(at, time, &moved),
             Body::Refund(refund) => self.replay_refund(at, &refund),
+            Body::CloseOrdered(ordered) => self.keep_closure(at, time, &ordered),
+            Body::Payout(payout) => self.book_payout(at, time, &payout),
             Body::CampusPublished(published) => self.replay_campus(&published),
             Body::PurseLoad(load) => self.apply_load(at, time, &load),
             Body::PurseLoadSettled(settled) => self.apply_load_settled(at, time, &settled),

@@ -345,7 +345,7 @@ pub fn partition(picture: &Picture) -> Result<()> {
     Ok(())
 }
 
-/// F per account and wallet: credits and refunds, and what nodes wrote down, ingested or not.
+/// F per account and wallet: credits, refunds and payouts, and what nodes wrote down, ingested or not.
 pub fn funds_from_entries(picture: &Picture) -> BTreeMap<(AccountId, Wallet), Fen> {
     let mut funds = BTreeMap::new();
     let mut add = |account, wallet, fen: Fen| *funds.entry((account, wallet)).or_insert(Fen::ZERO) += fen;
@@ -353,6 +353,7 @@ pub fn funds_from_entries(picture: &Picture) -> BTreeMap<(AccountId, Wallet), Fe
         match &entry.body {
             Body::Credit(credit) => add(credit.account, credit.wallet, credit.amount),
             Body::Refund(refund) => add(refund.account, refund.wallet, refund.amount),
+            Body::Payout(payout) => add(payout.account, payout.wallet, -payout.amount),
             _ => {}
         }
     }

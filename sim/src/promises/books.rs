@@ -152,7 +152,7 @@ impl Books {
         self.shards.iter().flat_map(|shard| shard.iter())
     }
 
-    /// F per account and wallet: credits and refunds, and what nodes wrote down, ingested or not.
+    /// F per account and wallet: credits, refunds and payouts, and what nodes wrote down, ingested or not.
     pub fn funds_from_entries(&self) -> BTreeMap<(AccountId, Wallet), Fen> {
         let mut funds = BTreeMap::new();
         let mut add = |account, wallet, fen: Fen| *funds.entry((account, wallet)).or_insert(Fen::ZERO) += fen;
@@ -164,6 +164,7 @@ impl Books {
                 Body::PurseLoadSettled(settled) if settled.reversed => {
                     add(settled.account, settled.wallet, settled.amount);
                 }
+                Body::Payout(payout) => add(payout.account, payout.wallet, -payout.amount),
                 _ => {}
             }
         }

@@ -233,7 +233,7 @@ pub fn in_order(plan: &Plan, ledger: &Ledger, building: usize, log: &[Entry]) ->
     }
 }
 
-/// Every account holds what it opened with and was paid in, less what its terminals were told, plus refunds. Where a terminal
+/// Every account holds what it opened with and was paid in, less what its terminals were told and what was paid out, plus refunds. Where a terminal
 /// had no answer, the logs say what was done.
 ///
 /// # Errors
@@ -265,6 +265,7 @@ pub fn balances(plan: &Plan, ledger: &Ledger, books: &Books) -> Checked {
             Body::PurseLoadSettled(settled) if settled.reversed => {
                 *expected.entry(settled.account).or_default() += settled.amount;
             }
+            Body::Payout(payout) => *expected.entry(payout.account).or_default() -= payout.amount,
             _ => {}
         }
     }

@@ -136,7 +136,7 @@ fn three_wrong_ones_lock_the_change_until_it_is_unlocked_or_reset() {
     assert_eq!(told(&bench, 0), [verifier(0, 1, &hashed(1, 7)); 2], "so that nodes count anew");
     bench.command(change(7, 2)).unwrap();
     assert_eq!(code(bench.command(set("c9", hashed(4, 1)))), "unknown_card");
-    assert_eq!(code(bench.command(set("c1", hashed(2, 1)))), "account", "a name is used once");
+    assert_eq!(code(bench.command(set("c1", hashed(2, 1)))), "key_used", "a name is used once");
 }
 
 #[test]
