@@ -47,8 +47,11 @@ pub fn standing<'a>(
     match holder.card {
         CardStatus::Void => return Err(DeclineReason::Void),
         CardStatus::Lost => return Err(DeclineReason::Lost),
-        CardStatus::Active if lost => return Err(DeclineReason::Lost),
-        CardStatus::Active => {}
+        CardStatus::Active | CardStatus::Legacy | CardStatus::Inactive if lost => {
+            return Err(DeclineReason::Lost);
+        }
+        CardStatus::Inactive => return Err(DeclineReason::CardInactive),
+        CardStatus::Active | CardStatus::Legacy => {}
     }
     if holder.frozen && !access {
         return Err(DeclineReason::Frozen);
@@ -56,10 +59,12 @@ pub fn standing<'a>(
     if holder.closed {
         return Err(DeclineReason::Closed);
     }
+    let is_legacy = holder.card == CardStatus::Legacy;
     let permitted = if access {
-        groups.is_empty() || groups.iter().any(|group| holder.groups.iter().any(|own| own == group.as_str()))
+        (groups.is_empty() && !is_legacy)
+            || groups.iter().any(|group| holder.groups.iter().any(|own| own == group.as_str()))
     } else {
-        sells
+        sells && !is_legacy
     };
     if permitted { Ok(holder) } else { Err(DeclineReason::NotPermitted) }
 }
@@ -257,6 +262,12 @@ mod tests {
         assert_eq!(reason(TapKind::Access, Some(&bad), false, true), Err(DeclineReason::Closed));
         bad.closed = false;
         assert_eq!(reason(TapKind::Access, Some(&bad), false, true), Err(DeclineReason::NotPermitted));
+        bad.card = CardStatus::Inactive;
+        assert_eq!(reason(purchase, Some(&bad), true, true), Err(DeclineReason::Lost));
+        for kind in [purchase, TapKind::Access] {
+            assert_eq!(reason(kind, Some(&bad), false, true), Err(DeclineReason::CardInactive));
+        }
+        bad.card = CardStatus::Active;
         bad.groups = holder().groups;
         assert_eq!(
             reason(TapKind::Access, Some(&bad), false, true),
@@ -264,6 +275,22 @@ mod tests {
             "frozen money opens doors"
         );
         assert_eq!(reason(purchase, Some(&holder()), false, false), Err(DeclineReason::NotPermitted));
+    }
+
+    #[test]
+    fn a_legacy_card_opens_the_doors_of_its_group_and_pays_nothing() {
+        let purchase = TapKind::Amount(Fen::new(100));
+        let old = Holder { card: CardStatus::Legacy, groups: vec!["classrooms".to_owned()], ..holder() };
+        let judged = |kind, groups: &[&str]| {
+            let groups: Vec<Key> = groups.iter().map(|group| Key::new(*group).unwrap()).collect();
+            standing(kind, Some(&old), false, &groups, true).map(|holder| holder.account)
+        };
+        assert_eq!(judged(TapKind::Access, &["labs", "classrooms"]), Ok(AccountId(1)));
+        for groups in [&["dorm-1"][..], &[]] {
+            assert_eq!(judged(TapKind::Access, groups), Err(DeclineReason::NotPermitted));
+        }
+        assert_eq!(judged(purchase, &[]), Err(DeclineReason::NotPermitted));
+        assert_eq!(judged(purchase, &["classrooms"]), Err(DeclineReason::NotPermitted));
     }
 
     #[test]

@@ -11,9 +11,12 @@
 //! | `closed` | map key → time | centre | narrowing, final | present is closed |
 //! | `limits` | map `single`, `daily` → fen | centre; nodes lower | either | the lower of concurrent values |
 //! | `pins` | map generation → `chosen` or `initial`, and a time | centre | widening | a PIN that is set deletes those that its author had seen: two at once leave two, and then none pays until one is confirmed |
+//! | `inactive` | map card → `issued` or `handed_over`, and a time | centre | narrowing | present is inactive; ended by deleting the key that was seen; handed over where one value says so |
+//! | `legacy` | map card → group | centre | narrowing | written once with its card; present opens that group's doors and pays nothing; the lexically first of concurrent groups |
+//! | `holder` | map [`HolderField`] → text | centre | neither | the lexically first of concurrent values |
 //! | `groups` | map group → time | centre | widening | present is member |
 //!
-//! Documents from before virtual cards have no `phones`; the centre, which alone writes it, makes it with the first.
+//! `phones`, `inactive`, `legacy` and `holder` are made with the first that is in them, by the centre, which alone writes them.
 //!
 //! A loss has a key of its own, so a lift (a deletion) removes only the reports that its author had seen. Nothing here
 //! is money: that is in the logs.
@@ -39,7 +42,7 @@ use automerge::{
     ActorId, AutoCommit, AutomergeError, Change, ObjId, ObjType, ROOT, ReadDoc, ScalarValue, Value,
 };
 
-pub use self::intent::Intent;
+pub use self::intent::{HolderField, Intent};
 pub use self::settings::{AccountSettings, CardStatus, PinReference, phone_text, read_phone};
 use crate::chain::hex;
 use crate::ids::{AccountId, CardNumber, InstitutionId, Key, NodeId};
@@ -98,6 +101,14 @@ pub enum AccountError {
     /// More PINs at once than [`crate::limits::PINS_PER_ACCOUNT_MAX`].
     #[error("the account has too many unconfirmed PINs")]
     TooManyPins,
+    /// A card that is not one that waits for its activation.
+    #[error("the card does not wait for its activation")]
+    NotInactive,
+    /// A text about the holder that is none for its field.
+    #[error(
+        "{0}: 1 to {NAME_BYTES_MAX} bytes without control characters are expected; a number or user without spaces, a phone in digits"
+    )]
+    HolderField(&'static str),
     /// The account is closed: only reading is left.
     #[error("the account is closed")]
     Closed,
@@ -124,6 +135,8 @@ impl AccountError {
             Self::LimitOutOfRange => "limit_out_of_range",
             Self::LimitRaised => "limit_raised",
             Self::Closed => "closed",
+            Self::NotInactive => "not_inactive",
+            Self::HolderField(_) => "holder_field",
             Self::NoRoom(_) | Self::TooLarge(_) => "no_room",
             Self::Role(_) => "role",
             Self::Class => "class",
@@ -134,6 +147,10 @@ impl AccountError {
         }
     }
 }
+
+/// What stands for a card in `inactive`: before it was picked up, and after.
+const ISSUED: &str = "issued";
+const HANDED_OVER: &str = "handed_over";
 
 /// What an account starts with.
 #[derive(Clone, Debug)]
@@ -276,10 +293,7 @@ impl Document {
                 self.0.delete(&groups, group.as_str())?;
             }
             Intent::ActivateVirtualCard { card, phone } => {
-                let phones = match self.0.get(ROOT, "phones")? {
-                    None => self.0.put_object(ROOT, "phones", ObjType::Map)?,
-                    Some(_) => self.map("phones")?,
-                };
+                let phones = self.made_map("phones")?;
                 self.0.put(&phones, card.as_str(), phone.as_str())?;
                 self.put_key("cards", card.as_str(), now)?;
             }
@@ -291,6 +305,31 @@ impl Document {
                 self.0.put(&pins, generation.to_string(), pin.to_text())?;
             }
             Intent::ConfirmPin { others, .. } => self.remove_pins(others)?,
+            Intent::Describe { field, value } => {
+                let holder = self.made_map("holder")?;
+                match value {
+                    Some(text) => self.0.put(&holder, field.name(), text.as_str())?,
+                    None => self.0.delete(&holder, field.name())?,
+                }
+            }
+            Intent::IssueInactiveCard { card } => {
+                let inactive = self.made_map("inactive")?;
+                self.0.put(&inactive, card.as_str(), format!("{ISSUED} {}", at.0))?;
+                self.put_key("cards", card.as_str(), now)?;
+            }
+            Intent::HandOverCard { card } => {
+                let inactive = self.made_map("inactive")?;
+                self.0.put(&inactive, card.as_str(), format!("{HANDED_OVER} {}", at.0))?;
+            }
+            Intent::ActivateCard { card } => {
+                let inactive = self.made_map("inactive")?;
+                self.0.delete(&inactive, card.as_str())?;
+            }
+            Intent::IssueLegacyCard { card, group } => {
+                let legacy = self.made_map("legacy")?;
+                self.0.put(&legacy, card.as_str(), group.as_str())?;
+                self.put_key("cards", card.as_str(), now)?;
+            }
         }
         self.0.commit();
         let change = self.0.get_last_local_change().ok_or(AccountError::Change)?;
@@ -381,6 +420,7 @@ impl Document {
     pub fn settings(&self) -> Result<AccountSettings, AccountError> {
         let void = self.keys("void")?;
         let losses = self.losses()?;
+        let (inactive, legacy) = (self.inactive()?, self.legacy()?);
         let cards = self
             .keys("cards")?
             .into_iter()
@@ -390,6 +430,10 @@ impl Document {
                     CardStatus::Void
                 } else if losses.values().any(|lost| *lost == card) {
                     CardStatus::Lost
+                } else if inactive.contains_key(&card) {
+                    CardStatus::Inactive
+                } else if legacy.contains_key(&card) {
+                    CardStatus::Legacy
                 } else {
                     CardStatus::Active
                 };
@@ -406,16 +450,40 @@ impl Document {
             daily_limit: self.limit("daily")?,
             groups: self.keys("groups")?,
             phones: self.phones()?,
+            inactive,
+            legacy,
+            holder: self.holder()?,
             pins: self.pin_references()?,
         })
     }
 
     /// Where the PINs are. A document of an older build gets its place for them with its first one.
     fn pins(&mut self) -> Result<ObjId, AccountError> {
-        match self.0.get(ROOT, "pins")? {
-            None => Ok(self.0.put_object(ROOT, "pins", ObjType::Map)?),
-            Some(_) => self.map("pins"),
+        self.made_map("pins")
+    }
+
+    /// A field that a document does not begin with: made with the first that is put into it.
+    fn made_map(&mut self, field: &'static str) -> Result<ObjId, AccountError> {
+        match self.0.get(ROOT, field)? {
+            None => Ok(self.0.put_object(ROOT, field, ObjType::Map)?),
+            Some(_) => self.map(field),
         }
+    }
+
+    /// All values of a field that a document does not begin with, by key.
+    fn made_texts(&self, field: &'static str) -> Result<Vec<(String, Vec<String>)>, AccountError> {
+        if self.0.get(ROOT, field)?.is_none() {
+            return Ok(Vec::new());
+        }
+        let map = self.map(field)?;
+        let mut texts = Vec::new();
+        for key in self.0.keys(&map) {
+            let values = self.0.get_all(&map, key.as_str())?;
+            let values =
+                values.iter().map(|(value, _)| value.as_str().unwrap_or_default().to_owned()).collect();
+            texts.push((key, values));
+        }
+        Ok(texts)
     }
 
     fn remove_pins(&mut self, gone: &[PinGeneration]) -> Result<(), AccountError> {
@@ -475,6 +543,33 @@ impl Document {
             }
         }
         Ok(phones)
+    }
+
+    /// Rule: a card is inactive while its key is present, whatever the value; picked up where one value says so.
+    fn inactive(&self) -> Result<BTreeMap<CardNumber, bool>, AccountError> {
+        let handed_over = |text: &String| text.split(' ').next() == Some(HANDED_OVER);
+        let texts = self.made_texts("inactive")?.into_iter();
+        let inactive = texts
+            .filter_map(|(card, values)| Some((CardNumber::new(card).ok()?, values.iter().any(handed_over))));
+        Ok(inactive.collect())
+    }
+
+    /// Rule: a card is a legacy one while its key is present; a value that is no group opens nothing.
+    fn legacy(&self) -> Result<BTreeMap<CardNumber, String>, AccountError> {
+        let texts = self.made_texts("legacy")?.into_iter();
+        let legacy =
+            texts.filter_map(|(card, values)| Some((CardNumber::new(card).ok()?, values.into_iter().min()?)));
+        Ok(legacy.collect())
+    }
+
+    /// Rule: the lexically first of concurrent values, and none that is no text for its field.
+    fn holder(&self) -> Result<BTreeMap<HolderField, String>, AccountError> {
+        let texts = self.made_texts("holder")?.into_iter();
+        let holder = texts.filter_map(|(key, values)| {
+            let field = HolderField::ALL.into_iter().find(|field| field.name() == key)?;
+            Some((field, values.into_iter().filter(|text| field.takes(text)).min()?))
+        });
+        Ok(holder.collect())
     }
 
     /// Rule: a PIN is a key that is present, and an initial one where any of its values says so.

@@ -26,7 +26,9 @@ pub fn balance_deltas(body: &Body) -> Vec<(AccountId, Wallet, Fen)> {
         Body::PurseLoadSettled(settled) if settled.reversed => {
             vec![(settled.account, settled.wallet, settled.amount)]
         }
-        Body::Payout(payout) => vec![(payout.account, payout.wallet, Fen::new(payout.amount.get().saturating_neg()))],
+        Body::Payout(payout) => {
+            vec![(payout.account, payout.wallet, Fen::new(payout.amount.get().saturating_neg()))]
+        }
         Body::Posted(posted) => {
             posted.deltas.iter().map(|delta| (delta.account, delta.wallet, delta.amount)).collect()
         }

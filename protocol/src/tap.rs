@@ -168,6 +168,8 @@ decline_reasons! {
     Void = 33, "void", false, "Card no longer valid", "卡已作废";
     /// The card was reported lost.
     Lost = 41, "lost", false, "Card reported lost", "卡已挂失";
+    /// The card was given out and not activated yet. Code 78 is the card schemes' "blocked, first used".
+    CardInactive = 78, "card_inactive", false, "Card not activated yet", "卡未激活，请先激活";
     /// The account is frozen.
     Frozen = 62, "frozen", false, "Account frozen", "账户已冻结";
     /// The account is closed.

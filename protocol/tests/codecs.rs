@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // A failed unwrap is a failed property.
 
-use feiqian_protocol::account::Intent;
+use feiqian_protocol::account::{HolderField, Intent};
 use feiqian_protocol::chain::{Countersignature, Cursor, Head, SignedHead, hex, unhex};
 use feiqian_protocol::enrol::{
     self, EnrolAnswer, EnrolCode, EnrolRequest, Enrolled, Role, SealedEnrolRequest,
 };
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
-    CloseOrdered, CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd, Grant, Hint,
-    Measured, NodeEnrolled, Payout, PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof, RecordError, Refund,
-    Release, Reversal, Setting, SettingAnswered, ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef,
-    Tombstone,
+    CloseOrdered, CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd,
+    Grant, Hint, Measured, NodeEnrolled, Payout, PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof,
+    RecordError, Refund, Release, Reversal, Setting, SettingAnswered, ShareGrant, ShareRelease, StandInGrant,
+    TakenIn, TapRef, Tombstone,
 };
 use feiqian_protocol::frame::{
     Ack, Ask, Branch, CentreHello, Entries, Frame, FrameError, LogCursor, LossNotice, Mark, No, NodeHello,
@@ -212,6 +212,12 @@ fn intent() -> impl Strategy<Value = Intent> {
         (pin(), vec(pin(), 0..3))
             .prop_map(|(generation, replaces)| Intent::ResetPin { generation, replaces }),
         (pin(), vec(pin(), 0..3)).prop_map(|(generation, others)| Intent::ConfirmPin { generation, others }),
+        (select(HolderField::ALL.to_vec()), option::of(".{0,20}"))
+            .prop_map(|(field, value)| Intent::Describe { field, value }),
+        card().prop_map(|card| Intent::IssueInactiveCard { card }),
+        card().prop_map(|card| Intent::HandOverCard { card }),
+        card().prop_map(|card| Intent::ActivateCard { card }),
+        (card(), key()).prop_map(|(card, group)| Intent::IssueLegacyCard { card, group }),
     ]
 }
 
@@ -364,8 +370,9 @@ fn shard_body() -> impl Strategy<Value = Body> {
     let closing = (account(), key(), key()).prop_map(|(account, channel, subsidy_channel)| {
         Body::from(CloseOrdered { account, channel, subsidy_channel })
     });
-    let payout = (account(), wallet(), fen(), key())
-        .prop_map(|(account, wallet, amount, channel)| Body::from(Payout { account, wallet, amount, channel }));
+    let payout = (account(), wallet(), fen(), key()).prop_map(|(account, wallet, amount, channel)| {
+        Body::from(Payout { account, wallet, amount, channel })
+    });
     prop_oneof![opened, setting, credit, posted, case, refund, campus, closing, payout]
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use ed25519_dalek::VerifyingKey;
 use feiqian_protocol::account::{
-    AccountError, AccountSettings, CardStatus, Document, Intent, NewAccount, actor_id,
+    AccountError, AccountSettings, CardStatus, Document, HolderField, Intent, NewAccount, actor_id,
 };
 use feiqian_protocol::campus::{CampusConfig, Mode};
 use feiqian_protocol::canary::{Canary, planted};
@@ -27,6 +27,7 @@ use crate::core::{Round, StoreError};
 use crate::io::{Command, CommandError, ImportedAccount, NodeStatus, Output, Reply, Revoked, Status};
 use crate::ledger::{MIGRATION, SUSPENSE, channel_ledger, wallet_ledger};
 use crate::store::accounts::{self, StoredAccount};
+use crate::store::holders;
 use crate::store::money::{self, MovementState};
 use crate::store::nodes::{self, Enrolment, Node, NodeState};
 use crate::store::{StoreError as Store, meta_number, put_meta};
@@ -63,6 +64,17 @@ impl Round<'_> {
             Command::Receipt { receipt } => self.take_receipt(&receipt),
             Command::Purse { serial } => self.purse_view(serial),
             Command::Account { card } => self.account(&card),
+            Command::OpenAccounts { accounts, operator } => self.open_accounts(&accounts, operator),
+            Command::StockCards { cards } => self.stock_cards(&cards),
+            Command::PickUpList { department, after } => self.pick_up_list(&department, after),
+            Command::ActivateCard { card, typed } => self.activate_by_pin(&card, &typed),
+            Command::BindSalts { number } => self.bind_salts(&number),
+            Command::Bind { number, name, typed, user } => self.bind(&number, &name, &typed, user),
+            Command::FindHolder { number, user } => self.find_holder(number.as_ref(), user.as_ref()),
+            Command::LoginSalt { card } => self.login_salt(&card),
+            Command::SetLogin { card, login, operator } => self.set_login(&card, &login, &operator),
+            Command::CheckLogin { card, typed } => self.check_login(&card, &typed),
+            Command::ChangeLogin { card, current, login } => self.change_login(&card, &current, &login),
             Command::CloseAccount { card, channel, subsidy_channel, operator } => {
                 self.close_account(&card, channel, subsidy_channel, operator)
             }
@@ -94,7 +106,19 @@ impl Round<'_> {
     }
 
     fn import(&mut self, imported: &[ImportedAccount]) -> Result<Reply, StoreError> {
-        let Some(campus) = self.state.campus.clone() else { return Ok(no_campus()) };
+        let opened = self.open_all(imported, None, &Actor::centre())?;
+        Ok(opened.map(|opened| json!({ "accounts": opened.len() })))
+    }
+
+    /// Opens accounts, all or none of them; returns their numbers. Where it is told who their holders are, their cards are inactive.
+    pub(crate) fn open_all(
+        &mut self,
+        imported: &[ImportedAccount],
+        told: Option<Vec<Vec<(HolderField, String)>>>,
+        actor: &Actor,
+    ) -> Result<Result<Vec<AccountId>, CommandError>, StoreError> {
+        let refused = |code, message: String| Ok(Err(CommandError { code, message }));
+        let Some(campus) = self.state.campus.clone() else { return Ok(no_campus().map(|_| Vec::new())) };
         let institution = self.state.identity.institution;
         let mut cards = BTreeSet::new();
         let mut opened = Vec::with_capacity(imported.len());
@@ -102,25 +126,24 @@ impl Round<'_> {
         for (index, new) in imported.iter().enumerate() {
             let row = index + 1;
             if !cards.insert(&new.card) || accounts::account_of_card(self.db, &new.card)?.is_some() {
-                return Ok(refused(
-                    "card_in_use",
-                    format!("row {row}: the card belongs to an account already"),
-                ));
+                return refused("card_in_use", format!("row {row}: the card belongs to an account already"));
             }
             let in_range = |fen: Fen| !fen.is_negative() && fen <= AMOUNT_FEN_MAX;
             if !in_range(new.opening_fen) || !in_range(new.subsidy_fen) {
-                return Ok(refused(
+                return refused(
                     "amount",
                     format!("row {row}: a balance must be from 0 to {AMOUNT_FEN_MAX} yuan"),
-                ));
+                );
             }
             if new.opened.is_some_and(|day| !(BusinessDay(0)..=self.state.day).contains(&day)) {
-                return Ok(refused("account", format!("row {row}: it cannot have been opened on that day")));
+                return refused("account", format!("row {row}: it cannot have been opened on that day"));
             }
             let account = AccountId(last + row as u64);
+            let told = told.as_ref().and_then(|told| told.get(index));
+            let active = if told.is_none() { vec![new.card.clone()] } else { Vec::new() };
             let terms = NewAccount {
                 class: new.patron_class.clone(),
-                cards: vec![new.card.clone()],
+                cards: active,
                 single_limit: new.single_limit_fen.unwrap_or(campus.single_limit_fen),
                 daily_limit: new.daily_limit_fen.unwrap_or(campus.daily_limit_fen),
                 groups: new.groups.clone(),
@@ -131,6 +154,14 @@ impl Round<'_> {
                 self.state.time,
             )
             .and_then(|mut document| {
+                if let Some(told) = told {
+                    document
+                        .carry_out(&Intent::IssueInactiveCard { card: new.card.clone() }, self.state.time)?;
+                    for (field, text) in told {
+                        let intent = Intent::Describe { field: *field, value: Some(text.clone()) };
+                        document.carry_out(&intent, self.state.time)?;
+                    }
+                }
                 if let Some(pin) = &new.initial_pin {
                     let intent = Intent::ResetPin { generation: pin.generation, replaces: Vec::new() };
                     document.carry_out(&intent, self.state.time)?;
@@ -139,12 +170,12 @@ impl Round<'_> {
             });
             match document {
                 Ok(document) => opened.push((account, new, document)),
-                Err(error) => return Ok(refused("account", format!("row {row}: {error}"))),
+                Err(error) => return refused("account", format!("row {row}: {error}")),
             }
         }
-        let count = opened.len();
+        let accounts = opened.iter().map(|(account, ..)| *account).collect();
         for (account, new, (settings, heads, document)) in opened {
-            self.open_account(account, new, document, &settings, &heads)?;
+            self.open_account(account, new, document, (&settings, &heads), actor.clone())?;
             if let Some(pin) = &new.initial_pin {
                 self.keep_initial_pin(account, pin)?;
             }
@@ -158,7 +189,7 @@ impl Round<'_> {
                 }
             }
         }
-        Ok(Ok(json!({ "accounts": count })))
+        Ok(Ok(accounts))
     }
 
     fn open_account(
@@ -166,18 +197,21 @@ impl Round<'_> {
         account: AccountId,
         new: &ImportedAccount,
         document: Vec<u8>,
-        settings: &AccountSettings,
-        heads: &[String],
+        (settings, heads): (&AccountSettings, &[String]),
+        actor: Actor,
     ) -> Result<(), StoreError> {
         let log = self.state.shard(account);
         let seasoned_on =
             new.opened.map_or(BusinessDay(0), |day| BusinessDay(day.0.saturating_add(YOUNG_DAYS)));
         let seasoned = seasoned_on <= self.state.day;
         let entry = AccountOpened { account, document: document.clone().into(), seasoned };
-        self.append(log, Actor::centre(), entry)?;
+        self.append(log, actor, entry)?;
         let stored = StoredAccount { document_epoch: 1, document, seasoned_on };
         accounts::insert(self.db, account, &new.card, &stored, settings, heads)?;
         accounts::insert_card(self.db, &new.card, account)?;
+        if !settings.holder.is_empty() {
+            holders::put(self.db, account, settings)?;
+        }
         self.state.hand_out.later(account);
         Ok(())
     }
@@ -378,9 +412,13 @@ impl Round<'_> {
                 }
             }
             Intent::LiftLoss { card, losses } => accounts::lift_losses(self.db, &card, &losses, time)?,
-            Intent::IssueCard { card } | Intent::ActivateVirtualCard { card, .. } => {
+            Intent::IssueCard { card }
+            | Intent::ActivateVirtualCard { card, .. }
+            | Intent::IssueInactiveCard { card }
+            | Intent::IssueLegacyCard { card, .. } => {
                 accounts::insert_card(self.db, &card, account)?;
             }
+            Intent::Describe { .. } => holders::put(self.db, account, &settings)?,
             Intent::SetLimits { .. } => self.state.debts.check_allowance(account),
             _ => {}
         }

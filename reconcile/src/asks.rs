@@ -225,7 +225,11 @@ impl Round<'_> {
                 let limit = accounts::grant_terms(self.db, account)?.map(|terms| terms.1).unwrap_or_default();
                 let free = self.allowance_free(account, &shares, limit)?;
                 let rows = shares.iter().filter(|(key, _)| is_open(key));
-                let row = |share: &money::ShareState| RowView { granted: share.granted, out: share.out, stand_in: Fen::ZERO };
+                let row = |share: &money::ShareState| RowView {
+                    granted: share.granted,
+                    out: share.out,
+                    stand_in: Fen::ZERO,
+                };
                 View { free, rows: rows.map(|(key, share)| (key.0, row(share))).collect() }
             }
         })
@@ -454,7 +458,8 @@ impl Round<'_> {
                 let key = (account, unit, node);
                 let known = self.state.debts.recalls.get(&key);
                 // One that answered without giving anything has nothing: asking again changes nothing.
-                let there = out.is_positive() || (closed && stand_in.is_positive());
+                let answered = known.is_some_and(|recall| recall.done);
+                let there = out.is_positive() || (closed && stand_in.is_positive() && !answered);
                 if !there || known.is_some_and(|recall| !recall.done || recall.out == out) {
                     continue;
                 }

@@ -24,11 +24,13 @@ use crate::config::{Config, ConfigError, read_campus};
 use crate::control::Client;
 use crate::driver::real_now;
 use crate::export::{self, Format, Table};
+use crate::holders::command::{self as holder, PickUp};
 use crate::io::{Building, CardLoss, Command, Identity, RecoveryStatus, SettingCommand, Status};
+use crate::login::command::LoginAction;
 use crate::pin::command::PinAction;
 use crate::run::{self, CAMPUS, DATABASE, Origin};
 use crate::verify;
-use crate::{history, import, pin, purse};
+use crate::{history, import, login, pin, purse};
 
 /// A configuration that is wrong (`EX_USAGE` of sysexits.h).
 const EXIT_CONFIGURATION: u8 = 64;
@@ -179,6 +181,11 @@ enum Action {
         #[command(subcommand)]
         what: PinAction,
     },
+    /// The login password of an account, for an app; apart from the payment PIN. Read from standard input, never from arguments.
+    Login {
+        #[command(subcommand)]
+        what: LoginAction,
+    },
     /// Shows how the centre stands.
     Status {
         #[command(flatten)]
@@ -283,6 +290,16 @@ enum Account {
         #[arg(long)]
         json: bool,
     },
+    /// Opens one for a holder, or those of a file, each with a card that is inactive until it is activated. The last six of the
+    /// ID number are read from a line of standard input (an empty one for none): the initial payment PIN is made of them.
+    Open(holder::Open),
+    /// Tells something of its holder: name, number, verified phone, notices wanted.
+    Describe(holder::Describe),
+    /// Binds it to the user of an app who knows name, number and chosen payment PIN (a line of standard input). Whatever does not
+    /// match is answered alike; a number has five tries a day.
+    Bind(holder::Bind),
+    /// Finds it by its holder's number, or by the user that it is bound to.
+    Find(holder::Find),
     /// No purchases from it.
     Freeze(LossOf),
     /// Purchases again.
@@ -417,6 +434,45 @@ enum Card {
     },
     /// Withdraws it, for ever.
     Void(LossOf),
+    /// Brings blank cards into the stock that accounts are opened with: a file with a number on each line.
+    Stock {
+        /// The file.
+        file: PathBuf,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Cards that were given out and are not active yet: who is to pick one up, and what was missing there.
+    PickUp {
+        #[command(subcommand)]
+        what: PickUp,
+    },
+    /// Activates a card that was given out: until then it pays nothing and opens no door.
+    Activate {
+        /// By the holder's chosen payment PIN, on a line of standard input, in place of the operator's word.
+        #[arg(long)]
+        pin: bool,
+        #[command(flatten)]
+        of: LossOf,
+    },
+    /// Exchanges a worn card, which is there, for another one that is good at once. The account stays as it is.
+    Exchange {
+        /// The new one; the next blank one where it is not given.
+        #[arg(long)]
+        new: Option<CardNumber>,
+        #[command(flatten)]
+        of: LossOf,
+    },
+    /// Lets a card of an older system open the doors of one group, such as classrooms. It never pays.
+    Legacy {
+        /// That card.
+        #[arg(long)]
+        old: CardNumber,
+        /// The group.
+        #[arg(long, default_value = "classrooms")]
+        group: Key,
+        #[command(flatten)]
+        of: LossOf,
+    },
 }
 
 #[derive(Args)]
@@ -533,6 +589,7 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             writeln!(out, "lifted")?;
         }
         Action::Pin { what } => pin::command::act(what, out)?,
+        Action::Login { what } => login::command::act(what, out)?,
         Action::Loss { what: Loss::Show { card, data, json } } => {
             let reply = without_ok(say(&data.dir, &Command::CardLoss { card })?);
             if json {
@@ -545,6 +602,10 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             let reply = without_ok(say(&data.dir, &Command::Account { card })?);
             if json { writeln!(out, "{reply}")? } else { print_account(out, &reply)? }
         }
+        Action::Account { what: Account::Open(open) } => holder::open(out, open)?,
+        Action::Account { what: Account::Describe(told) } => print_account(out, &holder::describe(told)?)?,
+        Action::Account { what: Account::Bind(bind) } => holder::bind(out, bind)?,
+        Action::Account { what: Account::Find(find) } => print_account(out, &holder::find(find)?)?,
         Action::Account { what: Account::Freeze(of) } => change(out, of, SettingCommand::Freeze)?,
         Action::Account { what: Account::Unfreeze(of) } => change(out, of, SettingCommand::Unfreeze)?,
         Action::Account { what: Account::Limits { single, daily, of } } => {
@@ -571,6 +632,17 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             } else {
                 purse::show::print(&serde_json::from_value(reply)?, out)?;
             }
+        }
+        Action::Card { what: Card::Stock { file, data } } => holder::stock(out, &file, &data)?,
+        Action::Card { what: Card::PickUp { what } } => holder::pick_up(out, what)?,
+        Action::Card { what: Card::Activate { pin, of: LossOf { card, operator, data } } } => {
+            print_account(out, &holder::activate(card, pin, operator, &data)?)?;
+        }
+        Action::Card { what: Card::Exchange { new, of } } => {
+            change(out, of, SettingCommand::ExchangeCard { new_card: new })?;
+        }
+        Action::Card { what: Card::Legacy { old, group, of } } => {
+            change(out, of, SettingCommand::IssueLegacyCard { new_card: old, group })?;
         }
         Action::VirtualCard { what } => virtual_card(out, what)?,
         Action::Status { data, json } => {
@@ -667,12 +739,7 @@ fn change(out: &mut impl Write, of: LossOf, change: SettingCommand) -> anyhow::R
 /// How long the command line waits for a payout: a building in session gives its right back within a fraction of it.
 const PAYOUT_TIME: Duration = Duration::from_secs(5);
 
-fn close_account(
-    out: &mut impl Write,
-    channel: Key,
-    subsidy_channel: Key,
-    of: LossOf,
-) -> anyhow::Result<()> {
+fn close_account(out: &mut impl Write, channel: Key, subsidy_channel: Key, of: LossOf) -> anyhow::Result<()> {
     let LossOf { card, operator, data } = of;
     let mut client = Client::connect(&data.dir)?;
     let close = Command::CloseAccount { card: card.clone(), channel, subsidy_channel, operator };
@@ -723,6 +790,9 @@ fn print_account(out: &mut impl Write, account: &Value) -> anyhow::Result<()> {
         if set == true {
             writeln!(out, "  {name}")?;
         }
+    }
+    for (field, told) in account["holder"].as_object().into_iter().flatten() {
+        writeln!(out, "  {field}: {}", text(told))?;
     }
     print_closing(out, &account["closing"])?;
     for (card, status) in account["cards"].as_object().into_iter().flatten() {

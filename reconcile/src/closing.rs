@@ -232,7 +232,11 @@ impl Round<'_> {
     }
 
     fn is_term_over(&self, account: AccountId) -> bool {
-        self.state.closures.orders.get(&account).is_some_and(|closure| self.state.time >= self.term_end(closure))
+        self.state
+            .closures
+            .orders
+            .get(&account)
+            .is_some_and(|closure| self.state.time >= self.term_end(closure))
     }
 
     fn term_end(&self, closure: &Closure) -> Timestamp {
@@ -257,10 +261,12 @@ impl Round<'_> {
             }
         }
         for wallet in Wallet::SPENDING_ORDER {
-            let rows: Vec<_> = self.holding(account, wallet)?.rows.iter().map(|(key, row)| (*key, *row)).collect();
+            let rows: Vec<_> =
+                self.holding(account, wallet)?.rows.iter().map(|(key, row)| (*key, *row)).collect();
             for ((node, _), row) in rows {
                 let may_stand_in = row.si_out.is_positive()
-                    && !(self.knows_closing(account, node) && self.state.debts.is_answered(account, wallet, node));
+                    && !(self.knows_closing(account, node)
+                        && self.state.debts.is_answered(account, wallet, node));
                 if row.out.is_positive() || may_stand_in {
                     return Ok(false);
                 }
@@ -272,7 +278,8 @@ impl Round<'_> {
     /// The term is over: what is out at nodes that are still not in session comes home without their word.
     fn give_up_rows(&mut self, account: AccountId) -> Result<(), StoreError> {
         for wallet in Wallet::SPENDING_ORDER {
-            let rows: Vec<_> = self.holding(account, wallet)?.rows.iter().map(|(key, row)| (*key, *row)).collect();
+            let rows: Vec<_> =
+                self.holding(account, wallet)?.rows.iter().map(|(key, row)| (*key, *row)).collect();
             for ((node, epoch), row) in rows {
                 let holds = row.out.is_positive() || row.si_out.is_positive();
                 if !holds || self.anchored_link(node).is_some() {
@@ -309,7 +316,8 @@ impl Round<'_> {
                 }
             }
         }
-        let settled = held == Fen::ZERO && owed == Fen::ZERO && !out.values().any(|(right, _)| right.is_positive());
+        let settled =
+            held == Fen::ZERO && owed == Fen::ZERO && !out.values().any(|(right, _)| right.is_positive());
         let waits_for: Vec<Value> = out
             .into_iter()
             .filter(|_| !settled)

@@ -3,7 +3,7 @@
 //! Whatever narrows acts in every connected building within milliseconds. A loss is shown with its proof: which buildings
 //! have it, and what can still be spent in those that do not.
 
-use feiqian_protocol::account::{AccountSettings, CardStatus, Intent};
+use feiqian_protocol::account::{AccountError, AccountSettings, CardStatus, Intent};
 use feiqian_protocol::campus::Mode;
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::accounts::refused;
 use crate::core::{Round, StoreError};
 use crate::io::{Building, CardLoss, Reply, SettingCommand};
-use crate::store::{StoreError as Store, accounts};
+use crate::store::{StoreError as Store, accounts, holders};
 
 impl Round<'_> {
     /// Changes a setting of the account that a card belongs to.
@@ -52,6 +52,64 @@ impl Round<'_> {
                 }
                 vec![Intent::IssueCard { card: new_card }, Intent::VoidCard { card: card.clone() }]
             }
+            SettingCommand::HandOverCard if settings.inactive.get(card) == Some(&true) => Vec::new(),
+            SettingCommand::HandOverCard => vec![Intent::HandOverCard { card: card.clone() }],
+            SettingCommand::ActivateCard => vec![Intent::ActivateCard { card: card.clone() }],
+            SettingCommand::ReissueMissing { new_card } => {
+                match settings.cards.get(card) {
+                    Some(CardStatus::Inactive) => {}
+                    Some(CardStatus::Void) => {
+                        return Ok(refused("card_void", "the card was replaced or withdrawn before"));
+                    }
+                    _ => {
+                        let error = AccountError::NotInactive;
+                        return Ok(refused(error.code(), error.to_string()));
+                    }
+                }
+                if settings.inactive.get(card) == Some(&true) {
+                    return Ok(refused(
+                        "handed_over",
+                        "the card was picked up; report it lost where it is gone",
+                    ));
+                }
+                match self.card_to_issue(new_card)? {
+                    Ok(new) => {
+                        vec![Intent::VoidCard { card: card.clone() }, Intent::IssueInactiveCard { card: new }]
+                    }
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+            SettingCommand::ExchangeCard { new_card } => {
+                match settings.cards.get(card) {
+                    Some(CardStatus::Active) => {}
+                    Some(CardStatus::Lost) => {
+                        return Ok(refused("card_lost", "the card is reported lost; replace it instead"));
+                    }
+                    Some(CardStatus::Void) => {
+                        return Ok(refused("card_void", "the card was replaced or withdrawn before"));
+                    }
+                    _ => return Ok(refused("not_active", "only a card that is active is exchanged")),
+                }
+                if card.is_virtual() {
+                    return Ok(refused("not_active", "a virtual card is revoked and activated anew"));
+                }
+                match self.card_to_issue(new_card)? {
+                    Ok(new) => vec![Intent::IssueCard { card: new }, Intent::VoidCard { card: card.clone() }],
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+            SettingCommand::IssueLegacyCard { new_card, group } => {
+                match self.card_to_issue(Some(new_card))? {
+                    Ok(card) => vec![Intent::IssueLegacyCard { card, group }],
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+            SettingCommand::Describe { field, value } => {
+                if let Err(error) = self.describable(account, field, value.as_deref())? {
+                    return Ok(Err(error));
+                }
+                vec![Intent::Describe { field, value }]
+            }
             SettingCommand::JoinGroup { group } => vec![Intent::JoinGroup { group }],
             SettingCommand::LeaveGroup { group } => vec![Intent::LeaveGroup { group }],
         };
@@ -63,6 +121,12 @@ impl Round<'_> {
             }
         }
         for intent in intents {
+            if let Intent::IssueCard { card }
+            | Intent::IssueInactiveCard { card }
+            | Intent::IssueLegacyCard { card, .. } = &intent
+            {
+                holders::take_blank(self.db, card)?;
+            }
             if let Err(error) = self.settle(account, intent, operator.clone())? {
                 return Ok(Err(error));
             }
@@ -125,7 +189,9 @@ impl Round<'_> {
         Ok(Ok(json!({
             "account": account,
             "patron_class": settings.class,
+            "holder": settings.holder,
             "cards": settings.cards,
+            "legacy": settings.legacy,
             "frozen": settings.frozen,
             "closed": settings.closed,
             "single_limit_fen": settings.single_limit,

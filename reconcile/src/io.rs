@@ -2,15 +2,17 @@
 //! the same core.
 
 use ed25519_dalek::SigningKey;
+use feiqian_protocol::account::HolderField;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
-use feiqian_protocol::ids::{CardNumber, InstitutionId, Key, NodeId, NodeName, Wallet};
+use feiqian_protocol::ids::{AccountId, CardNumber, InstitutionId, Key, NodeId, NodeName, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::pin::PinKey;
 use feiqian_protocol::purse::values::CardSerial;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::holders::NewHolder;
 use crate::pin::HashedPin;
 
 /// The clocks, as they are when a step begins.
@@ -159,6 +161,87 @@ pub enum Command {
     Account {
         /// The card.
         card: CardNumber,
+    },
+    /// Opens accounts for holders, all or none of them, each with an inactive card. Answered with their cards, in this order.
+    OpenAccounts {
+        /// The accounts.
+        accounts: Vec<NewHolder>,
+        /// Who opened them.
+        operator: Key,
+    },
+    /// Takes blank cards into the stock, in this order.
+    StockCards {
+        /// The cards.
+        cards: Vec<CardNumber>,
+    },
+    /// A page of the cards of a department that are not active: [`crate::holders::ToPickUp`].
+    PickUpList {
+        /// The department.
+        department: String,
+        /// Goes on after this account.
+        after: AccountId,
+    },
+    /// The holder activates a card by the chosen payment PIN.
+    ActivateCard {
+        /// The card.
+        card: CardNumber,
+        /// What was typed, hashed for each PIN that the account has.
+        typed: Vec<HashedPin>,
+    },
+    /// By which salts a PIN must be hashed for [`Command::Bind`]; answered alike for numbers that nobody has.
+    BindSalts {
+        /// The holder's number.
+        number: Key,
+    },
+    /// Binds the user of an app to the account of whoever knows number, name and chosen payment PIN.
+    Bind {
+        /// The holder's number.
+        number: Key,
+        /// The holder's name.
+        name: String,
+        /// The PIN that was typed, hashed under those salts.
+        typed: Vec<HashedPin>,
+        /// The user, as the app names them.
+        user: Key,
+    },
+    /// The account of a holder, by the number or by the user that it is bound to.
+    FindHolder {
+        /// The number.
+        #[serde(default)]
+        number: Option<Key>,
+        /// The user.
+        #[serde(default)]
+        user: Option<Key>,
+    },
+    /// Under which salt a login password must be hashed.
+    LoginSalt {
+        /// A card of the account.
+        card: CardNumber,
+    },
+    /// The holder stands before an operator and has typed a new login password.
+    SetLogin {
+        /// A card of the account.
+        card: CardNumber,
+        /// Its hash, under a salt of its own.
+        login: HashedPin,
+        /// Who set it.
+        operator: Key,
+    },
+    /// Whether a login password is the right one.
+    CheckLogin {
+        /// A card of the account.
+        card: CardNumber,
+        /// What was typed, hashed.
+        typed: HashedPin,
+    },
+    /// The holder changes the login password by showing the one that there is.
+    ChangeLogin {
+        /// A card of the account.
+        card: CardNumber,
+        /// The one that there is, hashed.
+        current: HashedPin,
+        /// The new one, under a salt of its own.
+        login: HashedPin,
     },
     /// Closes the account of a card, for ever. What it has is paid out as it comes home.
     CloseAccount {
@@ -318,6 +401,37 @@ pub enum SettingCommand {
         /// The new one.
         new_card: CardNumber,
     },
+    /// The holder has picked the card up; it is still not active.
+    HandOverCard,
+    /// The card is good from now on: the operator has seen whose it is.
+    ActivateCard,
+    /// A card that was to be picked up is not there: it is withdrawn, and another one given out for it, inactive.
+    ReissueMissing {
+        /// The new one; the next blank one where absent.
+        #[serde(default)]
+        new_card: Option<CardNumber>,
+    },
+    /// A worn card, which is there, is exchanged for another one that is good at once.
+    ExchangeCard {
+        /// The new one; the next blank one where absent.
+        #[serde(default)]
+        new_card: Option<CardNumber>,
+    },
+    /// A card of an older system goes on to open the doors of one group, and pays nothing.
+    IssueLegacyCard {
+        /// That card.
+        new_card: CardNumber,
+        /// The group.
+        group: Key,
+    },
+    /// What is told of the holder; nothing where the value is absent.
+    Describe {
+        /// What.
+        field: HolderField,
+        /// The text.
+        #[serde(default)]
+        value: Option<String>,
+    },
     /// Membership of a group.
     JoinGroup {
         /// The group.
@@ -414,7 +528,11 @@ pub struct CommandError {
     /// A stable code: `unknown_card`, `card_in_use`, `not_lost`, `already_lost`, `amount`, `key_reused`,
     /// `enrolment_unknown`, `enrolment_expired`, `enrolment_used`, `campus`, `account`, `unknown_node`, `time`, `node_open`,
     /// `not_renewed`, `log`, `phone_key`, `too_many_phones`, `not_virtual`, `card_lost`, `card_void`, `life`, `voucher_key`, `ceiling`,
-    /// `frozen`, `receipt_unreadable`, `receipt_foreign`, `receipt_forged`, `receipt_contradicted`, `nothing_held`, `voucher_spent`, `voucher_over`.
+    /// `frozen`, `receipt_unreadable`, `receipt_foreign`, `receipt_forged`, `receipt_contradicted`, `nothing_held`, `voucher_spent`, `voucher_over`, `owes`,
+    /// `number_in_use`, `no_blank_card`, `handed_over`, `not_active`, `pin_initial`, `bind_mismatch`, `bind_locked`, `user_bound`,
+    /// `account_bound`, `holder`, `unknown_holder`, `no_login`, `wrong_login`, `login_locked`, `login_changed`; those about PINs
+    /// (`wrong_pin`, `pin_locked`, `pin_changed`, `pin_unconfirmed`, `pin_confirmed`), and of
+    /// [`feiqian_protocol::account::AccountError::code`].
     pub code: &'static str,
     /// What is wrong, for a person.
     pub message: String,

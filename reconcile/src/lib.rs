@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`io`] (what goes in and comes out), [`core`] (the state machine: one transaction per batch, then the
 //! ack), [`ingest`], [`ledger`], [`escrow`] and [`asks`] (rights), `phones` and `holds` (virtual cards and their money), [`habit`] (who gets how much), [`overspend`] and [`cases`],
-//! [`accounts`] (what operators and channels ask for), `closing`, [`pin`], [`purse`], `revocation`, [`session`], [`snapshot`] (what stands for old entries),
+//! [`accounts`] (what operators and channels ask for), `closing`, [`holders`], [`login`], [`pin`], [`purse`], `revocation`, [`session`], [`snapshot`] (what stands for old entries),
 //! [`recovery`] (a restored copy), [`store`] (SQLite), [`verify`] and [`export`]; then the shell: [`config`], [`authority`]
 //! (the CA), [`enrol`], [`listener`] (QUIC), [`control`] (local socket), [`import`], [`driver`] (the core's thread), [`checkpoint`] (the write-ahead log), [`run`] and
 //! [`cli`].
@@ -17,10 +17,12 @@ pub mod escrow;
 pub mod export;
 pub mod habit;
 pub mod history;
+pub mod holders;
 mod holds;
 pub mod ingest;
 pub mod io;
 pub mod ledger;
+pub mod login;
 pub mod overspend;
 mod phones;
 pub mod pin;

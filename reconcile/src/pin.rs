@@ -224,7 +224,7 @@ impl Round<'_> {
     }
 
     /// Which of these PINs was typed. A wrong one counts as a try at the centre, and the right one ends the count.
-    fn shown_pin(
+    pub(crate) fn shown_pin(
         &mut self,
         account: AccountId,
         among: &[PinGeneration],
@@ -372,6 +372,7 @@ impl Round<'_> {
     }
 }
 
-fn holder_key(account: AccountId) -> Result<Key, StoreError> {
+/// The holder of an account, as an actor.
+pub(crate) fn holder_key(account: AccountId) -> Result<Key, StoreError> {
     Key::new(format!("account-{account}")).map_err(|error| StoreError::Invariant(error.to_string()))
 }

@@ -22,6 +22,10 @@
 //! | `movements` | what moved a wallet: a debit (with its card, unbacked part, and what of it was reversed or refunded), cash taken in, a credit, a recovery (which moves only claims). Written where the log ends, not where the account is, so that a backlog touches few pages; a wallet's movements are a list from its last to the one before | replaced |
 //! | `closures` | a closed account: the order to pay it out, and what was paid | replaced |
 //! | `given_up` | a row of rights of a closed account that came home without its node's word, and what was out | once |
+//! | `holders` | what an account's document tells of its holder, to be found by | replaced |
+//! | `blank_cards` | a blank card in stock, in the order in which they are given out | once |
+//! | `logins` | the hash of an account's login password, and wrong ones in a row | replaced |
+//! | `bind_tries` | a number: tries to bind to it that failed on a day | replaced |
 //! | `vouchers` | the number of an account's newest voucher | replaced |
 //! | `holds` | a voucher with money: its terms, how far it has come, the debit that it paid, and what it counts of which days' allowance; forgotten 90 days after its end | replaced |
 //! | `code_uses` | the first use of a code: entry and tap; forgotten 90 days after the end of its voucher | once |
@@ -46,6 +50,7 @@
 pub mod accounts;
 pub(crate) mod closures;
 pub(crate) mod codes;
+pub(crate) mod holders;
 pub(crate) mod holds;
 pub mod logs;
 pub mod money;
@@ -211,6 +216,7 @@ pub(crate) fn prepare(connection: &Connection, institution: InstitutionId) -> Re
     }
     connection.execute_batch(closures::SCHEMA)?;
     connection.execute_batch(codes::SCHEMA)?;
+    connection.execute_batch(holders::SCHEMA)?;
     connection.execute_batch(holds::SCHEMA)?;
     connection.execute_batch(pins::SCHEMA)?;
     connection.execute_batch(purses::SCHEMA)?;

@@ -107,18 +107,20 @@ pub(crate) struct Totals {
     pub(crate) exposed: Fen,
 }
 
-/// The number of a card's status in tables; the better for the holder, the smaller.
+/// The number of a card's status in tables.
 pub(super) const fn status_number(status: CardStatus) -> u8 {
     match status {
         CardStatus::Active => 0,
         CardStatus::Lost => 1,
         CardStatus::Void => 2,
+        CardStatus::Inactive => 3,
+        CardStatus::Legacy => 4,
     }
 }
 
 /// The status of a stored number.
 pub(super) fn read_card_status(number: u8) -> Result<CardStatus, StoreError> {
-    [CardStatus::Active, CardStatus::Lost, CardStatus::Void]
+    [CardStatus::Active, CardStatus::Lost, CardStatus::Void, CardStatus::Inactive, CardStatus::Legacy]
         .into_iter()
         .find(|status| status_number(*status) == number)
         .ok_or_else(|| StoreError::damaged(format!("{number} is no status of a card")))
@@ -210,7 +212,6 @@ impl Store {
         let mut statement = self
             .connection
             .prepare_cached("INSERT OR REPLACE INTO cards VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
-        let groups = settings.groups.join("\n");
         for (card, status) in &settings.cards {
             statement.execute(params![
                 card.as_str(),
@@ -221,7 +222,7 @@ impl Store {
                 settings.class,
                 settings.single_limit.get(),
                 settings.daily_limit.get(),
-                groups,
+                settings.groups_of(card).join("\n"),
             ])?;
         }
         self.cards.borrow_mut().put(account, settings);

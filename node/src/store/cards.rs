@@ -12,7 +12,7 @@ use feiqian_protocol::money::Fen;
 use rusqlite::{Connection, Row};
 
 use super::StoreError;
-use super::accounts::{Holder, read_card_status, status_number};
+use super::accounts::{Holder, read_card_status};
 use super::settings::in_force;
 
 /// See the top of the module. It is only ever asked for one card, so it has no order.
@@ -64,8 +64,7 @@ impl Cards {
     /// The account of a card. Where several accounts have had the card, the one where it may be used.
     pub(super) fn holder(&self, card: &CardNumber) -> Option<Holder> {
         let cards = self.by_number.get(card)?;
-        let Card { account, status, terms } =
-            cards.iter().min_by_key(|card| (status_number(card.status), card.account))?;
+        let Card { account, status, terms } = cards.iter().min_by_key(|card| (card.status, card.account))?;
         Some(Holder {
             account: *account,
             card: *status,
@@ -84,7 +83,7 @@ impl Cards {
         for (card, status) in &settings.cards {
             let terms = Terms {
                 class: settings.class.clone(),
-                groups: settings.groups.clone(),
+                groups: settings.groups_of(card),
                 single_limit: settings.single_limit,
                 daily_limit: settings.daily_limit,
                 frozen: settings.frozen,
@@ -190,10 +189,8 @@ mod tests {
             single_limit: Fen::new(1),
             daily_limit: Fen::new(2),
             groups: Vec::new(),
-            pins: Default::default(),
             cards: [(CardNumber::new("c1").unwrap(), status)].into(),
-            losses: Default::default(),
-            phones: Default::default(),
+            ..AccountSettings::default()
         }
     }
 

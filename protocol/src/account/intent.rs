@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::enrol::Role;
 use crate::ids::{CardNumber, Key};
+use crate::limits::NAME_BYTES_MAX;
 use crate::money::Fen;
 use crate::pin::PinGeneration;
 
@@ -127,7 +128,122 @@ pub enum Intent {
         #[n(1)]
         others: Vec<PinGeneration>,
     },
+    /// Something about the holder; nothing where the value is absent.
+    #[n(30)]
+    Describe {
+        /// What.
+        #[n(0)]
+        field: HolderField,
+        /// See [`HolderField`].
+        #[n(1)]
+        value: Option<String>,
+    },
+    /// A card is given out for the account that pays nothing and opens nothing until it is activated.
+    #[n(31)]
+    IssueInactiveCard {
+        /// The card.
+        #[n(0)]
+        card: CardNumber,
+    },
+    /// The holder has picked a card up that is not active yet.
+    #[n(32)]
+    HandOverCard {
+        /// The card.
+        #[n(0)]
+        card: CardNumber,
+    },
+    /// A card that was inactive is good from now on.
+    #[n(33)]
+    ActivateCard {
+        /// The card.
+        #[n(0)]
+        card: CardNumber,
+    },
+    /// A card of an older system goes on to open the doors of one group, and pays nothing.
+    #[n(34)]
+    IssueLegacyCard {
+        /// The card.
+        #[n(0)]
+        card: CardNumber,
+        /// The group.
+        #[n(1)]
+        group: Key,
+    },
 }
+
+/// What a document tells of the holder, in text of 1 to [`crate::limits::NAME_BYTES_MAX`] bytes without control characters.
+#[derive(
+    Clone, Copy, Debug, Decode, Deserialize, Encode, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
+)]
+#[cbor(index_only)]
+#[serde(rename_all = "snake_case")]
+pub enum HolderField {
+    /// The holder's name.
+    #[n(0)]
+    Name,
+    /// The number that the institution knows the holder by (学工号).
+    #[n(1)]
+    Number,
+    /// Department or college: pick-up lists go by it.
+    #[n(2)]
+    Department,
+    /// With whom the account was opened: a year, a term.
+    #[n(3)]
+    Batch,
+    /// The phone whose number was verified: digits, after a plus where the country is named.
+    #[n(4)]
+    Phone,
+    /// Kinds of notices that the holder wants, by name, with spaces between.
+    #[n(5)]
+    Notices,
+    /// The user of the app or another channel whom the account is bound to, as that channel names them.
+    #[n(6)]
+    User,
+}
+
+impl HolderField {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Name, Self::Number, Self::Department, Self::Batch, Self::Phone, Self::Notices, Self::User];
+
+    /// The stable name, in documents and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Name => "name",
+            Self::Number => "number",
+            Self::Department => "department",
+            Self::Batch => "batch",
+            Self::Phone => "phone",
+            Self::Notices => "notices",
+            Self::User => "user",
+        }
+    }
+
+    /// Whether a text is one for this field.
+    pub fn takes(self, text: &str) -> bool {
+        if text.is_empty()
+            || text.len() > NAME_BYTES_MAX
+            || text.trim() != text
+            || text.chars().any(char::is_control)
+        {
+            return false;
+        }
+        let is_key = |word: &str| Key::new(word).is_ok();
+        match self {
+            Self::Name | Self::Department | Self::Batch => true,
+            Self::Number | Self::User => is_key(text),
+            Self::Phone => {
+                let digits = text.strip_prefix('+').unwrap_or(text);
+                (5..=PHONE_DIGITS_MAX).contains(&digits.len())
+                    && digits.bytes().all(|digit| digit.is_ascii_digit())
+            }
+            Self::Notices => text.split(' ').all(is_key),
+        }
+    }
+}
+
+/// Digits of a phone number at most (ITU-T E.164).
+const PHONE_DIGITS_MAX: usize = 15;
 
 impl Intent {
     /// True for changes that take possibilities away: these act at once wherever they are made. Limits are what they were before or

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 
-use super::{AccountError, Intent, check_limit};
+use super::{AccountError, HolderField, Intent, check_limit};
 use crate::canary::{Canary, planted};
 use crate::code::PhoneKey;
 use crate::enrol::Role;
@@ -21,6 +21,10 @@ use crate::time::Timestamp;
 pub enum CardStatus {
     /// It may.
     Active,
+    /// It opens the doors of one group, and pays nothing.
+    Legacy,
+    /// Given out, and not activated yet.
+    Inactive,
     /// Reported lost and not lifted.
     Lost,
     /// Replaced or withdrawn.
@@ -70,6 +74,15 @@ pub struct AccountSettings {
     /// The phones behind virtual cards; see [`phone_text`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub phones: BTreeMap<CardNumber, String>,
+    /// Cards that are not activated, and whether their holder has picked them up.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inactive: BTreeMap<CardNumber, bool>,
+    /// Cards of an older system, and the group whose doors each opens.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub legacy: BTreeMap<CardNumber, String>,
+    /// What is told of the holder.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub holder: BTreeMap<HolderField, String>,
     /// Payment PINs; none where the holder has the initial one of those who told no ID number.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub pins: BTreeMap<PinGeneration, PinReference>,
@@ -99,6 +112,11 @@ impl AccountSettings {
         }
     }
 
+    /// The groups whose doors a card of the account opens.
+    pub fn groups_of(&self, card: &CardNumber) -> Vec<String> {
+        self.legacy.get(card).map_or_else(|| self.groups.clone(), |group| vec![group.clone()])
+    }
+
     /// The canonical text that digests are made of.
     pub fn canonical(&self) -> String {
         serde_json::to_string(self).expect("plain data serializes")
@@ -126,7 +144,26 @@ impl AccountSettings {
                 check_limit(*single)?;
                 check_limit(*daily)
             }
-            Intent::IssueCard { card } if card.is_virtual() => Err(AccountError::NotVirtual),
+            Intent::IssueCard { card }
+            | Intent::IssueInactiveCard { card }
+            | Intent::IssueLegacyCard { card, .. }
+                if card.is_virtual() =>
+            {
+                Err(AccountError::NotVirtual)
+            }
+            Intent::IssueInactiveCard { card } | Intent::IssueLegacyCard { card, .. }
+                if self.cards.contains_key(card) =>
+            {
+                Err(AccountError::KeyUsed)
+            }
+            Intent::HandOverCard { card } | Intent::ActivateCard { card } => match self.cards.get(card) {
+                Some(CardStatus::Inactive) => Ok(()),
+                Some(_) => Err(AccountError::NotInactive),
+                None => Err(AccountError::NoSuchCard),
+            },
+            Intent::Describe { field, value: Some(text) } if !field.takes(text) => {
+                Err(AccountError::HolderField(field.name()))
+            }
             Intent::ActivateVirtualCard { card, phone }
                 if read_phone(phone.as_str()).is_none_or(|key| CardNumber::of_phone(&key) != *card) =>
             {
@@ -206,7 +243,12 @@ impl AccountSettings {
             | Intent::ActivateVirtualCard { .. }
             | Intent::SetPin { .. }
             | Intent::ResetPin { .. }
-            | Intent::ConfirmPin { .. } => {}
+            | Intent::ConfirmPin { .. }
+            | Intent::Describe { .. }
+            | Intent::IssueInactiveCard { .. }
+            | Intent::HandOverCard { .. }
+            | Intent::ActivateCard { .. }
+            | Intent::IssueLegacyCard { .. } => {}
         }
     }
 }

@@ -221,3 +221,89 @@ fn a_change_after_which_the_document_could_not_be_loaded_is_refused() {
     assert_eq!(centre.heads(), heads);
     centre.merge_change(&change).unwrap();
 }
+
+#[test]
+fn a_card_is_inactive_until_its_activation_has_seen_it() {
+    let mut centre = document();
+    let old = centre.settings().unwrap().canonical();
+    assert!(
+        !old.contains("inactive") && !old.contains("holder"),
+        "documents of before have equal projections"
+    );
+    let issue = Intent::IssueInactiveCard { card: card("c2") };
+    centre.carry_out(&issue, Timestamp(2)).unwrap();
+    assert!(matches!(centre.carry_out(&issue, Timestamp(2)), Err(AccountError::KeyUsed)));
+    let settings = centre.settings().unwrap();
+    assert_eq!(settings.cards[&card("c2")], CardStatus::Inactive);
+    assert_eq!(settings.inactive, [(card("c2"), false)].into());
+    let activate = |name: &str| Intent::ActivateCard { card: card(name) };
+    assert!(matches!(centre.carry_out(&activate("c1"), Timestamp(3)), Err(AccountError::NotInactive)));
+    assert!(matches!(centre.carry_out(&activate("c9"), Timestamp(3)), Err(AccountError::NoSuchCard)));
+    // One replica hands it over while the other activates it: what had not seen the handing over does not undo it.
+    let mut left = copy(&mut centre, 1);
+    let mut right = copy(&mut centre, 2);
+    let handed = left.carry_out(&Intent::HandOverCard { card: card("c2") }, Timestamp(3)).unwrap();
+    let activated = right.carry_out(&activate("c2"), Timestamp(3)).unwrap();
+    assert_eq!(right.settings().unwrap().cards[&card("c2")], CardStatus::Active);
+    left.merge_change(&activated).unwrap();
+    right.merge_change(&handed).unwrap();
+    for document in [&left, &right] {
+        let settings = document.settings().unwrap();
+        assert_eq!(settings.cards[&card("c2")], CardStatus::Inactive, "the safe side");
+        assert_eq!(settings.inactive, [(card("c2"), true)].into());
+    }
+    left.carry_out(&activate("c2"), Timestamp(4)).unwrap();
+    assert_eq!(left.settings().unwrap().cards[&card("c2")], CardStatus::Active);
+    left.carry_out(&Intent::VoidCard { card: card("c2") }, Timestamp(5)).unwrap();
+    assert!(matches!(left.carry_out(&activate("c2"), Timestamp(6)), Err(AccountError::NotInactive)));
+}
+
+#[test]
+fn a_legacy_card_has_one_group_and_is_lost_and_void_like_any() {
+    let mut centre = document();
+    let issue = |group: &str| Intent::IssueLegacyCard { card: card("old"), group: key(group) };
+    let mut left = copy(&mut centre, 1);
+    let one = centre.carry_out(&issue("labs"), Timestamp(2)).unwrap();
+    let two = left.carry_out(&issue("classrooms"), Timestamp(2)).unwrap();
+    left.merge_change(&one).unwrap();
+    centre.merge_change(&two).unwrap();
+    let settings = centre.settings().unwrap();
+    assert_eq!(settings, left.settings().unwrap());
+    assert_eq!(settings.cards[&card("old")], CardStatus::Legacy);
+    assert_eq!(settings.groups_of(&card("c1")), ["dorm-1"]);
+    centre.carry_out(&Intent::ReportLoss { card: card("old"), loss: key("l") }, Timestamp(3)).unwrap();
+    assert_eq!(centre.settings().unwrap().cards[&card("old")], CardStatus::Lost);
+    centre.carry_out(&Intent::VoidCard { card: card("old") }, Timestamp(3)).unwrap();
+    assert_eq!(centre.settings().unwrap().cards[&card("old")], CardStatus::Void);
+}
+
+#[test]
+fn what_is_told_of_a_holder_is_bounded_text_of_its_field() {
+    let mut centre = document();
+    let mut describe = |field, value: Option<&str>| {
+        let value = value.map(str::to_owned);
+        let written = centre.carry_out(&Intent::Describe { field, value }, Timestamp(2));
+        written.map(|_| centre.settings().unwrap().holder).map_err(|error| error.code())
+    };
+    use HolderField::{Name, Notices, Number, Phone, User};
+    assert_eq!(describe(Name, Some("李雷")).unwrap()[&Name], "李雷");
+    assert_eq!(describe(Name, Some("韩梅梅")).unwrap()[&Name], "韩梅梅");
+    assert_eq!(describe(Number, Some("2025110001")).unwrap().len(), 2);
+    assert_eq!(describe(Phone, Some("+8613800138000")).unwrap().len(), 3);
+    assert_eq!(describe(Notices, Some("purchase loss")).unwrap().len(), 4);
+    assert_eq!(describe(Phone, None).unwrap().len(), 3);
+    for (field, text) in [
+        (Name, ""),
+        (Name, " "),
+        (Name, "a\nb"),
+        (Name, &"x".repeat(65)),
+        (Number, "20 25"),
+        (User, "用户"),
+        (Phone, "call me"),
+        (Phone, "1234"),
+        (Phone, "1234567890123456"),
+        (Notices, "purchase  loss"),
+    ] {
+        assert_eq!(describe(field, Some(text)), Err("holder_field"), "{text:?}");
+    }
+}

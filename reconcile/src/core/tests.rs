@@ -29,6 +29,7 @@ use crate::verify::verify;
 mod closing;
 mod codes;
 mod holds;
+mod holders;
 mod hostile;
 mod pins;
 mod purses;

@@ -64,7 +64,7 @@ pub struct PinOf {
 /// # Errors
 /// What is wrong with what was typed, or what the service refused.
 pub fn act(action: PinAction, out: &mut impl Write) -> anyhow::Result<()> {
-    let mut typed = Typed { input: std::io::stdin().lock() };
+    let mut typed = Typed::standard_input();
     match action {
         PinAction::Set(PinOf { card, operator, data }) => {
             let pin = hashed(typed.chosen("New PIN")?)?;
@@ -114,14 +114,19 @@ pub fn act(action: PinAction, out: &mut impl Write) -> anyhow::Result<()> {
 /// # Errors
 /// The system has no randomness.
 pub fn hashed(pin: PaymentPin) -> anyhow::Result<HashedPin> {
-    let mut salt = [0; 16];
-    getrandom::fill(&mut salt).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
-    let generation = PinGeneration(salt);
+    let generation = salt()?;
     Ok(HashedPin { generation, hash: pin.hash(generation) })
 }
 
+/// A name of its own.
+pub(crate) fn salt() -> anyhow::Result<PinGeneration> {
+    let mut salt = [0; 16];
+    getrandom::fill(&mut salt).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
+    Ok(PinGeneration(salt))
+}
+
 /// The same PIN, hashed for each that the account has.
-fn hashed_for(pin: &PaymentPin, status: &PinStatus) -> Vec<HashedPin> {
+pub(crate) fn hashed_for(pin: &PaymentPin, status: &PinStatus) -> Vec<HashedPin> {
     let generations = status.pins.iter().map(|view| view.generation);
     generations.map(|generation| HashedPin { generation, hash: pin.hash(generation) }).collect()
 }
@@ -130,7 +135,8 @@ fn say(dir: &Path, command: &Command) -> anyhow::Result<Value> {
     Ok(Client::connect(dir)?.command(command)?)
 }
 
-fn status(dir: &Path, card: &CardNumber) -> anyhow::Result<PinStatus> {
+/// How the PIN of an account stands.
+pub(crate) fn status(dir: &Path, card: &CardNumber) -> anyhow::Result<PinStatus> {
     let reply = say(dir, &Command::PinStatus { card: card.clone() })?;
     serde_json::from_value(reply).context("an answer that is no answer")
 }
@@ -156,12 +162,18 @@ fn show(out: &mut impl Write, status: &PinStatus) -> anyhow::Result<()> {
 }
 
 /// Lines of standard input.
-struct Typed<R> {
+pub(crate) struct Typed<R> {
     input: R,
 }
 
+impl Typed<std::io::StdinLock<'static>> {
+    pub(crate) fn standard_input() -> Self {
+        Self { input: std::io::stdin().lock() }
+    }
+}
+
 impl<R: BufRead> Typed<R> {
-    fn line(&mut self, what: &str) -> anyhow::Result<String> {
+    pub(crate) fn line(&mut self, what: &str) -> anyhow::Result<String> {
         if std::io::stdin().is_terminal() {
             eprint!("{what}: ");
             // A question that does not show is no reason to stop.
@@ -173,9 +185,13 @@ impl<R: BufRead> Typed<R> {
         Ok(line)
     }
 
-    fn pin(&mut self, what: &str) -> anyhow::Result<PaymentPin> {
-        let line = self.line(what)?;
-        Ok(line.trim_end_matches(['\r', '\n']).parse::<PaymentPin>()?)
+    /// A line without its end, as it was typed.
+    pub(crate) fn whole_line(&mut self, what: &str) -> anyhow::Result<String> {
+        Ok(self.line(what)?.trim_end_matches(['\r', '\n']).to_owned())
+    }
+
+    pub(crate) fn pin(&mut self, what: &str) -> anyhow::Result<PaymentPin> {
+        Ok(self.whole_line(what)?.parse::<PaymentPin>()?)
     }
 
     fn chosen(&mut self, what: &str) -> anyhow::Result<PaymentPin> {

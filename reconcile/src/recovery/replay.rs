@@ -18,6 +18,7 @@ use crate::escrow::PendingGrants;
 use crate::io::LinkId;
 use crate::ledger::{SUSPENSE, channel_ledger, wallet_ledger};
 use crate::store::accounts::{self, StoredAccount};
+use crate::store::holders;
 use crate::store::money::{self, CaseState, MovementState};
 use crate::store::nodes::{self, GIVEN_UP, NodeState};
 use crate::store::{logs, put_meta, recovery as notes};
@@ -213,6 +214,10 @@ impl Round<'_> {
         accounts::insert(self.db, account, &first, &stored, &settings, &heads)?;
         for card in settings.cards.keys() {
             accounts::insert_card(self.db, card, account)?;
+            holders::take_blank(self.db, card)?;
+        }
+        if !settings.holder.is_empty() {
+            holders::put(self.db, account, &settings)?;
         }
         Ok(())
     }
@@ -236,9 +241,14 @@ impl Round<'_> {
                 notes::put_report(self.db, card, loss, at.position)?;
             }
             Intent::LiftLoss { card, losses } => accounts::lift_losses(self.db, card, losses, time)?,
-            Intent::IssueCard { card } | Intent::ActivateVirtualCard { card, .. } => {
+            Intent::IssueCard { card }
+            | Intent::ActivateVirtualCard { card, .. }
+            | Intent::IssueInactiveCard { card }
+            | Intent::IssueLegacyCard { card, .. } => {
                 accounts::insert_card(self.db, card, account)?;
+                holders::take_blank(self.db, card)?;
             }
+            Intent::Describe { .. } => holders::put(self.db, account, &settings)?,
             Intent::SetLimits { .. } => self.state.debts.check_allowance(account),
             _ => {}
         }

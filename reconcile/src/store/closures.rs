@@ -84,14 +84,16 @@ pub(crate) fn all(
 
 /// Keeps an order. Nothing is paid yet.
 pub(crate) fn put(db: &Connection, account: AccountId, closure: &Closure) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT OR IGNORE INTO closures VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, 0)")?.execute(params![
-        account.0 as i64,
-        closure.at.log.key(),
-        closure.at.position as i64,
-        closure.ordered.0,
-        closure.channel.as_str(),
-        closure.subsidy_channel.as_str()
-    ])?;
+    db.prepare_cached("INSERT OR IGNORE INTO closures VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, 0)")?.execute(
+        params![
+            account.0 as i64,
+            closure.at.log.key(),
+            closure.at.position as i64,
+            closure.ordered.0,
+            closure.channel.as_str(),
+            closure.subsidy_channel.as_str()
+        ],
+    )?;
     Ok(())
 }
 
@@ -122,14 +124,16 @@ pub(crate) fn paid(db: &Connection, account: AccountId) -> Result<(Fen, Fen), St
 
 /// Keeps a row that was given up.
 pub(crate) fn put_given_up(db: &Connection, row: &GivenUp) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT OR REPLACE INTO given_up VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
-        row.account.0 as i64,
-        row.wallet.number(),
-        row.node.0,
-        row.epoch.0,
-        row.out.get(),
-        row.si_out.get()
-    ])?;
+    db.prepare_cached("INSERT OR REPLACE INTO given_up VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(
+        params![
+            row.account.0 as i64,
+            row.wallet.number(),
+            row.node.0,
+            row.epoch.0,
+            row.out.get(),
+            row.si_out.get()
+        ],
+    )?;
     Ok(())
 }
 
