@@ -109,7 +109,7 @@ pub enum AccountError {
         "{0}: 1 to {NAME_BYTES_MAX} bytes without control characters are expected; a number or user without spaces, a phone in digits"
     )]
     HolderField(&'static str),
-    /// The account is closed: only reading is left.
+    /// The account is closed: reading is left, and reports of loss.
     #[error("the account is closed")]
     Closed,
     /// A node may not write such a change.

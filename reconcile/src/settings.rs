@@ -56,6 +56,10 @@ impl Round<'_> {
             // Another building was first, or a centre that came back from an old copy has taken its own word of it back.
             return Ok(None);
         }
+        if settings.closed && !matches!(setting.intent, Intent::ReportLoss { .. }) {
+            // It asks for no more than the closing has taken away; the node goes by its own word until it has that.
+            return Ok(None);
+        }
         // Limits that somebody else has lowered further meanwhile stay as low as they are.
         let intent = lowered(&setting.intent, &settings);
         if let Err(error) = settings.check_narrowing(&intent, role) {

@@ -142,7 +142,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Brings right to these buildings, to be spent there while they are cut off.
+    /// Brings right and allowance to these buildings, to be spent there whoever is cut off.
     fn hold(&mut self, card: &str, nodes: &[usize], fen: i64) -> Result<()> {
         for node in nodes {
             self.taps += 1;
@@ -223,7 +223,7 @@ fn opened_activated_and_topped_up(walk: &mut Walk) -> Result<()> {
 /// The loss is reported at a kiosk that is cut off, while the canteen is cut off as well; the power of the kiosk fails right
 /// after it has said that it acts.
 fn lost_lifted_and_reissued(walk: &mut Walk) -> Result<()> {
-    walk.hold("b-1", &[CANTEEN, KIOSK], 3_000)?;
+    walk.hold("b-1", &ALL, 3_000)?;
     walk.cut(CANTEEN)?;
     walk.cut(KIOSK)?;
     walk.set(KIOSK, &json!({"card": "b-1", "change": "report_loss"}))?;
@@ -262,7 +262,7 @@ fn lost_lifted_and_reissued(walk: &mut Walk) -> Result<()> {
     walk.each("lifted everywhere", "b-1", 100, ["approved"; 3])?;
 
     // Lost for good: the new card is good at once where it is known, the old one where it is not known to be void.
-    walk.hold("b-1", &[KIOSK], 2_000)?;
+    walk.hold("b-1", &ALL, 2_000)?;
     walk.cut(KIOSK)?;
     walk.centre(&["loss", "report", "b-1"], "")?;
     std::thread::sleep(Duration::from_millis(20));
@@ -305,7 +305,7 @@ fn exchanged_frozen_and_limited(walk: &mut Walk) -> Result<()> {
     walk.mend(CANTEEN)?;
     walk.each("thawed everywhere", "b-3", 120, ["approved"; 3])?;
 
-    walk.hold("b-3", &[KIOSK], 2_000)?;
+    walk.hold("b-3", &ALL, 2_000)?;
     walk.cut(KIOSK)?;
     walk.set(KIOSK, &json!({"card": "b-3", "change": "lower_limits", "single_limit_fen": 500}))?;
     walk.each("lowered at the kiosk", "b-3", 501, ["approved", "pin_required", "approved"])?;
@@ -327,7 +327,7 @@ fn with_a_phone(walk: &mut Walk) -> Result<()> {
     std::fs::write(&file, format!("{campus}{key}"))?;
     walk.centre(&["publish", "--campus", file.to_str().context("UTF-8 path")?], "")?;
     walk.spread(&ALL)?;
-    walk.hold("b-3", &[KIOSK], 2_000)?;
+    walk.hold("b-3", &ALL, 2_000)?;
     walk.cut(KIOSK)?;
     let mut phone = Phone::new(PhoneAlgorithm::P256)?;
     walk.centre(&["virtual-card", "activate", "--card", "b-3", "--key", &phone.key()?], "")?;
@@ -365,7 +365,7 @@ fn with_a_phone(walk: &mut Walk) -> Result<()> {
 
 /// The account is closed while the canteen is away with some of its money.
 fn closed(walk: &mut Walk) -> Result<()> {
-    walk.hold("b-3", &[CANTEEN], 3_000)?;
+    walk.hold("b-3", &ALL, 3_000)?;
     walk.cut(CANTEEN)?;
     let said = walk.centre(&["account", "close", "b-3", "--channel", "bank"], "")?;
     ensure!(said.contains("closed") && said.contains("waits for canteen"), "{said}");

@@ -127,7 +127,8 @@ impl AccountSettings {
     /// # Errors
     /// [`AccountError`] says why it does not.
     pub fn check(&self, intent: &Intent) -> Result<(), AccountError> {
-        if self.closed {
+        // What was paid after a loss is given back, also of an account that is closed since.
+        if self.closed && !matches!(intent, Intent::ReportLoss { .. }) {
             return Err(AccountError::Closed);
         }
         match intent {

@@ -39,6 +39,8 @@ struct Run {
     void: BTreeSet<String>,
     /// The highest limit that the centre ever set.
     widest: i64,
+    /// True once the centre has closed the account: final.
+    closed: bool,
 }
 
 impl Run {
@@ -59,7 +61,15 @@ impl Run {
         world.run(2_000)?;
         let said = vec![Said::default(); BUILDINGS];
         let cards = vec!["c1".to_owned()];
-        Ok(Self { seed: Seed::new(seed), world, cards, said, void: BTreeSet::new(), widest: 5_000 })
+        Ok(Self {
+            seed: Seed::new(seed),
+            world,
+            cards,
+            said,
+            void: BTreeSet::new(),
+            widest: 5_000,
+            closed: false,
+        })
     }
 
     fn card(&mut self) -> String {
@@ -152,6 +162,9 @@ impl Run {
         let (card, operator) = (CardNumber::new(self.card())?, Key::new("operator")?);
         let change =
             |change| Command::ChangeSetting { card: card.clone(), change, operator: operator.clone() };
+        if self.seed.chance(1, 40) {
+            return self.close(card);
+        }
         let single = self.seed.below(9_000) as i64;
         let (choice, new) = (self.seed.below(4), format!("c{}", self.cards.len() + 1));
         let command = match choice {
@@ -176,6 +189,21 @@ impl Run {
                 self.void.insert(card.to_string());
                 self.cards.push(new);
             }
+        }
+        Ok(())
+    }
+
+    /// The account is closed; what is out of it comes home as the links allow.
+    fn close(&mut self, card: CardNumber) -> Result<()> {
+        let command = Command::CloseAccount {
+            card,
+            channel: Key::new("counter")?,
+            subsidy_channel: Key::new("subsidy")?,
+            operator: Key::new("operator")?,
+        };
+        match self.world.command(command) {
+            Ok(_) => self.closed = true,
+            Err(error) => ensure!(self.closed || error.to_string().contains("owes"), "{error}"),
         }
         Ok(())
     }
@@ -228,16 +256,25 @@ impl Run {
                 } else if said.iter().any(|said| said.lost.contains(&card)) {
                     ensure!(told == Some(DeclineReason::Lost), "{card} at site {site}: {told:?}");
                 } else if said.iter().any(|said| said.frozen) {
+                    let closed = self.closed && told == Some(DeclineReason::Closed);
                     ensure!(
-                        matches!(told, Some(DeclineReason::Frozen | DeclineReason::Lost)),
+                        closed || matches!(told, Some(DeclineReason::Frozen | DeclineReason::Lost)),
                         "{card} at site {site}: {told:?}"
                     );
                 }
+                let ended =
+                    [DeclineReason::Void, DeclineReason::Lost, DeclineReason::Frozen, DeclineReason::Closed];
+                ensure!(
+                    !self.closed || told.is_some_and(|told| ended.contains(&told)),
+                    "{card} at {site}: {told:?}"
+                );
             }
         }
         let lowest = said.iter().filter_map(|said| said.single).min();
         let settings: BTreeMap<String, serde_json::Value> =
             serde_json::from_value(self.world.command(Command::Account { card: CardNumber::new("c1")? })?)?;
+        let (closing, funds) = (&settings["closing"]["state"], &settings["wallets"]["cash"]["funds_fen"]);
+        ensure!(!self.closed || (closing == "paid_out" && funds == 0), "closed, and {closing}: {funds}");
         let single = settings["single_limit_fen"].as_i64().context("a limit")?;
         ensure!(
             lowest.is_none_or(|lowest| single <= lowest),

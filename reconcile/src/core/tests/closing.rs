@@ -1,5 +1,6 @@
 //! Closing an account: what is out comes home, what it has is paid out, and nothing is handed out of it any more.
 
+use feiqian_protocol::account::Intent;
 use feiqian_protocol::entry::Release;
 
 use super::*;
@@ -215,5 +216,47 @@ fn a_core_that_is_opened_again_goes_on_with_a_closing() {
     assert_eq!(recalls(&bench, 0, 1), [Fen::new(5_000)]);
     release(&mut bench, 0, 1, 5_000);
     assert_eq!(state(&mut bench, "c1"), "paid_out");
+    bench.check();
+}
+
+#[test]
+fn a_loss_of_before_is_still_taken_and_what_was_paid_after_it_is_paid_out() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000]);
+    let kiosk = bench.enrol("kiosk", Role::Kiosk);
+    bench.connect(kiosk);
+    holding_back(&mut bench);
+    let saved: Vec<u8> =
+        bench.core.connection().query_row("SELECT document FROM accounts", [], |row| row.get(0)).unwrap();
+    let (id, wall) = (bench.nodes[kiosk].id, bench.now.wall);
+    let actor = feiqian_protocol::account::actor_id(INSTITUTION, id, 1, 1, AccountId(1));
+    let mut document = feiqian_protocol::account::Document::load(&saved, actor).unwrap();
+    bench.cut(kiosk);
+    let mut write = |bench: &mut Bench, intent: Intent| {
+        let change = document.carry_out(&intent, wall).unwrap();
+        let setting = Setting { account: AccountId(1), document_epoch: 1, intent, change: change.into() };
+        bench.nodes[kiosk].write(wall, Proof::Login, setting);
+    };
+    write(&mut bench, Intent::ReportLoss { card: card("c1"), loss: key("n2-1") });
+    let limits = Intent::SetLimits { single: Fen::new(1), daily: Fen::new(1) };
+    write(&mut bench, limits);
+    bench.advance(1_000);
+    bench.debit(0, 1, 700, 0);
+    close(&mut bench, "c1").unwrap();
+    bench.upload(0);
+    release(&mut bench, 0, 1, 4_300);
+    assert_eq!(shown(&mut bench, "c1")["paid_fen"], json!(4_300));
+    bench.connect(kiosk);
+    bench.upload(kiosk);
+    let done = shown(&mut bench, "c1");
+    assert_eq!((&done["state"], &done["paid_fen"]), (&json!("paid_out"), &json!(5_000)), "{done}");
+    let answers = bench.nodes[kiosk].heard.iter().filter_map(|frame| match frame {
+        Frame::Entries(entries) | Frame::Fresh(entries) => Some(&entries.records),
+        _ => None,
+    });
+    let refused = answers.flatten().filter_map(|record| match Entry::from_record(record).unwrap().body {
+        Body::SettingAnswered(answered) => Some(answered.refused),
+        _ => None,
+    });
+    assert_eq!(refused.collect::<Vec<_>>(), [None, None], "a lower limit asks for no more than the closing");
     bench.check();
 }

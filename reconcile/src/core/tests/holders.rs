@@ -270,7 +270,6 @@ fn a_closed_account_takes_nothing_more() {
     for (command, expected) in [
         (close(), "closed"),
         (Command::ChangeSetting { card: card("b1"), change: replace, operator: key("op") }, "closed"),
-        (Command::ReportLoss { card: card("b1"), operator: key("op") }, "closed"),
         (Command::SetPin { card: card("b1"), pin: hashed(9, 9), operator: key("op") }, "closed"),
         (Command::SetLogin { card: card("b1"), login: hashed(9, 9), operator: key("op") }, "closed"),
         (
