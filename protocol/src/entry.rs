@@ -42,10 +42,10 @@
 //! | 46 | [`CampusPublished`] | shard 0 | a new campus configuration |
 //! | 50 | [`PurseLoad`] | shard | lowers a balance: money is on its way onto a card |
 //! | 51 | [`PurseLoadSettled`] | shard | the card has it, or the balance is raised again |
-//! | 70 | [`HoldPlaced`] | shard | the centre holds money for a voucher; not critical |
-//! | 71 | [`HoldMoved`] | shard | less of it is held, and the voucher pays no more; not critical |
 //! | 60 | [`CloseOrdered`] | shard | where a closed account's money goes; not critical |
 //! | 61 | [`Payout`] | shard | lowers a balance |
+//! | 70 | [`HoldPlaced`] | shard | the centre holds money for a voucher; not critical |
+//! | 71 | [`HoldMoved`] | shard | less of it is held, and the voucher pays no more; not critical |
 
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
@@ -992,10 +992,10 @@ bodies! {
     CampusPublished(CampusPublished) = 46, critical true, "campus_published";
     PurseLoad(PurseLoad) = 50, critical true, "purse_load";
     PurseLoadSettled(PurseLoadSettled) = 51, critical true, "purse_load_settled";
-    HoldPlaced(HoldPlaced) = 70, critical false, "hold_placed";
-    HoldMoved(HoldMoved) = 71, critical false, "hold_moved";
     CloseOrdered(CloseOrdered) = 60, critical false, "close_ordered";
     Payout(Payout) = 61, critical true, "payout";
+    HoldPlaced(HoldPlaced) = 70, critical false, "hold_placed";
+    HoldMoved(HoldMoved) = 71, critical false, "hold_moved";
 }
 
 /// One entry of a log.

@@ -28,8 +28,8 @@ use crate::verify::verify;
 
 mod closing;
 mod codes;
-mod holds;
 mod holders;
+mod holds;
 mod hostile;
 mod pins;
 mod purses;
