@@ -231,6 +231,7 @@ built_in! {
     "eight-buildings",
     "long-away",
     "purses",
+    "purses-centre-restored",
 }
 
 impl Scenario {
