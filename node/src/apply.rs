@@ -317,6 +317,7 @@ impl NodeCore {
             | Body::HoldPlaced(_)
             | Body::PurseLoad(_)
             | Body::PurseLoadSettled(_)
+            | Body::PurseReturned(_)
             | Body::CloseOrdered(_)
             | Body::Payout(_)
             | Body::Unknown { .. } => {}

@@ -23,6 +23,7 @@ pub fn balance_deltas(body: &Body) -> Vec<(AccountId, Wallet, Fen)> {
             let amount = Fen::new(load.amount.get().saturating_neg());
             vec![(load.account, load.wallet, amount)]
         }
+        Body::PurseReturned(back) => vec![(back.account, back.wallet, back.amount)],
         Body::PurseLoadSettled(settled) if settled.reversed => {
             vec![(settled.account, settled.wallet, settled.amount)]
         }

@@ -42,6 +42,7 @@
 //! | 46 | [`CampusPublished`] | shard 0 | a new campus configuration |
 //! | 50 | [`PurseLoad`] | shard | lowers a balance: money is on its way onto a card |
 //! | 51 | [`PurseLoadSettled`] | shard | the card has it, or the balance is raised again |
+//! | 52 | [`PurseReturned`] | shard | raises a balance by what was left on a withdrawn card |
 //! | 60 | [`CloseOrdered`] | shard | where a closed account's money goes; not critical |
 //! | 61 | [`Payout`] | shard | lowers a balance |
 //! | 70 | [`HoldPlaced`] | shard | the centre holds money for a voucher; not critical |
@@ -57,7 +58,7 @@ use crate::ids::{AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, Nod
 use crate::limits::RECORD_BYTES_MAX;
 use crate::money::{Fen, UnitPrice};
 use crate::pin::{PinDigest, PinGeneration};
-pub use crate::purse::entry::{PurseLoad, PurseLoadSettled, PurseLoaded, PursePurchase};
+pub use crate::purse::entry::{PurseLoad, PurseLoadSettled, PurseLoaded, PursePurchase, PurseReturned};
 use crate::tap::DeclineReason;
 use crate::time::{BusinessDay, Hlc, Timestamp};
 
@@ -992,6 +993,7 @@ bodies! {
     CampusPublished(CampusPublished) = 46, critical true, "campus_published";
     PurseLoad(PurseLoad) = 50, critical true, "purse_load";
     PurseLoadSettled(PurseLoadSettled) = 51, critical true, "purse_load_settled";
+    PurseReturned(PurseReturned) = 52, critical true, "purse_returned";
     CloseOrdered(CloseOrdered) = 60, critical false, "close_ordered";
     Payout(Payout) = 61, critical true, "payout";
     HoldPlaced(HoldPlaced) = 70, critical false, "hold_placed";

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // A failed unwrap is a failed property.
 
 use feiqian_protocol::entry::{
-    Actor, Body, Entry, PurseLoad, PurseLoadSettled, PurseLoaded, PursePurchase, TapRef,
+    Actor, Body, Entry, PurseLoad, PurseLoadSettled, PurseLoaded, PursePurchase, PurseReturned, TapRef,
 };
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, InstitutionId, Key, LogId, NodeId, Wallet};
@@ -184,7 +184,10 @@ fn body() -> impl Strategy<Value = Body> {
             Body::from(PurseLoadSettled { account, wallet, amount, serial, load, reversed })
         },
     );
-    prop_oneof![purchase, loaded, load, settled]
+    let returned = (account(), wallet(), fen(), serial()).prop_map(|(account, wallet, amount, serial)| {
+        Body::from(PurseReturned { account, wallet, amount, serial })
+    });
+    prop_oneof![purchase, loaded, load, settled, returned]
 }
 
 fn frame() -> impl Strategy<Value = Frame> {

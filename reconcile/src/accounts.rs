@@ -63,6 +63,7 @@ impl Round<'_> {
             }
             Command::Receipt { receipt } => self.take_receipt(&receipt),
             Command::Purse { serial } => self.purse_view(serial),
+            Command::ReturnPurse { serial, operator } => self.return_purse(serial, operator),
             Command::Account { card } => self.account(&card),
             Command::OpenAccounts { accounts, operator } => self.open_accounts(&accounts, operator),
             Command::StockCards { cards } => self.stock_cards(&cards),
@@ -420,6 +421,7 @@ impl Round<'_> {
             }
             Intent::Describe { .. } => holders::put(self.db, account, &settings)?,
             Intent::SetLimits { .. } => self.state.debts.check_allowance(account),
+            Intent::VoidCard { card } => self.note_void(&card, time)?,
             _ => {}
         }
         self.state.hand_out.soon(account);

@@ -356,6 +356,17 @@ enum Purse {
         #[arg(long)]
         json: bool,
     },
+    /// Gives what is left on a withdrawn card back to its account, in cash. Refused while a building that was not heard since the
+    /// withdrawal may still report purchases.
+    Return {
+        /// The serial of the card.
+        serial: CardSerial,
+        /// Who wants it.
+        #[arg(long, default_value = "operator")]
+        operator: Key,
+        #[command(flatten)]
+        data: Data,
+    },
 }
 
 #[derive(Subcommand)]
@@ -632,6 +643,9 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             } else {
                 purse::show::print(&serde_json::from_value(reply)?, out)?;
             }
+        }
+        Action::Purse { what: Purse::Return { serial, operator, data } } => {
+            writeln!(out, "{}", without_ok(say(&data.dir, &Command::ReturnPurse { serial, operator })?))?;
         }
         Action::Card { what: Card::Stock { file, data } } => holder::stock(out, &file, &data)?,
         Action::Card { what: Card::PickUp { what } } => holder::pick_up(out, what)?,

@@ -10,6 +10,7 @@
 //! | debit of an account that is not there | `suspense` - , `merchant` + |
 //! | load of a card begins | `wallet` - , `purse_transit:<serial>` + (and `migration` - , `purse:<serial>` + for what is taken over) |
 //! | load is done, or reversed | `purse_transit:<serial>` - , `purse:<serial>` or `wallet` + |
+//! | what is left on a withdrawn card | `purse:<serial>` - , `wallet` + |
 //! | purchase of a card | `purse:<serial>` - , `merchant` + ; see [`crate::purse::purchase`] for the others |
 //! | payout of a closed account | `wallet` - , `channel:<name>` + |
 //! | refund after a loss report | `risk_fund` - , `wallet` + |

@@ -161,6 +161,23 @@ impl PurseLoad {
     }
 }
 
+/// What was left on a withdrawn card goes back to its account (kind 52).
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct PurseReturned {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// The wallet.
+    #[n(1)]
+    pub wallet: Wallet,
+    /// Fen.
+    #[n(2)]
+    pub amount: Fen,
+    /// The card.
+    #[n(3)]
+    pub serial: CardSerial,
+}
+
 /// What became of a load (kind 51).
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
 pub struct PurseLoadSettled {

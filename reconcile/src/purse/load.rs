@@ -311,7 +311,7 @@ impl Round<'_> {
     }
 
     /// Money leaves a wallet for a card, or comes back, at the centre.
-    fn move_wallet(
+    pub(super) fn move_wallet(
         &mut self,
         at: EntryRef,
         time: Timestamp,

@@ -172,6 +172,7 @@ impl Round<'_> {
             Body::Payout(payout) => self.book_payout(at, time, &payout),
             Body::CampusPublished(published) => self.replay_campus(&published),
             Body::PurseLoad(load) => self.apply_load(at, time, &load),
+            Body::PurseReturned(back) => self.apply_return(at, time, &back),
             Body::PurseLoadSettled(settled) => self.apply_load_settled(at, time, &settled),
             Body::HoldPlaced(placed) => self.replay_hold(&placed),
             Body::HoldMoved(moved) => self.replay_hold_moved(time, &moved),
@@ -250,6 +251,7 @@ impl Round<'_> {
             }
             Intent::Describe { .. } => holders::put(self.db, account, &settings)?,
             Intent::SetLimits { .. } => self.state.debts.check_allowance(account),
+            Intent::VoidCard { card } => self.note_void(card, time)?,
             _ => {}
         }
         Ok(())

@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `purses` | a card: its online counter after the newest load that counts, and what it last said of itself: offline counter, balance, and when | replaced |
 //! | `purse_loads` | a load, by its entry in the account's stream; `state` 0 in transit, 1 done, 2 reversed | replaced |
+//! | `purse_voids` | a card that was withdrawn, and when | once |
+//! | `purse_returns` | what was left on a withdrawn card and went back to its account, by its entry | once |
 //! | `purse_purchases` | a reported purchase, by its entry, and what became of it ([`Became`]); of a card and counter one at most counts | once |
 
 use feiqian_protocol::entry::{EntryRef, PurseLoad, PursePurchase};
@@ -29,6 +31,9 @@ CREATE TABLE IF NOT EXISTS purse_purchases (log INTEGER NOT NULL, position INTEG
   counter INTEGER NOT NULL, amount INTEGER NOT NULL, terminal TEXT NOT NULL, sequence INTEGER NOT NULL,
   time TEXT NOT NULL, tac TEXT, merchant INTEGER NOT NULL, became INTEGER NOT NULL, PRIMARY KEY (log, position))
   WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS purse_voids (serial TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS purse_returns (log INTEGER NOT NULL, position INTEGER NOT NULL, serial TEXT NOT NULL,
+  amount INTEGER NOT NULL, PRIMARY KEY (log, position)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS purse_purchases_of ON purse_purchases (serial, counter);
 CREATE INDEX IF NOT EXISTS purse_purchases_at ON purse_purchases (serial, terminal, sequence);
 ";
@@ -301,6 +306,48 @@ pub(crate) fn settle_load(db: &Connection, at: EntryRef, state: LoadState) -> Re
     db.prepare_cached("UPDATE purse_loads SET state = ?3 WHERE log = ?1 AND position = ?2")?
         .execute(params![at.log.key(), at.position as i64, state as u8])?;
     Ok(())
+}
+
+/// Notes when a card was withdrawn.
+pub(crate) fn put_void(db: &Connection, serial: CardSerial, at: Timestamp) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR IGNORE INTO purse_voids VALUES (?1, ?2)")?
+        .execute(params![serial.to_string(), at.0])?;
+    Ok(())
+}
+
+/// When it was.
+pub(crate) fn void_at(db: &Connection, serial: CardSerial) -> Result<Option<Timestamp>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT at FROM purse_voids WHERE serial = ?1")?;
+    Ok(statement.query_row([serial.to_string()], |row| row.get(0).map(Timestamp)).optional()?)
+}
+
+/// Keeps what went back to an account.
+pub(crate) fn insert_return(
+    db: &Connection,
+    at: EntryRef,
+    serial: CardSerial,
+    amount: Fen,
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO purse_returns VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+        at.log.key(),
+        at.position as i64,
+        serial.to_string(),
+        amount.get()
+    ])?;
+    Ok(())
+}
+
+/// What went back to accounts: log and position, card, fen.
+pub(crate) fn returns(db: &Connection) -> Result<Vec<((i64, u64), CardSerial, Fen)>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT log, position, serial, amount FROM purse_returns")?;
+    let mut rows = statement.query([])?;
+    let mut returns = Vec::new();
+    while let Some(row) = rows.next()? {
+        let serial: String = row.get(2)?;
+        let place = (row.get(0)?, row.get::<_, i64>(1)? as u64);
+        returns.push((place, corrupt(serial.parse().ok(), "a card's serial")?, Fen::new(row.get(3)?)));
+    }
+    Ok(returns)
 }
 
 /// Keeps a purchase.

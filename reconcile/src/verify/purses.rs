@@ -46,7 +46,23 @@ impl Examination<'_> {
             }
             purchases.insert((row.at.log.key(), row.at.position), row);
         }
+        let returns = purses::returns(self.db)?;
+        for (place, serial, amount) in &returns {
+            *on_cards.entry(purse_ledger(*serial)).or_default() -= *amount;
+            let log = LogId::from_key(self.institution, place.0);
+            match entries.get(place) {
+                Some(Body::PurseReturned(back)) if (back.serial, back.amount) == (*serial, *amount) => {}
+                None if self.kept_after.get(&place.0).is_some_and(|kept_after| place.1 <= *kept_after) => {}
+                _ => self.report.problem(format!("{log}: entry {} gives nothing back of a card", place.1)),
+            }
+        }
         for ((log, position), body) in &entries {
+            if matches!(body, Body::PurseReturned(_))
+                && !returns.iter().any(|back| back.0 == (*log, *position))
+            {
+                let log = LogId::from_key(self.institution, *log);
+                self.report.problem(format!("{log}: what entry {position} gives back is not kept"));
+            }
             let at = EntryRef { log: LogId::from_key(self.institution, *log), position: *position };
             self.examine_purse_entry(at, body, &loads, &purchases);
         }

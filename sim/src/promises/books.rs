@@ -161,6 +161,7 @@ impl Books {
                 Body::Credit(credit) => add(credit.account, credit.wallet, credit.amount),
                 Body::Refund(refund) => add(refund.account, refund.wallet, refund.amount),
                 Body::PurseLoad(load) => add(load.account, load.wallet, -load.amount),
+                Body::PurseReturned(back) => add(back.account, back.wallet, back.amount),
                 Body::PurseLoadSettled(settled) if settled.reversed => {
                     add(settled.account, settled.wallet, settled.amount);
                 }

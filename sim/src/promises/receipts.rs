@@ -262,6 +262,7 @@ pub fn balances(plan: &Plan, ledger: &Ledger, books: &Books) -> Checked {
             Body::Refund(refund) => *expected.entry(refund.account).or_default() += refund.amount,
             // Whether the cards have it is held against the cards.
             Body::PurseLoad(load) => *expected.entry(load.account).or_default() -= load.amount,
+            Body::PurseReturned(back) => *expected.entry(back.account).or_default() += back.amount,
             Body::PurseLoadSettled(settled) if settled.reversed => {
                 *expected.entry(settled.account).or_default() += settled.amount;
             }

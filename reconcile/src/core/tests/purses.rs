@@ -18,6 +18,7 @@ use feiqian_protocol::purse::values::{
 };
 
 use super::*;
+use crate::io::SettingCommand;
 use crate::purse::Purses;
 
 const SERIAL: &str = "31000000202600012345";
@@ -398,6 +399,37 @@ fn two_cards_of_one_serial_are_found_by_their_counter_and_withdrawn() {
             .exported(Table::Cases, Format::Csv)
             .contains(&format!(",{SERIAL},purse_clone,suspense,700,0,0"))
     );
+    bench.check();
+}
+
+#[test]
+fn what_is_left_on_a_withdrawn_card_goes_back_once_no_building_can_report_it_any_more() {
+    let mut bench = bench_with(10_000);
+    let mut chip = Chip::new();
+    load(&mut bench, &mut chip, 2_000);
+    let back =
+        |bench: &mut Bench| bench.command(Command::ReturnPurse { serial: serial(), operator: key("desk") });
+    assert_eq!(back(&mut bench).unwrap_err().code, "in_use");
+    let late = chip.purchase(500, 1);
+    bench
+        .command(Command::ChangeSetting {
+            card: card(SERIAL),
+            change: SettingCommand::VoidCard,
+            operator: key("desk"),
+        })
+        .unwrap();
+    assert_eq!(back(&mut bench).unwrap_err().code, "not_yet");
+    bench.advance(1_000);
+    report(&mut bench, late);
+    assert_eq!(back(&mut bench).unwrap()["amount_fen"], 1_500);
+    assert_eq!((on_card(&bench), bench.number("SELECT funds FROM wallets")), (0, 9_500));
+    assert_eq!(back(&mut bench).unwrap_err().code, "empty");
+    bench.check();
+    // The finder's purchase comes after all.
+    let found = chip.purchase(300, 2);
+    report(&mut bench, found);
+    assert_eq!((on_card(&bench), ledger(&bench, "suspense")), (0, -300));
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 9_500);
     bench.check();
 }
 

@@ -1,0 +1,76 @@
+//! What is left on a withdrawn card.
+
+use feiqian_protocol::account::CardStatus;
+use feiqian_protocol::entry::{Actor, ActorKind, EntryRef, Proof, PurseReturned};
+use feiqian_protocol::ids::{CardNumber, Key, Wallet};
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::purse::values::CardSerial;
+use feiqian_protocol::time::Timestamp;
+use serde_json::json;
+
+use super::{purse_ledger, transit_ledger};
+use crate::accounts::refused;
+use crate::core::{Round, StoreError};
+use crate::io::Reply;
+use crate::ledger::wallet_ledger;
+use crate::store::purses;
+
+impl Round<'_> {
+    /// Notes when a card with a purse was withdrawn.
+    pub(crate) fn note_void(&self, card: &CardNumber, time: Timestamp) -> Result<(), StoreError> {
+        match CardSerial::of_card(card) {
+            Some(serial) => purses::put_void(self.db, serial, time),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives what the books have on a withdrawn card back to its account.
+    pub(crate) fn return_purse(&mut self, serial: CardSerial, operator: Key) -> Result<Reply, StoreError> {
+        let card = serial.card_number();
+        let account = match self.named(&card)? {
+            Ok(account) => account,
+            Err(error) => return Ok(Err(error)),
+        };
+        let Some((_, settings)) = self.document(account)? else {
+            return Ok(refused("account", "the account has no document"));
+        };
+        if settings.cards.get(&card) != Some(&CardStatus::Void) {
+            return Ok(refused("in_use", "the card is not withdrawn: replace or withdraw it first"));
+        }
+        if self.ledger_now(&transit_ledger(serial))? != Fen::ZERO {
+            let message = "a load of the card is in transit: nobody knows yet whether it is on it";
+            return Ok(refused("in_transit", message));
+        }
+        let amount = self.ledger_now(&purse_ledger(serial))?;
+        if !amount.is_positive() {
+            return Ok(refused("empty", "the books have nothing on the card"));
+        }
+        let void = purses::void_at(self.db, serial)?.unwrap_or(self.state.time);
+        if self.horizon() <= void {
+            let message = "a building that was not heard since the card was withdrawn may still report purchases of it; \
+                           say this again when it was, or after the term";
+            return Ok(refused("not_yet", message));
+        }
+        let wallet = Wallet::Cash;
+        let back = PurseReturned { account, wallet, amount, serial };
+        let log = self.state.shard(account);
+        let actor = Actor { kind: ActorKind::Operator, id: operator, proof: Proof::Login };
+        let position = self.append(log, actor, back.clone())?;
+        self.apply_return(EntryRef { log, position }, self.state.time, &back)?;
+        Ok(Ok(json!({ "account": account, "serial": serial, "amount_fen": amount })))
+    }
+
+    /// What such an entry does.
+    pub(crate) fn apply_return(
+        &mut self,
+        at: EntryRef,
+        time: Timestamp,
+        back: &PurseReturned,
+    ) -> Result<(), StoreError> {
+        let PurseReturned { account, wallet, amount, serial } = *back;
+        let own_day = self.state.calendar().day(time);
+        self.post(at, own_day, amount, purse_ledger(serial), wallet_ledger(account, wallet))?;
+        purses::insert_return(self.db, at, serial, amount)?;
+        self.move_wallet(at, time, (account, wallet), amount)
+    }
+}
