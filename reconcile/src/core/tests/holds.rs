@@ -464,7 +464,7 @@ fn a_debit_of_a_voucher_that_never_held_anything_is_backed_by_nothing() {
 }
 
 #[test]
-fn a_closed_account_is_paid_out_what_a_voucher_holds_when_that_returns_and_no_sooner() {
+fn a_closed_account_is_paid_out_once_its_voucher_holds_nothing_and_no_sooner() {
     let mut bench = with_phone(1, 5_000);
     fetch(&mut bench, 2_000, None);
     let close = Command::CloseAccount {
@@ -475,11 +475,11 @@ fn a_closed_account_is_paid_out_what_a_voucher_holds_when_that_returns_and_no_so
     };
     bench.command(close).unwrap();
     let paid = "SELECT coalesce(sum(balance), 0) FROM ledger WHERE ledger = 'channel:counter'";
-    assert_eq!((bench.number(paid), money(&bench)), (3_000, (2_000, 0, 2_000)));
+    assert_eq!((bench.number(paid), money(&bench)), (0, (5_000, 3_000, 2_000)));
     // The term of the closing is over, that of the voucher, which began with its end a day later, is not.
     bench.advance(7 * 24 * HOUR_MS + HOUR_MS);
     bench.step(vec![Input::Timer]);
-    assert_eq!((bench.number(paid), money(&bench)), (3_000, (2_000, 0, 2_000)));
+    assert_eq!((bench.number(paid), money(&bench)), (0, (5_000, 3_000, 2_000)));
     bench.check();
     bench.advance(24 * HOUR_MS);
     bench.step(vec![Input::Timer]);
