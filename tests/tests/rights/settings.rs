@@ -251,23 +251,22 @@ impl Run {
                     Some(Answer::Decided(Decision::Declined(reason))) => Some(*reason),
                     _ => None,
                 };
-                if self.void.contains(&card) {
+                // Of a closed account a building's later word changes nothing any more; that it is closed is final.
+                let ended =
+                    [DeclineReason::Void, DeclineReason::Lost, DeclineReason::Frozen, DeclineReason::Closed];
+                if self.closed {
+                    let ended = told.is_some_and(|told| ended.contains(&told));
+                    ensure!(ended, "closed, and {card} at site {site}: {told:?}");
+                } else if self.void.contains(&card) {
                     ensure!(told == Some(DeclineReason::Void), "{card} at site {site}: {told:?}");
                 } else if said.iter().any(|said| said.lost.contains(&card)) {
                     ensure!(told == Some(DeclineReason::Lost), "{card} at site {site}: {told:?}");
                 } else if said.iter().any(|said| said.frozen) {
-                    let closed = self.closed && told == Some(DeclineReason::Closed);
                     ensure!(
-                        closed || matches!(told, Some(DeclineReason::Frozen | DeclineReason::Lost)),
+                        matches!(told, Some(DeclineReason::Frozen | DeclineReason::Lost)),
                         "{card} at site {site}: {told:?}"
                     );
                 }
-                let ended =
-                    [DeclineReason::Void, DeclineReason::Lost, DeclineReason::Frozen, DeclineReason::Closed];
-                ensure!(
-                    !self.closed || told.is_some_and(|told| ended.contains(&told)),
-                    "{card} at {site}: {told:?}"
-                );
             }
         }
         let lowest = said.iter().filter_map(|said| said.single).min();
