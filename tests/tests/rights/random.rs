@@ -250,7 +250,13 @@ impl Run {
         }
         if !self.phones.is_empty() {
             // What vouchers hold is free again when they are over and everybody was heard.
+            for site in 0..self.world.sites() {
+                self.world.cut(site, Notice::Both)?;
+            }
             self.world.advance(2 * 86_400_000)?;
+            for site in 0..self.world.sites() {
+                self.world.connect(site)?;
+            }
             self.world.run(10_000)?;
             self.world.check()?;
         }

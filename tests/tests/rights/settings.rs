@@ -276,7 +276,7 @@ impl Run {
         ensure!(!self.closed || (closing == "paid_out" && funds == 0), "closed, and {closing}: {funds}");
         let single = settings["single_limit_fen"].as_i64().context("a limit")?;
         ensure!(
-            lowest.is_none_or(|lowest| single <= lowest),
+            self.closed || lowest.is_none_or(|lowest| single <= lowest),
             "the limit is {single}, not {lowest:?} or less"
         );
         Ok(())
