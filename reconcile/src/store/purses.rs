@@ -337,8 +337,11 @@ pub(crate) fn insert_return(
     Ok(())
 }
 
-/// What went back to accounts: log and position, card, fen.
-pub(crate) fn returns(db: &Connection) -> Result<Vec<((i64, u64), CardSerial, Fen)>, StoreError> {
+/// What went back to an account: log and position, card, fen.
+pub(crate) type Returned = ((i64, u64), CardSerial, Fen);
+
+/// All that went back to accounts.
+pub(crate) fn returns(db: &Connection) -> Result<Vec<Returned>, StoreError> {
     let mut statement = db.prepare_cached("SELECT log, position, serial, amount FROM purse_returns")?;
     let mut rows = statement.query([])?;
     let mut returns = Vec::new();
