@@ -3,15 +3,18 @@
 //! Everything sent here is released after the step's commit. Money moves only by entries: asks, noes, recalls and marks may
 //! be lost with the link and are then simply said again.
 
+mod recalls;
+mod refused;
+
 use feiqian_protocol::canary::{Canary, planted};
-use feiqian_protocol::chain::{Countersignature, Cursor, LogWriter, verify};
-use feiqian_protocol::entry::{Actor, PostedHead, Release, ShareRelease};
+use feiqian_protocol::chain::Countersignature;
+use feiqian_protocol::entry::PostedHead;
 use feiqian_protocol::frame::{
     Ack, Ask, CentreHello, Entries, Frame, LogCursor, LossNotice, Mark, No, NodeHello, PROTOCOL_VERSION,
-    Recall, Recalled, RefusalReason,
+    RefusalReason,
 };
 use feiqian_protocol::ids::{AccountId, LogId, NodeId, Unit};
-use feiqian_protocol::limits::{CLOCK_AHEAD_MS_MAX, ENTRIES_PER_FRAME_MAX, PENDING_TAPS_MAX, SHARDS};
+use feiqian_protocol::limits::{CLOCK_AHEAD_MS_MAX, ENTRIES_PER_FRAME_MAX, SHARDS};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::session::{Sender, pack};
 use feiqian_protocol::time::{Hlc, Timestamp};
@@ -350,124 +353,6 @@ impl NodeCore {
         Ok(())
     }
 
-    /// Sends the centre its own streams after where its old copy ends.
-    fn give_back(&mut self, wanted: &[LogCursor]) -> Result<(), Fault> {
-        tracing::warn!(
-            streams = wanted.len(),
-            "the centre has come back from an old copy, and takes back what it lacks"
-        );
-        for LogCursor { log, cursor } in wanted {
-            let end =
-                self.centre_cursor(*log).ok_or_else(|| Fault::peer(format!("{log} is not for this node")))?;
-            // Whether it links to what the centre has is the centre's to say, from what comes.
-            if cursor.position < self.store.kept_after(*log, end)? || cursor.position > end.position {
-                return Err(Fault::peer(format!("{log} is not kept here from {} on", cursor.position)));
-            }
-            self.sender.open(*log, cursor.position, end.position);
-        }
-        Ok(())
-    }
-
-    fn on_refusal(
-        &mut self,
-        now: &Now,
-        link: LinkId,
-        hello: &CentreHello,
-        reason: RefusalReason,
-        outputs: &mut Vec<Output>,
-    ) -> Result<(), Fault> {
-        tracing::warn!(reason = reason.name(), "the centre refuses this node");
-        self.link = Link::Refused(link, hello.session, reason);
-        self.sender = Sender::default();
-        let end = self.state.writer.cursor().position;
-        if ends_rights(reason) && self.state.saved.refused.is_none() {
-            self.state.saved.refused = Some(reason);
-            self.state.saved.refused_epoch = self.state.saved.epoch;
-            self.drop_rows()?;
-            if reason == RefusalReason::ShortLog && hello.log.position > end {
-                self.state.saved.tail_until = Some(hello.log.position);
-            } else if self.damage.is_none() {
-                self.end_epoch(now)?;
-            }
-        }
-        if let Some(branch) = hello.branch {
-            if branch.log.writer != self.identity.node || branch.log == self.own_log() {
-                return Err(Fault::peer(format!("{} is no branch of this log", branch.log)));
-            }
-            self.state.saved.branch = Some(branch.log);
-            self.state.dirty = true;
-            let end = self.state.writer.cursor().position;
-            self.sender.open(branch.log, branch.after.min(end), end);
-        } else if self.hash_at(hello.log.position)? == Some(hello.log.hash) {
-            self.sender.open(self.own_log(), hello.log.position, self.state.writer.cursor().position);
-            self.note_acked(hello.log.position)?;
-        } else if hello.log.position <= end {
-            // A continuation of which the centre does not know yet that it is another one: it finds out by what comes
-            // after the last that both have, and names the branch.
-            self.sender.open(self.own_log(), self.state.saved.acked, self.state.writer.cursor().position);
-        }
-        self.decide_waiting(now, self.queues.accounts(), outputs)?;
-        Ok(())
-    }
-
-    /// The hash of the own log at a position where a head was signed.
-    fn hash_at(&self, position: u64) -> Result<Option<[u8; 32]>, StoreError> {
-        if position == 0 {
-            return Ok(Some(Cursor::START.hash));
-        }
-        Ok(self.store.head_at(self.own_log(), position)?.map(|signed| signed.head.cursor.hash))
-    }
-
-    /// The centre has told what we lost of our own log: it was this node that signed it.
-    fn on_own_tail(&mut self, entries: Entries) -> Result<(), Fault> {
-        if self.state.saved.tail_until.is_none() {
-            return Err(Fault::peer("entries of this node's own log"));
-        }
-        let own = self.own_log();
-        let from = self.state.writer.cursor();
-        let records: Vec<Vec<u8>> = entries.records.into_iter().map(Into::into).collect();
-        let key = self.identity.log_key.verifying_key();
-        let commits =
-            verify(own, &from, entries.first, records, &entries.heads, &key).map_err(Fault::peer)?;
-        let mut clock = self.state.writer.clock();
-        let mut cursor = from;
-        for commit in commits {
-            for verified in commit.entries {
-                self.store.put_entry(own, verified.position, &verified.record)?;
-                self.replay(verified.position, &verified.entry)?;
-                clock = clock.max(verified.entry.clock);
-            }
-            self.store.put_head(&commit.head)?;
-            let head = commit.head.head;
-            cursor = head.cursor;
-            self.state.saved.anchor = self.state.saved.anchor.max(head.anchor);
-        }
-        self.state.writer = LogWriter::new(own, cursor, clock);
-        self.state.dirty = true;
-        Ok(())
-    }
-
-    /// Ends the epoch once the lost tail is back, and with it what had been applied of the centre's stream when it was
-    /// written: the end of the epoch is a commit like any other, whose applied position does not fall.
-    fn finish_tail(&mut self, now: &Now) -> Result<(), StoreError> {
-        let own = self.own_log();
-        let end = self.state.writer.cursor();
-        if self.state.saved.tail_until.is_none_or(|until| end.position < until) {
-            return Ok(());
-        }
-        let applied = self.store.last_head(own)?.map_or(0, |signed| signed.head.applied);
-        if self.state.to_node.position < applied {
-            return Ok(());
-        }
-        self.state.saved.tail_until = None;
-        self.state.saved.refused_epoch = self.state.saved.epoch;
-        self.end_epoch(now)?;
-        self.note_acked(end.position)?;
-        self.sender.open(own, end.position, self.state.writer.cursor().position);
-        tracing::info!(position = end.position, "the lost end of the log is back");
-        Ok(())
-    }
-
     fn on_ack(&mut self, ack: &Ack) -> Result<(), Fault> {
         let news = self.sender.acked(ack.log, ack.position).map_err(Fault::peer)?;
         // Of what is given back there is nothing to note.
@@ -535,73 +420,6 @@ impl NodeCore {
     fn on_no(&mut self, now: &Now, no: &No, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
         let heard = self.queues.head_mut(no.account).is_some_and(|head| head.asks.hear(no));
         if heard { self.decide_waiting(now, [no.account], outputs) } else { Ok(()) }
-    }
-
-    fn on_recall(&mut self, now: &Now, recall: Recall, outputs: &mut Vec<Output>) -> Result<(), Fault> {
-        if self.recalls.len() >= PENDING_TAPS_MAX {
-            return Err(Fault::peer("too many recalls"));
-        }
-        self.recalls.insert((recall.account, recall.unit), recall);
-        Ok(self.obey_recalls(now, outputs)?)
-    }
-
-    /// Obeys the recalls whose time has come: what the stream before them brought is applied and spent from.
-    fn obey_recalls(&mut self, now: &Now, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
-        let Link::Up(link, _) = self.link else { return Ok(()) };
-        let applied = self.state.to_node.position;
-        let due: Vec<Recall> =
-            self.recalls.values().filter(|recall| recall.after <= applied).copied().collect();
-        for recall in due {
-            self.recalls.remove(&(recall.account, recall.unit));
-            if recall.epoch == self.state.saved.epoch {
-                self.release(now, &recall)?;
-            }
-            let at = self.state.writer.cursor().position;
-            let Recall { account, unit, .. } = recall;
-            outputs.push(Output::Send(link, Frame::Recalled(Recalled { account, unit, at })));
-            // A tap that waits for this account is short by more than it was.
-            self.decide_waiting(now, [account], outputs)?;
-        }
-        Ok(())
-    }
-
-    fn release(&mut self, now: &Now, recall: &Recall) -> Result<(), StoreError> {
-        let account = recall.account;
-        match recall.unit {
-            Unit::Wallet(wallet) => {
-                let mut purse = self.store.purse(account)?;
-                let state = purse.wallet_mut(wallet);
-                let there = state.row.unspent.min(recall.amount);
-                let amount = if planted(Canary::RecallBeyondUnspent) { recall.amount } else { there };
-                if !amount.is_positive() {
-                    return Ok(());
-                }
-                let released_total = state.row.released + amount;
-                let release = Release { account, wallet, epoch: recall.epoch, amount, released_total };
-                state
-                    .row
-                    .release(&release)
-                    .map_err(|error| StoreError::damaged(format!("a release of its row: {error}")))?;
-                self.append(now, Actor::node(), release.into())?;
-                self.store.put_wallet(account, wallet, state)?;
-                self.state.totals.unspent -= amount;
-            }
-            Unit::Allowance => {
-                let mut share = self.store.share(account)?;
-                let amount = share.releasable(recall.from_day).min(recall.amount);
-                if !amount.is_positive() {
-                    return Ok(());
-                }
-                let release =
-                    ShareRelease { account, epoch: recall.epoch, from_day: recall.from_day, amount };
-                share
-                    .release(&release)
-                    .map_err(|error| StoreError::damaged(format!("a release of its share: {error}")))?;
-                self.append(now, Actor::node(), release.into())?;
-                self.store.put_share(account, &share, self.share_horizon())?;
-            }
-        }
-        Ok(())
     }
 
     /// A loss that is ahead of its entry. The entry is in the account's own stream, or the notice would

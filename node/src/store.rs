@@ -36,6 +36,7 @@ pub(crate) mod purses;
 pub(crate) mod recent;
 pub(crate) mod settings;
 pub(crate) mod snapshots;
+pub(crate) mod stand_in;
 pub(crate) mod taps;
 
 use std::cell::RefCell;

@@ -8,19 +8,10 @@ mod codecs {
 }
 
 use feiqian_protocol::chain::{Countersignature, Cursor, Head, SignedHead, hex, unhex};
-use feiqian_protocol::enrol::{
-    self, EnrolAnswer, EnrolCode, SealedEnrolRequest,
-};
-use feiqian_protocol::entry::{
-    Actor, Body, Entry, EpochEnd,
-    RecordError,
-};
-use feiqian_protocol::frame::{
-    Entries, Frame, FrameError, LogCursor, NodeHello, RefusalReason,
-};
-use feiqian_protocol::ids::{
-    AccountId, CampusId, Epoch, InstitutionId, LogId, NodeId,
-};
+use feiqian_protocol::enrol::{self, EnrolAnswer, EnrolCode, SealedEnrolRequest};
+use feiqian_protocol::entry::{Actor, Body, Entry, EpochEnd, RecordError};
+use feiqian_protocol::frame::{Entries, Frame, FrameError, LogCursor, NodeHello, RefusalReason};
+use feiqian_protocol::ids::{AccountId, CampusId, Epoch, InstitutionId, LogId, NodeId};
 use feiqian_protocol::limits::{
     ACCOUNT_END, ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, HELLO_LIST_MAX, RECORD_BYTES_MAX,
 };

@@ -1,6 +1,8 @@
 //! The command line. Whatever changes something is said to the running service through its local socket; `verify` and
 //! `export` read the database by themselves.
 
+pub(crate) mod print;
+
 use std::ffi::OsString;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -15,22 +17,23 @@ use feiqian_protocol::ids::{CardNumber, Key, NodeName, Wallet};
 use feiqian_protocol::limits::ENROL_CODE_SECONDS;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::purse::values::CardSerial;
-use feiqian_protocol::time::{BusinessCalendar, Timestamp};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
+use self::print::{print_account, print_loss, print_status};
 use crate::authority::{self, Authority};
 use crate::config::{Config, ConfigError, read_campus};
 use crate::control::Client;
 use crate::driver::real_now;
 use crate::export::{self, Format, Table};
 use crate::holders::command::{self as holder, PickUp};
-use crate::io::{Building, CardLoss, Command, Identity, RecoveryStatus, SettingCommand, Status};
+use crate::io::{Command, Identity, SettingCommand};
 use crate::login::command::LoginAction;
+use crate::phones::command::VirtualCard;
 use crate::pin::command::PinAction;
 use crate::run::{self, CAMPUS, DATABASE, Origin};
 use crate::verify;
-use crate::{history, import, login, pin, purse};
+use crate::{history, import, login, phones, pin, purse};
 
 /// A configuration that is wrong (`EX_USAGE` of sysexits.h).
 const EXIT_CONFIGURATION: u8 = 64;
@@ -356,8 +359,8 @@ enum Purse {
         #[arg(long)]
         json: bool,
     },
-    /// Gives what is left on a withdrawn card back to its account, in cash. Refused while a building that was not heard since the
-    /// withdrawal may still report purchases.
+    /// Gives what is left on a card that was withdrawn, or of a closed account, back to its account, in cash. Refused while a building that was not heard since
+    /// then may still report purchases.
     Return {
         /// The serial of the card.
         serial: CardSerial,
@@ -367,70 +370,6 @@ enum Purse {
         #[command(flatten)]
         data: Data,
     },
-}
-
-#[derive(Subcommand)]
-enum VirtualCard {
-    /// Prints a voucher key for the campus file. Publish it a month before its first use; a number that is taken out of the
-    /// file again ends all its vouchers. Works without the service.
-    Key {
-        /// Its number; one that was withdrawn is not used again.
-        #[arg(long, default_value_t = 1)]
-        number: u8,
-        /// Days from now until its first use.
-        #[arg(long, value_name = "DAYS", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=3_650))]
-        after: u16,
-        /// Days of use.
-        #[arg(long, value_name = "DAYS", default_value_t = 400, value_parser = clap::value_parser!(u16).range(1..=3_650))]
-        days: u16,
-        #[command(flatten)]
-        data: Data,
-    },
-    /// Makes a virtual card of a phone's key, and prints its number.
-    Activate {
-        /// A card of the account.
-        #[arg(long)]
-        card: CardNumber,
-        /// The key's algorithm: p256 or ed25519.
-        #[arg(long, default_value = "p256")]
-        algorithm: String,
-        /// The public key in hexadecimal: 33 bytes compressed (p256), or 32 (ed25519).
-        #[arg(long, value_name = "HEX")]
-        key: String,
-        /// Who says so.
-        #[arg(long, default_value = "operator")]
-        operator: Key,
-        #[command(flatten)]
-        data: Data,
-    },
-    /// Signs a voucher for a virtual card, and prints it: the phone shows codes by it until it ends.
-    Voucher {
-        /// The virtual card.
-        card: CardNumber,
-        /// How long it is good; three days where it is not given, or one where it holds money.
-        #[arg(long)]
-        minutes: Option<u16>,
-        /// Holds money for it, by which it pays once where nobody can be asked: at most so many yuan, and no more than is free.
-        #[arg(long, value_name = "YUAN", num_args = 0..=1, default_missing_value = "20.00", value_parser = Fen::parse_yuan)]
-        pay: Option<Fen>,
-        /// The number of the last one that the phone has used up; without it an unspent one is given again.
-        #[arg(long, value_name = "NUMBER", requires = "pay")]
-        after: Option<u32>,
-        #[command(flatten)]
-        data: Data,
-        /// Prints JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Takes the receipt that a terminal gave for what a voucher paid: what the voucher did not spend is free at once.
-    Receipt {
-        /// Its 240 digits.
-        digits: String,
-        #[command(flatten)]
-        data: Data,
-    },
-    /// Revokes a virtual card, for ever. The account's other cards stay as they are.
-    Revoke(LossOf),
 }
 
 #[derive(Subcommand)]
@@ -487,14 +426,14 @@ enum Card {
 }
 
 #[derive(Args)]
-struct LossOf {
+pub(crate) struct LossOf {
     /// The card.
-    card: CardNumber,
+    pub(crate) card: CardNumber,
     /// Who says so.
     #[arg(long, default_value = "operator")]
-    operator: Key,
+    pub(crate) operator: Key,
     #[command(flatten)]
-    data: Data,
+    pub(crate) data: Data,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -658,7 +597,7 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
         Action::Card { what: Card::Legacy { old, group, of } } => {
             change(out, of, SettingCommand::IssueLegacyCard { new_card: old, group })?;
         }
-        Action::VirtualCard { what } => virtual_card(out, what)?,
+        Action::VirtualCard { what } => phones::command::act(what, out)?,
         Action::Status { data, json } => {
             let status = without_ok(say(&data.dir, &Command::Status)?);
             if json {
@@ -691,53 +630,11 @@ fn start_log(json: bool) {
     let _ = if json { log.json().try_init() } else { log.try_init() };
 }
 
-fn say(dir: &Path, command: &Command) -> anyhow::Result<Value> {
+pub(crate) fn say(dir: &Path, command: &Command) -> anyhow::Result<Value> {
     Ok(Client::connect(dir)?.command(command)?)
 }
 
-fn virtual_card(out: &mut impl Write, what: VirtualCard) -> anyhow::Result<()> {
-    match what {
-        VirtualCard::Key { number, after, days, data } => {
-            let key = run::identity(&data.dir)?.voucher_key(number).verifying_key();
-            let day_ms = 24 * 3_600_000;
-            // Vouchers say when they were issued in whole seconds.
-            let now = Timestamp(real_now().0.div_euclid(1_000) * 1_000);
-            let from = now.plus_ms(i64::from(after) * day_ms);
-            let to = from.plus_ms(i64::from(days) * day_ms);
-            writeln!(out, "[[voucher_keys]]\nnumber = {number}\nkey = \"{}\"", hex(key.as_bytes()))?;
-            writeln!(out, "from_ms = {} # {}", from.0, local_time(from))?;
-            writeln!(out, "to_ms = {} # {}", to.0, local_time(to))?;
-        }
-        VirtualCard::Activate { card, algorithm, key, operator, data } => {
-            let command = Command::ActivateVirtualCard { card, algorithm, key, operator };
-            let reply = say(&data.dir, &command)?;
-            writeln!(out, "{}", reply.get("card").and_then(Value::as_str).unwrap_or_default())?;
-        }
-        VirtualCard::Voucher { card, minutes, pay, after, data, json } => {
-            let ceiling_fen = pay.unwrap_or_default();
-            let command = Command::Voucher { card, life_minutes: minutes, ceiling_fen, after };
-            let reply = without_ok(say(&data.dir, &command)?);
-            if json {
-                writeln!(out, "{reply}")?;
-            } else {
-                writeln!(out, "{}", reply.get("voucher").and_then(Value::as_str).unwrap_or_default())?;
-            }
-        }
-        VirtualCard::Receipt { digits, data } => {
-            let reply = say(&data.dir, &Command::Receipt { receipt: digits })?;
-            let yuan = |field: &str| Fen::new(reply.get(field).and_then(Value::as_i64).unwrap_or_default());
-            writeln!(out, "{} yuan paid, {} yuan free again", yuan("amount_fen"), yuan("freed_fen"))?;
-        }
-        VirtualCard::Revoke(LossOf { card, operator, data }) => {
-            anyhow::ensure!(card.is_virtual(), "{card} is no virtual card");
-            say(&data.dir, &Command::ChangeSetting { card, change: SettingCommand::VoidCard, operator })?;
-            writeln!(out, "revoked")?;
-        }
-    }
-    Ok(())
-}
-
-fn without_ok(mut reply: Value) -> Value {
+pub(crate) fn without_ok(mut reply: Value) -> Value {
     if let Value::Object(fields) = &mut reply {
         fields.remove("ok");
     }
@@ -764,114 +661,6 @@ fn close_account(out: &mut impl Write, channel: Key, subsidy_channel: Key, of: L
         reply = client.command(&Command::Account { card: card.clone() })?;
     }
     print_account(out, &reply)
-}
-
-/// A time as people here read it.
-fn local_time(time: Timestamp) -> String {
-    let zoned = jiff::tz::Offset::from_seconds(BusinessCalendar::CHINA.utc_offset_minutes * 60)
-        .ok()
-        .zip(jiff::Timestamp::from_millisecond(time.0).ok())
-        .map(|(offset, time)| offset.to_datetime(time).strftime("%Y-%m-%d %H:%M:%S +08:00").to_string());
-    zoned.unwrap_or_else(|| format!("{} ms", time.0))
-}
-
-fn print_loss(out: &mut impl Write, loss: &CardLoss) -> anyhow::Result<()> {
-    writeln!(out, "reported {}", local_time(loss.reported))?;
-    if loss.unaware.is_empty() {
-        writeln!(out, "known everywhere ({} buildings)", loss.buildings)?;
-        return Ok(());
-    }
-    let at_most = loss
-        .at_most_fen
-        .map_or("without a bound by the policy".to_owned(), |fen| format!("at most {fen} yuan"));
-    writeln!(
-        out,
-        "known to {} of {} buildings; elsewhere {at_most} can still be spent",
-        loss.known, loss.buildings
-    )?;
-    for building in &loss.unaware {
-        let Building { node, heard, at_most_fen } = building;
-        writeln!(out, "  {node:<24} last heard {}, {at_most_fen} yuan", local_time(*heard))?;
-    }
-    Ok(())
-}
-
-fn print_account(out: &mut impl Write, account: &Value) -> anyhow::Result<()> {
-    let yuan = |value: &Value| Fen::new(value.as_i64().unwrap_or_default()).to_string();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    writeln!(out, "account {}, {}", account["account"], text(&account["patron_class"]))?;
-    for (name, set) in [("frozen", &account["frozen"]), ("closed", &account["closed"])] {
-        if set == true {
-            writeln!(out, "  {name}")?;
-        }
-    }
-    for (field, told) in account["holder"].as_object().into_iter().flatten() {
-        writeln!(out, "  {field}: {}", text(told))?;
-    }
-    print_closing(out, &account["closing"])?;
-    for (card, status) in account["cards"].as_object().into_iter().flatten() {
-        writeln!(out, "  card {card}: {}", text(status))?;
-    }
-    let (single, daily) = (yuan(&account["single_limit_fen"]), yuan(&account["daily_limit_fen"]));
-    writeln!(out, "  without PIN: {single} yuan a purchase, {daily} yuan a day")?;
-    let groups: Vec<_> = account["groups"].as_array().into_iter().flatten().map(text).collect();
-    if !groups.is_empty() {
-        writeln!(out, "  groups: {}", groups.join(" "))?;
-    }
-    for (wallet, state) in account["wallets"].as_object().into_iter().flatten() {
-        let (funds, free, owed) =
-            (yuan(&state["funds_fen"]), yuan(&state["at_the_centre_fen"]), yuan(&state["owed_fen"]));
-        writeln!(out, "  {wallet}: {funds} yuan, {free} of it at the centre, {owed} owed")?;
-    }
-    for voucher in account["vouchers"].as_array().into_iter().flatten() {
-        let until = local_time(Timestamp(voucher["until_ms"].as_i64().unwrap_or_default()));
-        writeln!(
-            out,
-            "  voucher {}: {} yuan held, until {until}",
-            voucher["number"],
-            yuan(&voucher["held_fen"])
-        )?;
-    }
-    for right in account["rights"].as_array().into_iter().flatten() {
-        let (right_fen, stand_in) = (yuan(&right["right_fen"]), yuan(&right["stand_in_fen"]));
-        let (node, wallet) = (text(&right["node"]), text(&right["wallet"]));
-        writeln!(out, "  right at {node}: {right_fen} yuan of {wallet}, {stand_in} yuan stand-in")?;
-    }
-    Ok(())
-}
-
-fn print_closing(out: &mut impl Write, closing: &Value) -> anyhow::Result<()> {
-    if closing.is_null() {
-        return Ok(());
-    }
-    let yuan = |value: &Value| Fen::new(value.as_i64().unwrap_or_default());
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let time = |value: &Value| local_time(Timestamp(value.as_i64().unwrap_or_default()));
-    for (paid, channel) in [("paid_fen", "channel"), ("subsidy_paid_fen", "subsidy_channel")] {
-        if yuan(&closing[paid]).is_positive() {
-            writeln!(out, "  paid out: {} yuan by {}", yuan(&closing[paid]), text(&closing[channel]))?;
-        }
-    }
-    match closing["state"].as_str() {
-        Some("paid_out") => writeln!(out, "  nothing is left of it")?,
-        Some("owes") => writeln!(out, "  it owes {} yuan", yuan(&closing["owed_fen"]))?,
-        _ => writeln!(
-            out,
-            "  {} yuan are still to be paid out, at the latest on {}",
-            yuan(&closing["held_fen"]),
-            time(&closing["waits_until"])
-        )?,
-    }
-    for building in closing["waits_for"].as_array().into_iter().flatten() {
-        let (node, right) = (text(&building["node"]), yuan(&building["right_fen"]));
-        let knows = if building["knows"] == true { "knows of it" } else { "has not said that it knows" };
-        writeln!(out, "  waits for {node}: {right} yuan, {knows}, last heard {}", time(&building["heard"]))?;
-    }
-    if yuan(&closing["given_up_fen"]).is_positive() {
-        let given_up = yuan(&closing["given_up_fen"]);
-        writeln!(out, "  {given_up} yuan of it came home without word of the buildings that had it")?;
-    }
-    Ok(())
 }
 
 fn init(out: &mut impl Write, dir: &Path, campus_file: &Path) -> anyhow::Result<()> {
@@ -941,82 +730,6 @@ fn enroll(out: &mut impl Write, dir: &Path, node: NodeName, role: Role, as_json:
         writeln!(out, "  feiqian-node join --data DIR --centre HOST:PORT --code {code}")?;
     }
     Ok(())
-}
-
-fn print_status(out: &mut impl Write, status: &Status) -> std::io::Result<()> {
-    let yuan = |fen: i64| Fen::new(fen).to_string();
-    if let Some(recovery) = &status.recovery {
-        print_recovery(out, recovery)?;
-    }
-    if let Some(until) = status.recovered_until {
-        let until = jiff::Timestamp::from_millisecond(until.0).unwrap_or_default();
-        writeln!(
-            out,
-            "restored from a backup: what was done here after {until} and told to no building is lost; submit credits \
-             again under their keys\n"
-        )?;
-    }
-    writeln!(
-        out,
-        "{} accounts, campus configuration {}, {} asks waiting, {} cases open ({} yuan), {} yuan in suspense",
-        status.accounts,
-        status.campus_version,
-        status.asks,
-        status.open_cases,
-        yuan(status.open_cases_fen),
-        yuan(status.suspense_fen),
-    )?;
-    writeln!(out)?;
-    let width = status.nodes.iter().map(|node| node.node.len()).max().unwrap_or(0).max(4);
-    writeln!(
-        out,
-        "{:width$}  {:9}  {:>9}  {:>13}  {:>8}  {:>12}  {:>12}  state",
-        "node", "link", "ingested", "to node", "backlog", "right (yuan)", "stand-in"
-    )?;
-    for node in &status.nodes {
-        writeln!(
-            out,
-            "{:width$}  {:9}  {:>9}  {:>13}  {:>8}  {:>12}  {:>12}  {}",
-            node.node,
-            if node.connected { "connected" } else { "-" },
-            node.ingested,
-            format!("{}/{}", node.to_node_acked, node.to_node),
-            node.backlog,
-            yuan(node.out_fen),
-            yuan(node.stand_in_out_fen),
-            node.state,
-        )?;
-    }
-    for revoked in &status.revoked {
-        writeln!(
-            out,
-            "revoked: {}, enrolment {} (node {})",
-            revoked.node, revoked.enrolment, revoked.number
-        )?;
-    }
-    Ok(())
-}
-
-fn print_recovery(out: &mut impl Write, recovery: &RecoveryStatus) -> std::io::Result<()> {
-    writeln!(
-        out,
-        "RESTORED FROM A BACKUP: {} entries taken back from the buildings so far; nothing is granted until {}",
-        recovery.entries,
-        if recovery.replaying { "they are worked off" } else { "every building was heard" },
-    )?;
-    writeln!(
-        out,
-        "heard: {}",
-        if recovery.heard.is_empty() { "-".to_owned() } else { recovery.heard.join(", ") }
-    )?;
-    for waiting in &recovery.not_heard {
-        let trouble = waiting.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
-        writeln!(out, "waited for: {}{trouble}", waiting.node)?;
-    }
-    if !recovery.not_heard.is_empty() {
-        writeln!(out, "one that will never come is given up by: feiqian-reconcile retire NODE --force")?;
-    }
-    writeln!(out)
 }
 
 fn verify(out: &mut impl Write, dir: &Path, as_json: bool) -> anyhow::Result<ExitCode> {

@@ -52,6 +52,11 @@ impl Closures {
         self.orders.contains_key(&account)
     }
 
+    /// When an account was closed; `None` for one that is not.
+    pub(crate) fn ordered(&self, account: AccountId) -> Option<Timestamp> {
+        self.orders.get(&account).map(|closure| closure.ordered)
+    }
+
     /// True where the rows of an account at a node were given up.
     pub(crate) fn is_given_up(&self, account: AccountId, node: NodeId, epoch: Epoch) -> bool {
         self.given_up.contains(&(account, node, epoch))

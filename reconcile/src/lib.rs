@@ -13,6 +13,7 @@ pub mod cases;
 mod closing;
 pub mod core;
 mod desk;
+mod enrolments;
 pub mod escrow;
 pub mod export;
 pub mod habit;

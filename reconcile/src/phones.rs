@@ -6,8 +6,10 @@
 //! Numbers of vouchers grow with the clock, so that a centre restored from a backup uses none again.
 //!
 //! **Replays.** A code pays once per building, so one that is shown at two of them in its window pays at both. What is ingested
-//! later of the two is a fault; if it took money without the PIN, the holder has it back from the risk fund up to its cap, as
-//! after a loss, as a case of reason `code_replayed`.
+//! later of the two is a fault and, if it took money without the PIN, a case of reason `code_replayed` in suspense. Nothing is given back
+//! by rule, since people can lend codes on purpose: a person decides.
+
+pub(crate) mod command;
 
 use ed25519_dalek::SigningKey;
 use feiqian_protocol::account::{CardStatus, Intent, phone_text, read_phone};

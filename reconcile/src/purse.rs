@@ -9,8 +9,8 @@
 //! that counter, and the books have the money on the card. Whatever else a terminal has handed something out for, suspense pays,
 //! and a case says why. Two purchases with one counter are two cards: the card is withdrawn.
 //!
-//! **Return** ([`returned`]): what the books have on a withdrawn card goes back to its account, once every building was heard past its
-//! withdrawal, or the term is over. What comes later of it is suspense's, as of any card that has paid more than the books have.
+//! **Return** ([`returned`]): what the books have on a withdrawn card, or one of a closed account, goes back to its account, once every
+//! building was heard past that, or the term is over. What comes later of it is suspense's, as of any card that has paid more than the books have.
 //!
 //! The master keys lie in files beside the other secrets of the centre, and are in no database.
 

@@ -2,19 +2,17 @@
 
 use feiqian_protocol::account::{HolderField, Intent};
 use feiqian_protocol::chain::{Countersignature, Cursor, Head, SignedHead};
-use feiqian_protocol::enrol::{
-    EnrolAnswer, EnrolRequest, Enrolled, Role,
-};
+use feiqian_protocol::enrol::{EnrolAnswer, EnrolRequest, Enrolled, Role};
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
     CloseOrdered, CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd,
     Grant, Hint, HoldMoved, HoldPlaced, Measured, NodeEnrolled, Payout, PinVerifier, PinVerifiers, Pool,
-    Posted, PostedHead, Proof, Refund, Release, Reversal, Setting, SettingAnswered, ShareGrant,
-    ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone,
+    Posted, PostedHead, Proof, Refund, Release, Reversal, Setting, SettingAnswered, ShareGrant, ShareRelease,
+    StandInGrant, TakenIn, TapRef, Tombstone,
 };
 use feiqian_protocol::frame::{
-    Ack, Ask, Branch, CentreHello, Entries, Frame, LogCursor, LossNotice, Mark, No, NodeHello,
-    Recall, Recalled, RefusalReason,
+    Ack, Ask, Branch, CentreHello, Entries, Frame, LogCursor, LossNotice, Mark, No, NodeHello, Recall,
+    Recalled, RefusalReason,
 };
 use feiqian_protocol::ids::{
     AccountId, CampusId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,

@@ -186,10 +186,8 @@ impl Round<'_> {
         }
         let amount = load.amount.to_fen();
         waiting.account = Some(account);
-        match self.raise(waiting, account, amount)? {
-            Judged::Wait => return Ok(Judged::Wait),
-            Judged::Answer(PurseReply::Settled(_), _) => {}
-            no => return Ok(no),
+        if let Some(not_yet) = self.raise(waiting, account, amount)? {
+            return Ok(not_yet);
         }
         let entry = PurseLoad {
             account,
@@ -251,20 +249,20 @@ impl Round<'_> {
         TerminalNumber([a, b, c, d, e, f])
     }
 
-    /// Whether the money is there: `Settled` where it is free. What lies with buildings is called home once.
+    /// Sees to it that the money is free; until it is, what the load comes to. What lies with buildings is called home once.
     fn raise(
         &mut self,
         waiting: &mut WaitingLoad,
         account: AccountId,
         amount: Fen,
-    ) -> Result<Judged, StoreError> {
+    ) -> Result<Option<Judged>, StoreError> {
         let holding = self.holding(account, WALLET)?;
         let (funds, free) = (holding.wallet.funds, holding.wallet.free);
         if funds < amount {
-            return Ok(refused(PurseRefusal::Insufficient));
+            return Ok(Some(refused(PurseRefusal::Insufficient)));
         }
         if free >= amount {
-            return Ok(Judged::Answer(PurseReply::Settled(LoadFate::Done), None));
+            return Ok(None);
         }
         let out: Vec<NodeId> = holding
             .rows
@@ -281,7 +279,7 @@ impl Round<'_> {
             }
         }
         waiting.recalled = true;
-        Ok(if reachable { Judged::Wait } else { refused(PurseRefusal::Elsewhere) })
+        Ok(Some(if reachable { Judged::Wait } else { refused(PurseRefusal::Elsewhere) }))
     }
 
     /// What an entry of a load does: the money leaves the account.

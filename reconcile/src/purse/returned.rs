@@ -1,4 +1,4 @@
-//! What is left on a withdrawn card.
+//! What is left on a card that no building takes any more: one that was withdrawn, or of an account that was closed.
 
 use feiqian_protocol::account::CardStatus;
 use feiqian_protocol::entry::{Actor, ActorKind, EntryRef, Proof, PurseReturned};
@@ -24,7 +24,7 @@ impl Round<'_> {
         }
     }
 
-    /// Gives what the books have on a withdrawn card back to its account.
+    /// Gives what the books have on a card that is out of use back to its account. That of a closed account is paid out from there.
     pub(crate) fn return_purse(&mut self, serial: CardSerial, operator: Key) -> Result<Reply, StoreError> {
         let card = serial.card_number();
         let account = match self.named(&card)? {
@@ -34,9 +34,13 @@ impl Round<'_> {
         let Some((_, settings)) = self.document(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
-        if settings.cards.get(&card) != Some(&CardStatus::Void) {
+        let since = match settings.cards.get(&card) {
+            Some(CardStatus::Void) => Some(purses::void_at(self.db, serial)?.unwrap_or(self.state.time)),
+            _ => self.state.closures.ordered(account),
+        };
+        let Some(since) = since else {
             return Ok(refused("in_use", "the card is not withdrawn: replace or withdraw it first"));
-        }
+        };
         if self.ledger_now(&transit_ledger(serial))? != Fen::ZERO {
             let message = "a load of the card is in transit: nobody knows yet whether it is on it";
             return Ok(refused("in_transit", message));
@@ -45,9 +49,8 @@ impl Round<'_> {
         if !amount.is_positive() {
             return Ok(refused("empty", "the books have nothing on the card"));
         }
-        let void = purses::void_at(self.db, serial)?.unwrap_or(self.state.time);
-        if self.horizon() <= void {
-            let message = "a building that was not heard since the card was withdrawn may still report purchases of it; \
+        if self.horizon() <= since {
+            let message = "a building that was not heard since then may still report purchases of it; \
                            say this again when it was, or after the term";
             return Ok(refused("not_yet", message));
         }

@@ -26,13 +26,13 @@ const FORGOTTEN_PER_HOLD: i64 = 4;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum HoldStage {
     /// All of its ceiling is held.
-    Whole,
+    Whole = 0,
     /// A receipt says what it paid: so much is held for that debit.
-    Receipted,
+    Receipted = 1,
     /// The debit is ingested, and took it.
-    Paid,
+    Paid = 2,
     /// Its time is over, and what was held is free again.
-    Returned,
+    Returned = 3,
 }
 
 impl HoldStage {
@@ -183,7 +183,6 @@ pub(crate) fn of_debit(
 
 /// Writes one.
 pub(crate) fn put(db: &Connection, hold: &HoldState) -> Result<(), StoreError> {
-    let stage = HoldStage::ALL.iter().position(|stage| *stage == hold.stage).unwrap_or_default();
     db.prepare_cached(
         "INSERT OR REPLACE INTO holds VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
     )?
@@ -194,7 +193,7 @@ pub(crate) fn put(db: &Connection, hold: &HoldState) -> Result<(), StoreError> {
         hold.ceiling.get(),
         hold.issued,
         hold.until,
-        stage as i64,
+        hold.stage as u8,
         hold.counted.get(),
         hold.days.0.0,
         hold.days.1.0,

@@ -403,6 +403,33 @@ fn two_cards_of_one_serial_are_found_by_their_counter_and_withdrawn() {
 }
 
 #[test]
+fn what_is_left_on_the_card_of_a_closed_account_is_paid_out() {
+    let mut bench = bench_with(10_000);
+    let mut chip = Chip::new();
+    load(&mut bench, &mut chip, 2_000);
+    let late = chip.purchase(500, 1);
+    let close = Command::CloseAccount {
+        card: card(SERIAL),
+        channel: key("counter"),
+        subsidy_channel: key("subsidy"),
+        operator: key("desk"),
+    };
+    bench.command(close).unwrap();
+    release_all(&mut bench);
+    let back =
+        |bench: &mut Bench| bench.command(Command::ReturnPurse { serial: serial(), operator: key("desk") });
+    assert_eq!(back(&mut bench).unwrap_err().code, "not_yet");
+    bench.advance(1_000);
+    report(&mut bench, late);
+    assert_eq!((ledger(&bench, "channel:counter"), on_card(&bench)), (8_000, 1_500));
+    assert_eq!(back(&mut bench).unwrap()["amount_fen"], 1_500);
+    bench.step(vec![Input::Timer]);
+    assert_eq!((ledger(&bench, "channel:counter"), on_card(&bench)), (9_500, 0));
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 0);
+    bench.check();
+}
+
+#[test]
 fn what_is_left_on_a_withdrawn_card_goes_back_once_no_building_can_report_it_any_more() {
     let mut bench = bench_with(10_000);
     let mut chip = Chip::new();
