@@ -1,13 +1,14 @@
 //! The command line. Whatever changes something is said to the running service through its local socket; `verify` and
 //! `export` read the database by themselves.
 
+mod accounts;
+mod cards;
 pub(crate) mod print;
 
 use std::ffi::OsString;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -16,21 +17,20 @@ use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName, Wallet};
 use feiqian_protocol::limits::ENROL_CODE_SECONDS;
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::purse::values::CardSerial;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
-use self::print::{print_account, print_loss, print_status};
+use self::print::{print_account, print_status};
 use crate::authority::{self, Authority};
 use crate::config::{Config, ConfigError, read_campus};
 use crate::control::Client;
 use crate::driver::real_now;
 use crate::export::{self, Format, Table};
-use crate::holders::command::{self as holder, PickUp};
 use crate::io::{Command, Identity, SettingCommand};
 use crate::login::command::LoginAction;
 use crate::phones::command::VirtualCard;
 use crate::pin::command::PinAction;
+use crate::purse::command::PurseAction;
 use crate::run::{self, CAMPUS, DATABASE, Origin};
 use crate::verify;
 use crate::{history, import, login, phones, pin, purse};
@@ -156,22 +156,22 @@ enum Action {
     /// Reports a card lost, lifts the report, or shows how far it is known.
     Loss {
         #[command(subcommand)]
-        what: Loss,
+        what: cards::Loss,
     },
     /// Shows the account of a card, or changes it.
     Account {
         #[command(subcommand)]
-        what: Account,
+        what: accounts::Account,
     },
     /// Replaces a card or withdraws it.
     Card {
         #[command(subcommand)]
-        what: Card,
+        what: cards::Card,
     },
     /// Purses of cards: what is on them by the books, and what explains a card that says something else.
     Purse {
         #[command(subcommand)]
-        what: Purse,
+        what: PurseAction,
     },
     /// Virtual cards: the keys of phones, and what they pay and open doors by.
     VirtualCard {
@@ -263,170 +263,9 @@ struct Amount {
     yuan: Option<Fen>,
 }
 
-#[derive(Subcommand)]
-enum Loss {
-    /// Reports a card lost, at once.
-    Report(LossOf),
-    /// Lifts all reports of a card.
-    Lift(LossOf),
-    /// Shows which buildings have the report, and what can still be spent in the others.
-    Show {
-        /// The card.
-        card: CardNumber,
-        #[command(flatten)]
-        data: Data,
-        /// Prints JSON.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-#[derive(Subcommand)]
-enum Account {
-    /// Shows its cards, settings, money, and where the rights to it are.
-    Show {
-        /// A card of it.
-        card: CardNumber,
-        #[command(flatten)]
-        data: Data,
-        /// Prints JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Opens one for a holder, or those of a file, each with a card that is inactive until it is activated. The last six of the
-    /// ID number are read from a line of standard input (an empty one for none): the initial payment PIN is made of them.
-    Open(holder::Open),
-    /// Tells something of its holder: name, number, verified phone, notices wanted.
-    Describe(holder::Describe),
-    /// Binds it to the user of an app who knows name, number and chosen payment PIN (a line of standard input). Whatever does not
-    /// match is answered alike; a number has five tries a day.
-    Bind(holder::Bind),
-    /// Finds it by its holder's number, or by the user that it is bound to.
-    Find(holder::Find),
-    /// No purchases from it.
-    Freeze(LossOf),
-    /// Purchases again.
-    Unfreeze(LossOf),
-    /// Sets its no-PIN limits; one that is not given stays.
-    Limits {
-        /// In fen per purchase.
-        #[arg(long, value_name = "FEN", required_unless_present = "daily")]
-        single: Option<i64>,
-        /// In fen per day.
-        #[arg(long, value_name = "FEN")]
-        daily: Option<i64>,
-        #[command(flatten)]
-        of: LossOf,
-    },
-    /// Closes it for ever: no tap from now on, and what it has is paid out once all of it has come home from the buildings. One
-    /// that cannot be reached is waited for until the campus's term is over. Waits a few seconds for the payout; `account show`
-    /// tells later how it stands.
-    Close {
-        /// Who pays the holder's own money out, as credits name their channels.
-        #[arg(long, default_value = "counter")]
-        channel: Key,
-        /// Where what is left of the subsidy goes; the same channel pays it out to the holder as well.
-        #[arg(long, value_name = "CHANNEL", default_value = "subsidy")]
-        subsidy_channel: Key,
-        #[command(flatten)]
-        of: LossOf,
-    },
-    /// Makes it a member of a group (doors, price lists).
-    Join {
-        /// The group.
-        group: Key,
-        #[command(flatten)]
-        of: LossOf,
-    },
-    /// Ends its membership of a group.
-    Leave {
-        /// The group.
-        group: Key,
-        #[command(flatten)]
-        of: LossOf,
-    },
-}
-
-#[derive(Subcommand)]
-enum Purse {
-    /// Shows loads and purchases of a card, its last word, and counters that nobody has reported.
-    Show {
-        /// The serial of the card: 20 hex digits, which are its number too.
-        serial: CardSerial,
-        #[command(flatten)]
-        data: Data,
-        /// Prints JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Gives what is left on a card that was withdrawn, or of a closed account, back to its account, in cash. Refused while a building that was not heard since
-    /// then may still report purchases.
-    Return {
-        /// The serial of the card.
-        serial: CardSerial,
-        /// Who wants it.
-        #[arg(long, default_value = "operator")]
-        operator: Key,
-        #[command(flatten)]
-        data: Data,
-    },
-}
-
-#[derive(Subcommand)]
-enum Card {
-    /// Gives out a new card for one that is lost or worn, and withdraws the old one for ever.
-    Replace {
-        /// The new one.
-        #[arg(long)]
-        new: CardNumber,
-        #[command(flatten)]
-        of: LossOf,
-    },
-    /// Withdraws it, for ever.
-    Void(LossOf),
-    /// Brings blank cards into the stock that accounts are opened with: a file with a number on each line.
-    Stock {
-        /// The file.
-        file: PathBuf,
-        #[command(flatten)]
-        data: Data,
-    },
-    /// Cards that were given out and are not active yet: who is to pick one up, and what was missing there.
-    PickUp {
-        #[command(subcommand)]
-        what: PickUp,
-    },
-    /// Activates a card that was given out: until then it pays nothing and opens no door.
-    Activate {
-        /// By the holder's chosen payment PIN, on a line of standard input, in place of the operator's word.
-        #[arg(long)]
-        pin: bool,
-        #[command(flatten)]
-        of: LossOf,
-    },
-    /// Exchanges a worn card, which is there, for another one that is good at once. The account stays as it is.
-    Exchange {
-        /// The new one; the next blank one where it is not given.
-        #[arg(long)]
-        new: Option<CardNumber>,
-        #[command(flatten)]
-        of: LossOf,
-    },
-    /// Lets a card of an older system open the doors of one group, such as classrooms. It never pays.
-    Legacy {
-        /// That card.
-        #[arg(long)]
-        old: CardNumber,
-        /// The group.
-        #[arg(long, default_value = "classrooms")]
-        group: Key,
-        #[command(flatten)]
-        of: LossOf,
-    },
-}
-
+/// A card, and who says so of it.
 #[derive(Args)]
-pub(crate) struct LossOf {
+pub(crate) struct OfCard {
     /// The card.
     pub(crate) card: CardNumber,
     /// Who says so.
@@ -530,73 +369,12 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             let posted = reply.get("posted_fen").and_then(Value::as_i64).unwrap_or_default();
             writeln!(out, "credited {amount_fen} yuan; {wallet} was {} yuan then", Fen::new(posted))?;
         }
-        Action::Loss { what: Loss::Report(LossOf { card, operator, data }) } => {
-            say(&data.dir, &Command::ReportLoss { card, operator })?;
-            writeln!(out, "reported lost")?;
-        }
-        Action::Loss { what: Loss::Lift(LossOf { card, operator, data }) } => {
-            say(&data.dir, &Command::LiftLoss { card, operator })?;
-            writeln!(out, "lifted")?;
-        }
+        Action::Account { what } => accounts::act(what, out)?,
+        Action::Card { what } => cards::act(what, out)?,
+        Action::Loss { what } => cards::act_on_loss(what, out)?,
+        Action::Purse { what } => purse::command::act(what, out)?,
         Action::Pin { what } => pin::command::act(what, out)?,
         Action::Login { what } => login::command::act(what, out)?,
-        Action::Loss { what: Loss::Show { card, data, json } } => {
-            let reply = without_ok(say(&data.dir, &Command::CardLoss { card })?);
-            if json {
-                writeln!(out, "{reply}")?;
-            } else {
-                print_loss(out, &serde_json::from_value(reply)?)?;
-            }
-        }
-        Action::Account { what: Account::Show { card, data, json } } => {
-            let reply = without_ok(say(&data.dir, &Command::Account { card })?);
-            if json { writeln!(out, "{reply}")? } else { print_account(out, &reply)? }
-        }
-        Action::Account { what: Account::Open(open) } => holder::open(out, open)?,
-        Action::Account { what: Account::Describe(told) } => print_account(out, &holder::describe(told)?)?,
-        Action::Account { what: Account::Bind(bind) } => holder::bind(out, bind)?,
-        Action::Account { what: Account::Find(find) } => print_account(out, &holder::find(find)?)?,
-        Action::Account { what: Account::Freeze(of) } => change(out, of, SettingCommand::Freeze)?,
-        Action::Account { what: Account::Unfreeze(of) } => change(out, of, SettingCommand::Unfreeze)?,
-        Action::Account { what: Account::Limits { single, daily, of } } => {
-            let (single_limit_fen, daily_limit_fen) = (single.map(Fen::new), daily.map(Fen::new));
-            change(out, of, SettingCommand::Limits { single_limit_fen, daily_limit_fen })?;
-        }
-        Action::Account { what: Account::Close { channel, subsidy_channel, of } } => {
-            close_account(out, channel, subsidy_channel, of)?;
-        }
-        Action::Account { what: Account::Join { group, of } } => {
-            change(out, of, SettingCommand::JoinGroup { group })?;
-        }
-        Action::Account { what: Account::Leave { group, of } } => {
-            change(out, of, SettingCommand::LeaveGroup { group })?;
-        }
-        Action::Card { what: Card::Replace { new, of } } => {
-            change(out, of, SettingCommand::ReplaceCard { new_card: new })?;
-        }
-        Action::Card { what: Card::Void(of) } => change(out, of, SettingCommand::VoidCard)?,
-        Action::Purse { what: Purse::Show { serial, data, json } } => {
-            let reply = without_ok(say(&data.dir, &Command::Purse { serial })?);
-            if json {
-                writeln!(out, "{reply}")?;
-            } else {
-                purse::show::print(&serde_json::from_value(reply)?, out)?;
-            }
-        }
-        Action::Purse { what: Purse::Return { serial, operator, data } } => {
-            writeln!(out, "{}", without_ok(say(&data.dir, &Command::ReturnPurse { serial, operator })?))?;
-        }
-        Action::Card { what: Card::Stock { file, data } } => holder::stock(out, &file, &data)?,
-        Action::Card { what: Card::PickUp { what } } => holder::pick_up(out, what)?,
-        Action::Card { what: Card::Activate { pin, of: LossOf { card, operator, data } } } => {
-            print_account(out, &holder::activate(card, pin, operator, &data)?)?;
-        }
-        Action::Card { what: Card::Exchange { new, of } } => {
-            change(out, of, SettingCommand::ExchangeCard { new_card: new })?;
-        }
-        Action::Card { what: Card::Legacy { old, group, of } } => {
-            change(out, of, SettingCommand::IssueLegacyCard { new_card: old, group })?;
-        }
         Action::VirtualCard { what } => phones::command::act(what, out)?,
         Action::Status { data, json } => {
             let status = without_ok(say(&data.dir, &Command::Status)?);
@@ -641,25 +419,10 @@ pub(crate) fn without_ok(mut reply: Value) -> Value {
     reply
 }
 
-fn change(out: &mut impl Write, of: LossOf, change: SettingCommand) -> anyhow::Result<()> {
-    let LossOf { card, operator, data } = of;
+/// Changes a setting of the card's account.
+pub(super) fn change(out: &mut impl Write, of: OfCard, change: SettingCommand) -> anyhow::Result<()> {
+    let OfCard { card, operator, data } = of;
     let reply = without_ok(say(&data.dir, &Command::ChangeSetting { card, change, operator })?);
-    print_account(out, &reply)
-}
-
-/// How long the command line waits for a payout: a building in session gives its right back within a fraction of it.
-const PAYOUT_TIME: Duration = Duration::from_secs(5);
-
-fn close_account(out: &mut impl Write, channel: Key, subsidy_channel: Key, of: LossOf) -> anyhow::Result<()> {
-    let LossOf { card, operator, data } = of;
-    let mut client = Client::connect(&data.dir)?;
-    let close = Command::CloseAccount { card: card.clone(), channel, subsidy_channel, operator };
-    let mut reply = client.command(&close)?;
-    let begun = Instant::now();
-    while reply["closing"]["state"] == "closing" && begun.elapsed() < PAYOUT_TIME {
-        std::thread::sleep(Duration::from_millis(100));
-        reply = client.command(&Command::Account { card: card.clone() })?;
-    }
     print_account(out, &reply)
 }
 

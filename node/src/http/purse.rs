@@ -1,5 +1,6 @@
 //! Purses of cards, as terminals and reader services speak of them.
 
+use axum::http::StatusCode;
 use feiqian_protocol::ids::{Key, TerminalId};
 use feiqian_protocol::purse::apdu::LoadBegun;
 use feiqian_protocol::purse::entry::PurseLoaded;
@@ -13,8 +14,6 @@ use feiqian_protocol::purse::values::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-
-use axum::http::StatusCode;
 
 use super::api::TapAnswer;
 use super::{Failure, Terminals, to_json};

@@ -10,7 +10,7 @@ use feiqian_protocol::time::Timestamp;
 use serde_json::Value;
 
 use crate::cli::print::local_time;
-use crate::cli::{Data, LossOf, say, without_ok};
+use crate::cli::{Data, OfCard, say, without_ok};
 use crate::driver::real_now;
 use crate::io::{Command, SettingCommand};
 use crate::run;
@@ -77,7 +77,7 @@ pub enum VirtualCard {
         data: Data,
     },
     /// Revokes a virtual card, for ever. The account's other cards stay as they are.
-    Revoke(LossOf),
+    Revoke(OfCard),
 }
 
 /// Does it; says on `out` what was done.
@@ -117,7 +117,7 @@ pub fn act(what: VirtualCard, out: &mut impl Write) -> anyhow::Result<()> {
             let yuan = |field: &str| Fen::new(reply.get(field).and_then(Value::as_i64).unwrap_or_default());
             writeln!(out, "{} yuan paid, {} yuan free again", yuan("amount_fen"), yuan("freed_fen"))?;
         }
-        VirtualCard::Revoke(LossOf { card, operator, data }) => {
+        VirtualCard::Revoke(OfCard { card, operator, data }) => {
             anyhow::ensure!(card.is_virtual(), "{card} is no virtual card");
             say(data.path(), &Command::ChangeSetting { card, change: SettingCommand::VoidCard, operator })?;
             writeln!(out, "revoked")?;

@@ -240,8 +240,8 @@ impl<'a> Play<'a> {
         if later.is_empty() { Ok(()) } else { self.buy(later) }
     }
 
-    /// Purses that are low collect what is in the account, where the terminal is connected: until purses are in the ledger,
-    /// as a purchase with the PIN, which the centre lets nobody spend twice.
+    /// Purses that are low collect what is in the account, where the terminal is connected. A load costs what the centre
+    /// has at hand of the account, which is what a purchase with the PIN gets; the cards are a number each.
     fn collect(&mut self, purchases: &[Purchase]) -> Result<()> {
         let mut collecting: Vec<(u32, usize, i64)> = Vec::new();
         for purchase in purchases {

@@ -4,9 +4,11 @@
 //! A tap of a card whose number is a serial is a touch of its purse. What is true of a card is what is in it; the books are held
 //! against that.
 
+mod cards;
+mod checks;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
 use feiqian_node::io::{Input, Ticket};
 use feiqian_node::purse::{PurchaseReport, PurseDone, PurseError, PurseRequest};
 use feiqian_protocol::entry::PurseLoaded;
@@ -16,36 +18,33 @@ use feiqian_protocol::purse::issuer::Issuer;
 use feiqian_protocol::purse::journal::JournalEntry;
 use feiqian_protocol::purse::key::Algorithm;
 use feiqian_protocol::purse::load::{Load, LoadEnd, LoadOrder, LoadStep};
-use feiqian_protocol::purse::profile::{ApplicationName, CardProfile, CardProfiles};
-use feiqian_protocol::purse::purchase::{PurchaseEnd, PurchaseOrder};
+use feiqian_protocol::purse::profile::{ApplicationName, CardProfiles};
+use feiqian_protocol::purse::purchase::PurchaseEnd;
 use feiqian_protocol::purse::question::LoadFate;
 use feiqian_protocol::purse::recovery::{Evidence, LoadProbe};
-use feiqian_protocol::purse::sam::SoftSam;
 use feiqian_protocol::purse::torn::{Outcome, ProofSeen, Seen};
-use feiqian_protocol::purse::touch::{self, Journal, Link};
-use feiqian_protocol::purse::values::{CardSerial, CardTime, Counter, PurseFen, TerminalNumber};
+use feiqian_protocol::purse::touch::{self, Link};
+use feiqian_protocol::purse::values::{CardSerial, CardTime, PurseFen, TerminalNumber};
 use feiqian_protocol::tap::BalanceView;
 use feiqian_reconcile::purse::Purses as CentrePurses;
+
+use cards::{BALANCE_FEN_MAX, Chip, Field, Pos, fen, number_of};
 
 use super::hosts::NodeMessage;
 use super::{Event, MS, World};
 use crate::card::applet::Applet;
-use crate::card::state::{CardState, Masters};
+use crate::card::state::Masters;
 use crate::plan::{Ask, Tap};
-use crate::promises::{Coverage, Promise};
+use crate::promises::Coverage;
 use crate::seed::Seed;
 
 /// Below this a card is loaded with everything, in fen.
 const COLLECT_BELOW_FEN: u32 = 2_000;
 
-/// Most fen on a card.
-const BALANCE_FEN_MAX: u32 = 100_000;
-
 /// How long a terminal waits for its node.
 const WAIT_MS: u64 = 3_000;
 
-/// Touches that are torn, that copy the card, and that are of a forged one, one in so many.
-const TORN_EVERY: u64 = 6;
+/// Touches that copy the card, and that are of a forged one, one in so many.
 const COPIED_EVERY: u64 = 60;
 const FORGED_EVERY: u64 = 25;
 
@@ -60,25 +59,6 @@ pub(super) struct Purses {
     /// Purchases that a terminal has handed something out for: card, counter, terminal, sequence.
     approved: BTreeSet<(CardSerial, u16, TerminalNumber, u32)>,
     seed: Seed,
-}
-
-/// A card, and a copy of it where somebody has made one.
-struct Chip {
-    serial: CardSerial,
-    applet: Applet,
-    copy: Option<Applet>,
-    /// It lies on a reader.
-    busy: bool,
-    /// A load of which its terminal does not know what became.
-    in_doubt: bool,
-}
-
-/// A terminal.
-struct Pos {
-    sam: SoftSam,
-    /// Purchases of which it does not know what became.
-    open: BTreeMap<CardSerial, JournalEntry>,
-    reported: u32,
 }
 
 /// What a terminal waits for.
@@ -113,12 +93,10 @@ struct Report {
 
 impl Purses {
     pub(super) fn new(cards: impl Iterator<Item = CardNumber>, mut seed: Seed) -> Self {
-        let masters = Masters::example();
         let chip = |card: CardNumber, index: usize| {
             let serial = CardSerial::of_card(&card)?;
             let algorithm = if index.is_multiple_of(2) { Algorithm::Des } else { Algorithm::AesCmac };
-            let applet = Applet::new(CardState::issue(&masters, serial, algorithm));
-            Some((card, Chip { serial, applet, copy: None, busy: false, in_doubt: false }))
+            Some((card, Chip::new(serial, algorithm)))
         };
         let cards = cards.enumerate().filter_map(|(index, card)| chip(card, index)).collect();
         Self {
@@ -143,85 +121,13 @@ impl Purses {
     /// What the centre has for them.
     pub(super) fn of_centre(&self) -> CentrePurses {
         let Masters { load, tac, .. } = Masters::example();
-        let profiles = self.cards.values().map(profile).collect();
+        let profiles = self.cards.values().map(Chip::profile).collect();
         CentrePurses::new(Issuer::new(load, tac), profiles, false).expect("a card is a range of its own")
     }
 
     fn profiles(&self) -> CardProfiles {
-        let profiles = self.cards.values().map(profile).collect();
+        let profiles = self.cards.values().map(Chip::profile).collect();
         CardProfiles::new(ApplicationName::feiqian(), profiles).expect("a card is a range of its own")
-    }
-}
-
-fn profile(chip: &Chip) -> CardProfile {
-    CardProfile {
-        first: chip.serial,
-        last: chip.serial,
-        algorithm: chip.applet.state.algorithm,
-        algorithm_id: None,
-        purchase_key: 1,
-        purchase_key_version: 1,
-        load_key: 1,
-        load_key_version: 1,
-        log_counter: Default::default(),
-        balance_fen_max: fen(BALANCE_FEN_MAX),
-        record: None,
-    }
-}
-
-fn fen(amount: u32) -> PurseFen {
-    PurseFen::new(amount).expect("it fits into a purse")
-}
-
-fn number_of(building: usize, terminal: usize) -> TerminalNumber {
-    TerminalNumber([0, 0, 0, 1, building as u8, terminal as u8])
-}
-
-/// A card in a field that ends after so many commands, before or after it has executed the last one.
-struct Field<'a> {
-    applet: &'a mut Applet,
-    seed: &'a mut Seed,
-    left: Option<u64>,
-    executes_last: bool,
-}
-
-impl<'a> Field<'a> {
-    fn new(applet: &'a mut Applet, seed: &'a mut Seed, tears: bool) -> Self {
-        let left = (tears && seed.chance(1, TORN_EVERY)).then(|| seed.below(5));
-        let executes_last = seed.chance(1, 2);
-        Self { applet, seed, left, executes_last }
-    }
-}
-
-impl Link for Field<'_> {
-    fn transmit(&mut self, command: &[u8]) -> Option<Vec<u8>> {
-        let random = self.seed.draw().to_be_bytes();
-        match &mut self.left {
-            None => Some(self.applet.process(command, random)),
-            Some(0) => {
-                if std::mem::take(&mut self.executes_last) {
-                    self.applet.process(command, random);
-                }
-                self.applet.reset();
-                None
-            }
-            Some(left) => {
-                *left -= 1;
-                Some(self.applet.process(command, random))
-            }
-        }
-    }
-}
-
-/// A terminal's journal: written before DEBIT.
-struct Written<'a>(&'a mut Option<JournalEntry>);
-
-impl Journal for Written<'_> {
-    type Error = std::convert::Infallible;
-
-    fn persist(&mut self, entry: &JournalEntry) -> Result<(), Self::Error> {
-        *self.0 = Some(entry.clone());
-        Ok(())
     }
 }
 
@@ -422,13 +328,7 @@ impl World<'_> {
                 let Purses { cards, seed, .. } = &mut self.purses;
                 let Some(chip) = cards.get_mut(&touch.card) else { return };
                 let counter = chip.applet.state.online;
-                let torn = !touch.last && seed.chance(1, TORN_EVERY);
-                let mut field = Field {
-                    applet: &mut chip.applet,
-                    left: torn.then_some(0),
-                    executes_last: seed.chance(1, 2),
-                    seed,
-                };
+                let mut field = Field::of_one_command(&mut chip.applet, seed, !touch.last);
                 let mut end = None;
                 if let LoadStep::Transmit(command) = load.authorized(time, mac2) {
                     let answer = field.transmit(&command.encode());
@@ -524,21 +424,15 @@ impl World<'_> {
             Some(copy) if touch.copied => copy,
             _ => &mut chip.applet,
         };
+        let before = applet.state.balance.to_fen().get();
         let mut field = Field::new(applet, seed, true);
-        let order = PurchaseOrder { amount: touch.amount, time, record: None };
-        let mut written = None;
-        let before = field.applet.state.balance;
-        let end = touch::identify(&mut field, &profiles).ok().map(|identified| {
-            let Ok(end) =
-                touch::purchase(&mut field, &mut pos.sam, &mut Written(&mut written), identified, order);
-            end
-        });
-        let debited = before.to_fen().get() - field.applet.state.balance.to_fen().get();
-        match end {
-            Some(PurchaseEnd::Approved(receipt)) => {
+        let bought = field.buy(&mut pos.sam, &profiles, touch.amount, time);
+        let debited = before - applet.state.balance.to_fen().get();
+        match bought {
+            Some((PurchaseEnd::Approved(receipt), _)) => {
                 self.report_purchase(&touch, &receipt.entry, Some(receipt.tac), true);
             }
-            Some(PurchaseEnd::Unknown(_)) => {
+            Some((PurchaseEnd::Unknown(_), written)) => {
                 // The copy is not brought back: who made it has gone.
                 if let Some(entry) = written.filter(|_| !touch.copied) {
                     if debited > 0 {
@@ -549,7 +443,7 @@ impl World<'_> {
                 self.outcome.taps.unanswered += 1;
                 self.reached(Coverage::PurseTorn);
             }
-            Some(PurchaseEnd::Declined(_)) | None => self.outcome.taps.declined += 1,
+            Some((PurchaseEnd::Declined(_), _)) | None => self.outcome.taps.declined += 1,
         }
         self.leave(&touch);
     }
@@ -565,25 +459,9 @@ impl World<'_> {
         else {
             return;
         };
-        let thief = Masters {
-            load: "00112233445566778899aabbccddeeff".parse().expect("32 hex digits are a key"),
-            tac: "ffeeddccbbaa99887766554433221100".parse().expect("32 hex digits are a key"),
-            ..Masters::example()
-        };
-        let mut forged = CardState::issue(&thief, chip.serial, chip.applet.state.algorithm);
-        forged.balance = fen(BALANCE_FEN_MAX);
-        // Counters that the card will hardly reach.
-        forged.offline = Counter(30_000 + seed.below(30_000) as u16);
-        let mut forged = Applet::new(forged);
-        let mut field = Field { applet: &mut forged, seed, left: None, executes_last: false };
-        let order = PurchaseOrder { amount: touch.amount, time, record: None };
-        let mut written = None;
-        let end = touch::identify(&mut field, &profiles).ok().map(|identified| {
-            let Ok(end) =
-                touch::purchase(&mut field, &mut pos.sam, &mut Written(&mut written), identified, order);
-            end
-        });
-        if let Some(PurchaseEnd::Approved(receipt)) = end {
+        let mut forged = chip.forged(seed);
+        let bought = Field::steady(&mut forged, seed).buy(&mut pos.sam, &profiles, touch.amount, time);
+        if let Some((PurchaseEnd::Approved(receipt), _)) = bought {
             self.reached(Coverage::PurseForged);
             self.report_purchase(touch, &receipt.entry, Some(receipt.tac), true);
         }
@@ -591,11 +469,7 @@ impl World<'_> {
 
     fn leave(&mut self, touch: &Touch) {
         if let Some(chip) = self.purses.cards.get_mut(&touch.card) {
-            chip.busy = false;
-            chip.applet.reset();
-            if let Some(copy) = &mut chip.copy {
-                copy.reset();
-            }
+            chip.leave();
         }
     }
 
@@ -649,140 +523,13 @@ impl World<'_> {
         self.wait_for(site, Waiting::Report(index), |ticket| Input::Purse(ticket, terminal, request));
     }
 
-    /// Everybody brings back the cards of which it is not known what became of them.
-    pub(super) fn bring_cards_back(&mut self) {
-        let open: Vec<(usize, usize, CardSerial)> = self
-            .purses
-            .terminals
-            .iter()
-            .flat_map(|((building, terminal), pos)| {
-                pos.open.keys().map(|serial| (*building, *terminal, *serial))
-            })
-            .filter(|(.., serial)| {
-                !self.purses.cards.values().any(|chip| chip.serial == *serial && chip.busy)
-            })
-            .collect();
-        for (building, terminal, serial) in open {
-            let (card, amount) = (serial.card_number(), PurseFen::ZERO);
-            let touch = Touch { building, terminal, card, amount, copied: false, last: true };
-            self.recover_open(&touch);
-        }
-        let in_doubt: Vec<CardNumber> = self
-            .purses
-            .cards
-            .iter()
-            .filter(|(_, chip)| chip.in_doubt && !chip.busy)
-            .map(|(card, _)| card.clone())
-            .collect();
-        for card in in_doubt {
-            let touch =
-                Touch { building: 0, terminal: 0, card, amount: PurseFen::ZERO, copied: false, last: true };
-            if let Some(chip) = self.purses.cards.get_mut(&touch.card) {
-                chip.busy = true;
-            }
-            self.go_on(touch);
-        }
-    }
-
     fn pos(&mut self, building: usize, terminal: usize) {
         let number = number_of(building, terminal);
-        let pos = || Pos {
-            sam: SoftSam::new(number, Masters::example().purchase, 1, None),
-            open: BTreeMap::new(),
-            reported: 0,
-        };
-        self.purses.terminals.entry((building, terminal)).or_insert_with(pos);
+        self.purses.terminals.entry((building, terminal)).or_insert_with(|| Pos::new(number));
     }
 
     fn card_time(&self) -> CardTime {
         let now = self.epoch().plus_ms((self.now / MS) as i64);
         CardTime::at(now, 480).expect("a scenario plays in our years")
-    }
-
-    /// The books against what is in the cards, and against what terminals handed something out for.
-    pub(super) fn check_purses(&mut self) -> Result<()> {
-        if self.purses.is_empty() {
-            return Ok(());
-        }
-        let Some(core) = &self.centre.core else { return Ok(()) };
-        let db = core.connection();
-        let mut found = Vec::new();
-        let number = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| -> Result<i64> {
-            Ok(db.prepare_cached(sql)?.query_row(parameters, |row| row.get(0))?)
-        };
-        let balance = "SELECT COALESCE((SELECT balance FROM ledger WHERE ledger = ?1), 0)";
-        let mut clones = 0;
-        for (card, chip) in &self.purses.cards {
-            let books = number(balance, &[&format!("purse:{card}")])?;
-            let in_transit = number(balance, &[&format!("purse_transit:{card}")])?;
-            let text = card.to_string();
-            let cloned =
-                number("SELECT COUNT(*) FROM purse_purchases WHERE serial = ?1 AND became = 3", &[&text])?;
-            let settings: String = db.query_row(
-                "SELECT settings FROM accounts WHERE account = (SELECT account FROM cards WHERE card = ?1)",
-                [&text],
-                |row| row.get(0),
-            )?;
-            let void = settings.contains(&format!("\"{card}\":\"void\""));
-            clones += cloned;
-            if in_transit != 0 && !void {
-                found.push((
-                    Promise::Liveness,
-                    format!("{in_transit} fen are on their way onto {card} for ever"),
-                ));
-            }
-            if books < 0 {
-                found.push((
-                    Promise::NoOverspend,
-                    format!("{card} has paid {} fen more than were loaded", -books),
-                ));
-            }
-            let truth = i64::from(chip.applet.state.balance.get());
-            let unproven: i64 = self
-                .purses
-                .unproven
-                .iter()
-                .filter(|((serial, _), _)| *serial == chip.serial)
-                .map(|(_, fen)| *fen)
-                .sum();
-            if chip.copy.is_none() && books + in_transit != truth + unproven {
-                let text = format!(
-                    "{card} has {truth} fen and debited {unproven} that nobody can prove, and by the books {books} and \
-                     {in_transit} on their way"
-                );
-                found.push((Promise::Conservation, text));
-            }
-            if (cloned > 0) != void {
-                found.push((Promise::History, format!("{card}: {cloned} purchases of a copy, void: {void}")));
-            }
-            if cloned > 0 && chip.copy.is_none() {
-                found.push((Promise::History, format!("{card} is taken for a copy, and there is none")));
-            }
-        }
-        for report in &self.purses.reports {
-            if !report.told {
-                found.push((Promise::Survives, format!("a report is not kept: {:?}", report.request)));
-            }
-        }
-        for (serial, counter, terminal, sequence) in &self.purses.approved {
-            let paid = number(
-                "SELECT COUNT(*) FROM purse_purchases WHERE serial = ?1 AND counter = ?2 AND terminal = ?3
-                   AND sequence = ?4 AND became IN (0, 2, 3, 4)",
-                &[&serial.to_string(), counter, &terminal.to_string(), sequence],
-            )?;
-            if paid != 1 {
-                let text = format!(
-                    "the purchase {counter} of {serial} at {terminal} {sequence} is paid {paid} times"
-                );
-                found.push((Promise::ExactlyOnce, text));
-            }
-        }
-        if clones > 0 {
-            self.reached(Coverage::PurseCloneFound);
-        }
-        for (promise, text) in found {
-            self.violated(promise, text);
-        }
-        Ok(())
     }
 }
