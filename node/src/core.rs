@@ -237,6 +237,10 @@ impl NodeCore {
                     let generation = self.pin_to_hash(&tap)?;
                     outputs.push(Output::PinGeneration(ticket, generation));
                 }
+                Input::PinToShow(ticket, card) => {
+                    let pin = self.pin_to_show(&card)?;
+                    outputs.push(Output::PinToShow(ticket, pin));
+                }
                 Input::Status(ticket) => {
                     let status = self.status(now)?;
                     outputs.push(Output::Status(ticket, Box::new(status)));

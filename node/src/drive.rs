@@ -359,6 +359,7 @@ impl Driver {
                 Some(match request {
                     Request::Balance(card) => Input::Balance(ticket, card),
                     Request::Pin(tap) => Input::Pin(ticket, tap),
+                    Request::PinToShow(card) => Input::PinToShow(ticket, card),
                     Request::Reversal(request) => Input::Reversal(ticket, request),
                     Request::Purse(terminal, request) => Input::Purse(ticket, terminal, request),
                     Request::Setting(request) => Input::Setting(ticket, request),
@@ -438,6 +439,7 @@ impl Driver {
             Output::PinGeneration(ticket, generation) => {
                 self.answer(ticket, Answer::PinGeneration(generation));
             }
+            Output::PinToShow(ticket, pin) => self.answer(ticket, Answer::PinToShow(pin)),
             Output::Refused(ticket, error) => self.answer(ticket, Answer::Refused(error)),
             Output::Send(link, frame) => {
                 if let Some((current, handle)) = &self.link

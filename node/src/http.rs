@@ -20,6 +20,7 @@ use axum::http::{HeaderValue, Method, Request as HttpRequest, Response, StatusCo
 use axum::routing::{get, post};
 use feiqian_protocol::chain::hex;
 use feiqian_protocol::code::{CheckedCode, Code, VoucherKey};
+use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{InstitutionId, TerminalId};
 use feiqian_protocol::limits::HTTP_BODY_BYTES_MAX;
 use feiqian_protocol::tap::Decision;
@@ -28,8 +29,10 @@ use tokio::sync::watch;
 use crate::drive::{Answer, CoreQueue, NoAnswer, Request};
 use crate::io::{SettingError, TapError};
 use crate::pin::hashing::PinHashing;
+use crate::settings::{SettingKind, SettingRequest};
 use api::{BalanceAnswer, ErrorAnswer, HealthAnswer, SettingAnswer, TapAnswer};
 use auth::{MAC_HEADER, TERMINAL_HEADER, TerminalKey, TerminalSecret};
+use body::PinChange;
 
 /// How much longer than an ask may take a terminal waits for its answer, before it is told to ask again.
 const ANSWER_GRACE: Duration = Duration::from_secs(2);
@@ -92,7 +95,9 @@ impl Failure {
 impl From<body::BodyError> for Failure {
     fn from(error: body::BodyError) -> Self {
         match error {
-            body::BodyError::Pin => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "pin", error.to_string()),
+            body::BodyError::Pin(_) | body::BodyError::Guessable(_) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "pin", error.to_string())
+            }
             body::BodyError::Quantity => TapError::Quantity.into(),
             _ => Self::new(StatusCode::BAD_REQUEST, "malformed", error.to_string()),
         }
@@ -148,6 +153,7 @@ pub fn router(terminals: Arc<Terminals>) -> Router {
         .route("/v1/reversals", post(serve))
         .route("/v1/balance", post(serve))
         .route("/v1/settings", post(serve))
+        .route("/v1/pin", post(serve))
         .route("/v1/health", get(health))
         .route("/v1/openapi.json", get(openapi))
         .fallback(|| async {
@@ -208,6 +214,7 @@ async fn serve(State(terminals): State<Arc<Terminals>>, request: HttpRequest<Bod
             purse::serve(&terminals, &terminal, path, &body).await
         }
         (Method::POST, "/v1/settings") => setting(&terminals, &terminal, &body).await,
+        (Method::POST, "/v1/pin") => pin_change(&terminals, &terminal, &body).await,
         _ => balance(&terminals, &body).await,
     };
     if let Err(failure) = &answer {
@@ -264,6 +271,22 @@ async fn setting(terminals: &Terminals, terminal: &TerminalId, body: &[u8]) -> R
     let request = body::setting(terminal, body)?;
     match terminals.queue.ask(Request::Setting(request), terminals.answer_wait()).await? {
         Answer::Setting(done) => Ok(to_json(&SettingAnswer::done(done?.position.is_none()))),
+        _ => Err(NoAnswer::Unavailable.into()),
+    }
+}
+
+async fn pin_change(terminals: &Terminals, terminal: &TerminalId, body: &[u8]) -> Result<Vec<u8>, Failure> {
+    let PinChange { card, shown, chosen, by } = body::pin_change(terminal, body)?;
+    let new = terminals.pins.change(terminals, card.clone(), shown, chosen).await?;
+    let request = SettingRequest {
+        terminal: Some(terminal.clone()),
+        card,
+        kind: SettingKind::SetPin(Box::new(new)),
+        by,
+        proof: Proof::CardAndPin,
+    };
+    match terminals.queue.ask(Request::Setting(request), terminals.answer_wait()).await? {
+        Answer::Setting(done) => done.map(|_| to_json(&SettingAnswer::new_pin())).map_err(Failure::from),
         _ => Err(NoAnswer::Unavailable.into()),
     }
 }

@@ -13,6 +13,7 @@ use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalReques
 use feiqian_protocol::time::Timestamp;
 use serde::Serialize;
 
+use crate::pin::change::PinToShow;
 use crate::purse::{PurseDone, PurseError, PurseRequest};
 use crate::settings::SettingRequest;
 
@@ -77,6 +78,8 @@ pub enum Input {
     Setting(Ticket, SettingRequest),
     /// A PIN was entered for a tap that is to come. Answered by [`Output::PinGeneration`].
     Pin(Ticket, TapRequest),
+    /// Somebody wants to change the PIN of this card's account. Answered by [`Output::PinToShow`].
+    PinToShow(Ticket, CardNumber),
     /// A terminal wants something of a purse. Answered by [`Output::Purse`], now or later.
     Purse(Ticket, TerminalId, PurseRequest),
     /// Asks for [`Output::Status`].
@@ -113,6 +116,8 @@ pub enum Output {
     Setting(Ticket, Result<SettingDone, SettingError>),
     /// What the PIN is to be hashed for; absent where there is nothing to compare it with, or the tap was decided before.
     PinGeneration(Ticket, Option<PinGeneration>),
+    /// What a PIN that is to be changed is to be hashed for, when it is shown.
+    PinToShow(Ticket, Result<PinToShow, SettingError>),
     /// What became of a request about a purse.
     Purse(Ticket, Result<PurseDone, PurseError>),
     /// The answer to a status enquiry.

@@ -5,6 +5,7 @@
 //! this node holds its verifier. Three wrong ones in a row lock it here, whatever is entered then, until word of a PIN comes
 //! from the centre: a new one, or the same one again where it was unlocked.
 
+pub mod change;
 pub mod hashing;
 
 use feiqian_protocol::canary::{Canary, planted};

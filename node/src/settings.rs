@@ -1,8 +1,9 @@
-//! Settings that people change in this building: a loss report at a kiosk, a lower limit, a card withdrawn at a desk.
+//! Settings that people change in this building: a loss report at a kiosk, a lower limit, a card withdrawn at a desk, a PIN.
 //!
 //! What narrows acts here with the commit that writes it, cut off or not, and everywhere else as the log arrives. The document
 //! itself is changed by the account's stream alone; until the stream has it, taps here go by the document narrowed by what was
-//! written here ([`crate::store::settings`]). What widens is the centre's.
+//! written here ([`crate::store::settings`]). What widens is the centre's; so is a new PIN ([`crate::pin::change`]), which is written
+//! here for the centre to judge.
 
 use std::mem::discriminant;
 
@@ -15,6 +16,7 @@ use feiqian_protocol::money::Fen;
 use crate::apply::Fault;
 use crate::core::NodeCore;
 use crate::io::{Now, Output, SettingDone, SettingError, Ticket};
+use crate::pin::change::NewPin;
 use crate::store::StoreError;
 use crate::store::settings::OwnSetting;
 
@@ -41,6 +43,8 @@ pub enum SettingKind {
     Freeze,
     /// The card is withdrawn, for ever.
     VoidCard,
+    /// Another payment PIN.
+    SetPin(Box<NewPin>),
 }
 
 /// A change of settings that somebody wants here.
@@ -109,7 +113,13 @@ impl NodeCore {
         let Some(intent) = self.intent(request, &settings) else {
             return Ok(Ok(SettingDone { account, position: None }));
         };
-        if let Err(error) = settings.check_narrowing(&intent, self.identity.role) {
+        if let SettingKind::SetPin(new) = &request.kind
+            && intent.is_open_to(self.identity.role)
+            && let Err(error) = self.check_new_pin(now, account, new, &settings, &waiting, request)?
+        {
+            return Ok(Err(error));
+        }
+        if let Err(error) = settings.check_of_node(&intent, self.identity.role) {
             return Ok(Err(error.into()));
         }
         let alike = |own: &&OwnSetting| discriminant(&own.intent) == discriminant(&intent);
@@ -120,21 +130,30 @@ impl NodeCore {
             Ok(change) => change,
             Err(error) => return Ok(Err(error.into())),
         };
-        let kind = match self.identity.role {
-            Role::Desk => ActorKind::Cashier,
-            _ => ActorKind::Kiosk,
+        let typed = match &request.kind {
+            SettingKind::SetPin(new) => Some(new.typed),
+            _ => None,
         };
-        let actor = Actor { kind, id: request.by.clone(), proof: request.proof };
         let setting = Setting {
             account,
             document_epoch: DOCUMENT_EPOCH,
             intent: intent.clone(),
             change: change.clone().into(),
+            typed,
         };
-        let (position, _) = self.append(now, actor, setting.into())?;
+        let (position, _) = self.append(now, self.author(request), setting.into())?;
         self.store.put_own_setting(account, &OwnSetting { position, intent, change })?;
         self.put_in_force(account)?;
         Ok(Ok(SettingDone { account, position: Some(position) }))
+    }
+
+    /// Who writes what somebody wants here.
+    pub(crate) fn author(&self, request: &SettingRequest) -> Actor {
+        let kind = match self.identity.role {
+            Role::Desk => ActorKind::Cashier,
+            _ => ActorKind::Kiosk,
+        };
+        Actor { kind, id: request.by.clone(), proof: request.proof }
     }
 
     /// What a request means for the account as it is; nothing where it is so for ever. Whatever else was said before, here or
@@ -146,7 +165,7 @@ impl NodeCore {
             let place = self.state.writer.cursor().position + 1;
             Key::new(format!("n{}-{place}", self.identity.node)).expect("digits and a dash make a key")
         };
-        Some(match request.kind {
+        Some(match &request.kind {
             SettingKind::ReportLoss => Intent::ReportLoss { card, loss: key() },
             SettingKind::Freeze => Intent::Freeze { key: key() },
             SettingKind::LowerLimits { single, daily } => Intent::SetLimits {
@@ -155,6 +174,10 @@ impl NodeCore {
             },
             SettingKind::VoidCard if settings.cards.get(&card) == Some(&CardStatus::Void) => return None,
             SettingKind::VoidCard => Intent::VoidCard { card },
+            SettingKind::SetPin(new) => Intent::SetPin {
+                generation: new.generation,
+                replaces: new.shown.map(|(generation, _)| generation).into_iter().collect(),
+            },
         })
     }
 

@@ -59,7 +59,7 @@ impl Role {
             Body::Debit(_) | Body::Reversal(_) | Body::PursePurchase(_) | Body::PurseLoaded(_) => {
                 !matches!(self, Self::Door)
             }
-            Body::Setting(_) => matches!(self, Self::Kiosk | Self::Desk),
+            Body::Setting(_) | Body::WrongPin(_) => matches!(self, Self::Kiosk | Self::Desk),
             Body::TakenIn(_) => matches!(self, Self::Desk),
             _ => false,
         }

@@ -23,6 +23,7 @@
 //! | 9 | [`Tombstone`] | node | declines a tap that comes after its reversal |
 //! | 10 | [`PursePurchase`] | node | a card's purse has paid |
 //! | 11 | [`PurseLoaded`] | node | a card's purse has taken a load |
+//! | 12 | [`WrongPin`] | node | none; not critical |
 //! | 20 | [`Anchor`] | to node | opens a session |
 //! | 21, 22 | [`Grant`] | to node | raises a spending right; a stand-in |
 //! | 23 | [`CloseRequest`] | to node | asks for an epoch end |
@@ -58,7 +59,7 @@ use serde::Serialize;
 pub use self::actor::{Actor, ActorKind, Proof};
 pub use self::node::{
     Access, CodeUse, Debit, Decline, EpochEnd, Measured, Release, Reversal, ShareRelease, TakenIn, TapRef,
-    Tombstone,
+    Tombstone, WrongPin,
 };
 pub use self::shard::{
     AccountOpened, Bearer, CampusPublished, CaseMoved, CaseReason, CloseOrdered, Credit, Delta, EntryRef,
@@ -227,6 +228,7 @@ bodies! {
     Tombstone(Tombstone) = 9, critical false, "tombstone";
     PursePurchase(PursePurchase) = 10, critical true, "purse_purchase";
     PurseLoaded(PurseLoaded) = 11, critical true, "purse_loaded";
+    WrongPin(WrongPin) = 12, critical false, "wrong_pin";
     Anchor(Anchor) = 20, critical true, "anchor";
     Grant(Grant) = 21, critical true, "grant";
     StandInGrant(StandInGrant) = 22, critical true, "stand_in_grant";

@@ -10,6 +10,8 @@
 //! a node's database alone gives away is nothing: the key lies in a file beside it. With both, or with the centre's database,
 //! each of the million PINs can be tried, at the price of Argon2id.
 
+mod sealed;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -19,6 +21,7 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
+pub use self::sealed::{SealedPins, TypedPins};
 use crate::chain::{hex, unhex};
 use crate::limits::{PIN_ARGON2_KIB, PIN_ARGON2_LANES, PIN_ARGON2_PASSES, PIN_DIGITS};
 

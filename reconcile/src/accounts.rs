@@ -92,7 +92,7 @@ impl Round<'_> {
             Command::Revoke { node, enrolment } => self.revoke(&node, enrolment),
             Command::Renew { node, incarnation } => Ok(self.renew(node, incarnation)),
             Command::ImportLog { frame, branch } => self.import_log(&frame, branch),
-            Command::Status => self.status(),
+            Command::Status {} => self.status(),
         }
     }
 
@@ -394,7 +394,8 @@ impl Round<'_> {
         let log = self.state.shard(account);
         let time = self.state.time;
         let document_epoch = accounts::load(self.db, account)?.map_or(1, |stored| stored.document_epoch);
-        let setting = Setting { account, document_epoch, intent: intent.clone(), change: change.into() };
+        let change = change.into();
+        let setting = Setting { account, document_epoch, intent: intent.clone(), change, typed: None };
         let position = self.append(log, actor, setting)?;
         let settings = document.settings()?;
         let heads = document.heads();

@@ -377,7 +377,7 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
         Action::Login { what } => login::command::act(what, out)?,
         Action::VirtualCard { what } => phones::command::act(what, out)?,
         Action::Status { data, json } => {
-            let status = without_ok(say(&data.dir, &Command::Status)?);
+            let status = without_ok(say(&data.dir, &Command::Status {})?);
             if json {
                 writeln!(out, "{status}")?;
             } else {

@@ -496,7 +496,7 @@ impl<'a> Round<'a> {
                 self.handle_frame(link, frame)?;
             }
             // A status speaks of everything that this step does, so it is taken last.
-            Input::Command(ticket, Command::Status) => self.statuses.push(ticket),
+            Input::Command(ticket, Command::Status {}) => self.statuses.push(ticket),
             Input::Command(ticket, command) => {
                 self.urgent = true;
                 self.fresh = !matches!(command, Command::ImportAccounts { .. });

@@ -73,7 +73,7 @@ impl Event {
     /// True for what somebody waits for at a till or a counter.
     const fn is_urgent(&self) -> bool {
         match self {
-            Self::Command(command, _) => !matches!(command, Command::Status),
+            Self::Command(command, _) => !matches!(command, Command::Status {}),
             Self::Frame(_, frame) => matches!(frame, Frame::Ask(_) | Frame::Recalled(_)),
             Self::Clock(..) | Self::LinkDown(_) | Self::LinkUp(..) | Self::Stop => false,
         }
@@ -423,7 +423,7 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
                         self.admit_statuses(&mut inputs, u64::MAX);
                         return if inputs.is_empty() { Ok(()) } else { self.step(inputs) };
                     }
-                    Event::Command(Command::Status, reply) => {
+                    Event::Command(Command::Status {}, reply) => {
                         // A status speaks of everything that was queued before it, entries included.
                         let waiting = events.bulk.len() + usize::from(events.first_bulk.is_some());
                         let ticket = self.ticket(reply);
@@ -487,7 +487,7 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
     /// Takes the statuses that have waited for no more than so many frames.
     fn admit_statuses(&mut self, inputs: &mut Vec<Input>, frames_taken: u64) {
         while let Some((_, ticket)) = self.statuses.pop_front_if(|(after, _)| *after <= frames_taken) {
-            inputs.push(Input::Command(ticket, Command::Status));
+            inputs.push(Input::Command(ticket, Command::Status {}));
         }
     }
 
@@ -619,7 +619,7 @@ mod tests {
         fn step(&mut self, now: Now, inputs: Vec<Input>, outputs: &mut Vec<Output>) -> Result<(), DiskError> {
             for input in inputs {
                 match input {
-                    Input::Command(ticket, Command::Status) => {
+                    Input::Command(ticket, Command::Status {}) => {
                         outputs.push(Output::Reply(ticket, Ok(now.wall.0.into())));
                     }
                     Input::Command(..) => return Err(DiskError),
@@ -656,12 +656,12 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_driven_clock_is_waited_for_never_falls_and_runs_the_timer() {
         let (handle, seen, thread) = start(WallClock::Driven);
-        assert_eq!(handle.command(Command::Status).await.unwrap_err().code, "clock_not_set");
+        assert_eq!(handle.command(Command::Status {}).await.unwrap_err().code, "clock_not_set");
         handle.set_clock(Timestamp(50)).await.unwrap();
-        assert_eq!(handle.command(Command::Status).await.unwrap(), 50);
+        assert_eq!(handle.command(Command::Status {}).await.unwrap(), 50);
         handle.set_clock(Timestamp(70)).await.unwrap();
         handle.set_clock(Timestamp(60)).await.unwrap();
-        assert_eq!(handle.command(Command::Status).await.unwrap(), 70);
+        assert_eq!(handle.command(Command::Status {}).await.unwrap(), 70);
         handle.stop().await;
         thread.join().unwrap();
         assert_eq!(*seen.lock().unwrap(), ["Timer at 70", "Timer at 70"]);
@@ -678,11 +678,11 @@ mod tests {
         // What is left of the old link does not reach the new core.
         handle.frame(LinkId(1), mark()).await.unwrap();
         handle.link_down(LinkId(1)).await.unwrap();
-        assert!(handle.command(Command::Status).await.is_ok());
+        assert!(handle.command(Command::Status {}).await.is_ok());
         handle.stop().await;
         thread.join().unwrap();
         assert_eq!(seen.lock().unwrap().len(), 1, "only the first LinkUp");
-        assert_eq!(handle.command(Command::Status).await.unwrap_err().code, "stopping");
+        assert_eq!(handle.command(Command::Status {}).await.unwrap_err().code, "stopping");
     }
 
     #[tokio::test(flavor = "multi_thread")]

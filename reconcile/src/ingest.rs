@@ -15,7 +15,8 @@ use feiqian_protocol::chain::{
     ChainError, Cursor, Piece, SignedHead, VerifiedCommit, VerifiedEntry, salvage, verify_prefix,
 };
 use feiqian_protocol::entry::{
-    Body, CaseReason, Debit, Entry, EntryRef, Refund, Release, Reversal, ShareRelease, TakenIn,
+    Body, CaseReason, Debit, Decline, Entry, EntryRef, Refund, Release, Reversal, ShareRelease, TakenIn,
+    WrongPin,
 };
 use feiqian_protocol::frame::{Entries, Mark};
 use feiqian_protocol::ids::{AccountId, Epoch, LogId, NodeId, Wallet};
@@ -379,7 +380,12 @@ impl Round<'_> {
             }
             Body::PursePurchase(purchase) => self.purse_purchase(place.at, place.order_key, purchase),
             Body::PurseLoaded(loaded) => self.purse_loaded(place.at, loaded),
-            Body::Decline(decline) if place.at.log.stream == 0 => self.note_wrong_pin(place.node, decline),
+            Body::Decline(Decline { account: Some(account), pin_tries: Some(tries), .. })
+            | Body::WrongPin(WrongPin { account, tries })
+                if place.at.log.stream == 0 =>
+            {
+                self.note_wrong_pin(place.node, *account, *tries)
+            }
             _ => Ok(()),
         }
     }

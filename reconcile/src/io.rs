@@ -381,7 +381,7 @@ pub enum Command {
         card: CardNumber,
     },
     /// How the centre stands.
-    Status,
+    Status {},
 }
 
 /// What an operator may change about an account.

@@ -5,7 +5,8 @@
 //! off, or enrolled later, gets all of them in its next session, some hundreds a step. Initial PINs pay nothing and are
 //! told to no node.
 //!
-//! The hash is made by whoever knows the PIN ([`command`]); the PIN itself comes into no core and no database.
+//! The hash is made by whoever knows the PIN ([`command`]); the PIN itself comes into no core and no database. A PIN that is changed at
+//! a node comes with the node's log, sealed, beside the one that was shown there; the centre judges that one.
 
 pub mod command;
 
@@ -13,10 +14,10 @@ use std::collections::BTreeMap;
 
 use feiqian_protocol::account::{AccountSettings, Intent};
 use feiqian_protocol::canary::{Canary, planted};
-use feiqian_protocol::entry::{Actor, ActorKind, Debit, Decline, Entry, PinVerifier, PinVerifiers, Proof};
+use feiqian_protocol::entry::{Actor, ActorKind, Debit, Entry, PinVerifier, PinVerifiers, Proof, Setting};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, NodeId};
 use feiqian_protocol::limits::{PIN_TRIES_MAX, PIN_VERIFIERS_PER_ENTRY_MAX};
-use feiqian_protocol::pin::{PinGeneration, PinHash, PinKey};
+use feiqian_protocol::pin::{PinGeneration, PinHash, PinKey, TypedPins};
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -266,16 +267,77 @@ impl Round<'_> {
         if let Err(error) = self.settle_as(account, intent, actor)? {
             return Ok(Err(error));
         }
-        for old in replaces {
-            pins::remove(self.db, account, old)?;
-        }
         if initial {
+            pins::retire(self.db, account, &replaces)?;
             self.keep_initial_pin(account, pin)?;
+            pins::put_tries(self.db, account, NodeId::CENTRE, 0)?;
         } else {
-            self.keep_pin(account, generation, &pin.hash)?;
+            self.keep_chosen_pin(account, settings, generation, &pin.hash)?;
         }
-        pins::put_tries(self.db, account, NodeId::CENTRE, 0)?;
         Ok(Ok(json!({ "account": account, "generation": generation })))
+    }
+
+    /// The account's document has a PIN of the holder's choice that it did not have before. The hashes of those that it had then stay
+    /// until the next change: where a building has not heard of this one, the holder shows the one before.
+    pub(crate) fn keep_chosen_pin(
+        &mut self,
+        account: AccountId,
+        before: &AccountSettings,
+        generation: PinGeneration,
+        hash: &PinHash,
+    ) -> Result<(), StoreError> {
+        let before: Vec<PinGeneration> = before.pins.keys().copied().collect();
+        pins::retire(self.db, account, &before)?;
+        self.keep_pin(account, generation, hash)?;
+        pins::put_tries(self.db, account, NodeId::CENTRE, 0)
+    }
+
+    /// A node's change of a PIN was taken before, and the document has it; its hash may have been lost since, with a centre
+    /// that came back from an older copy.
+    pub(crate) fn regain_pin(
+        &mut self,
+        node: NodeId,
+        setting: &Setting,
+        settings: &AccountSettings,
+    ) -> Result<(), StoreError> {
+        let Intent::SetPin { generation, .. } = &setting.intent else { return Ok(()) };
+        if settings.pins.contains_key(generation)
+            && pins::hash(self.db, setting.account, *generation)?.is_none()
+            && let Some(typed) = self.typed_pins(node, setting, *generation)
+        {
+            self.keep_pin(setting.account, *generation, &typed.chosen)?;
+        }
+        Ok(())
+    }
+
+    fn typed_pins(&self, node: NodeId, setting: &Setting, generation: PinGeneration) -> Option<TypedPins> {
+        let KeyState { key, .. } = self.state.pins.keys.get(&node)?;
+        key.unseal(setting.account, generation, setting.typed.as_ref()?)
+    }
+
+    /// The PIN that the holder has chosen at a node, hashed; nothing where the setting is about something else. Otherwise the
+    /// stable code of why it is refused: what was typed is not the PIN that it is to replace (that counts as a try here), or
+    /// cannot be read any more, or it comes too late.
+    pub(crate) fn typed_pin(
+        &mut self,
+        node: NodeId,
+        setting: &Setting,
+        settings: &AccountSettings,
+    ) -> Result<Result<Option<PinHash>, &'static str>, StoreError> {
+        let Intent::SetPin { generation, replaces } = &setting.intent else { return Ok(Ok(None)) };
+        let Some(typed) = self.typed_pins(node, setting, *generation) else {
+            return Ok(Err("pin_unreadable"));
+        };
+        match replaces.as_slice() {
+            // Who had told no ID number: the initial PIN is known to everybody, and shows no more than itself.
+            [] if settings.pins.is_empty() => Ok(Ok(Some(typed.chosen))),
+            [shown] => {
+                let current = HashedPin { generation: *shown, hash: typed.current };
+                let shown = self.shown_pin(setting.account, &[*shown], &[current])?;
+                Ok(shown.map(|_| Some(typed.chosen)).map_err(|error| error.code))
+            }
+            _ => Ok(Err("pin_changed")),
+        }
     }
 
     /// Keeps the hash of a PIN that pays, as news for every node.
@@ -350,12 +412,14 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// A node has declined a wrong PIN.
-    pub(crate) fn note_wrong_pin(&mut self, node: NodeId, decline: &Decline) -> Result<(), StoreError> {
-        match (decline.account, decline.pin_tries) {
-            (Some(account), Some(tries)) => pins::put_tries(self.db, account, node, tries),
-            _ => Ok(()),
-        }
+    /// A node was shown a wrong PIN, so many in a row.
+    pub(crate) fn note_wrong_pin(
+        &mut self,
+        node: NodeId,
+        account: AccountId,
+        tries: u8,
+    ) -> Result<(), StoreError> {
+        pins::put_tries(self.db, account, node, tries)
     }
 
     /// A node has taken a purchase: with the PIN, wrong ones before it are over.

@@ -244,7 +244,7 @@ async fn start(
     authority: Arc<Authority>,
     campus: &CampusConfig,
 ) -> anyhow::Result<quinn::Endpoint> {
-    let status: Status = serde_json::from_value(core.command(Command::Status).await?)?;
+    let status: Status = serde_json::from_value(core.command(Command::Status {}).await?)?;
     if status.campus_version == 0 && status.recovery.is_none() {
         core.command(Command::PublishCampus { config: serde_json::to_value(campus)? }).await?;
         tracing::info!(buildings = campus.buildings.len(), "campus published");

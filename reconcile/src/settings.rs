@@ -1,5 +1,8 @@
 //! Settings that nodes wrote: taken into the account's stream, or refused, and answered either way.
 //!
+//! A new PIN widens, and so it acts nowhere before the centre has seen that the holder knew the one before
+//! ([`crate::pin`]).
+//!
 //! A node's change is merged where it fits the document, so that concurrent ones meet by the document's own rules. Where it does
 //! not (the document was begun anew since, or the change builds on one that was refused), the centre carries out by itself what the
 //! intent says. A refused intent therefore never blocks a later one of the same node, and none is lost.
@@ -31,7 +34,7 @@ impl Round<'_> {
         self.answer_setting(at, node, setting.account, refused)
     }
 
-    /// Takes it, where it can be taken; returns why it is refused otherwise.
+    /// Takes it, where it can be taken; returns the stable code of why it is refused otherwise.
     fn take_setting(
         &mut self,
         at: EntryRef,
@@ -39,37 +42,42 @@ impl Round<'_> {
         reported: Timestamp,
         entry: &Entry,
         setting: &Setting,
-    ) -> Result<Option<AccountError>, StoreError> {
+    ) -> Result<Option<&'static str>, StoreError> {
         let Some(role) = self.state.nodes.get(&node).map(|node| node.role) else { return Ok(None) };
         let Some(stored) = accounts::load(self.db, setting.account)? else {
             self.fault(at.log, at.position, "a setting of an unknown account")?;
-            return Ok(Some(AccountError::NoSuchAccount));
+            return Ok(Some(AccountError::NoSuchAccount.code()));
         };
         let Some((mut document, settings)) = self.document(setting.account)? else {
-            return Ok(Some(AccountError::NoSuchAccount));
+            return Ok(Some(AccountError::NoSuchAccount.code()));
         };
         if !setting.intent.is_open_to(role) {
             self.fault(at.log, at.position, "a setting that a node may not change")?;
-            return Ok(Some(AccountError::Role(role.name())));
+            return Ok(Some(AccountError::Role(role.name()).code()));
         }
         if document.is_so(&setting.intent)? || self.was_taken(setting, &document)? {
             // Another building was first, or a centre that came back from an old copy has taken its own word of it back.
+            self.regain_pin(node, setting, &settings)?;
             return Ok(None);
         }
         if settings.closed && !matches!(setting.intent, Intent::ReportLoss { .. }) {
             // It asks for no more than the closing has taken away; the node goes by its own word until it has that.
             return Ok(None);
         }
-        // Limits that somebody else has lowered further meanwhile stay as low as they are.
-        let intent = lowered(&setting.intent, &settings);
-        if let Err(error) = settings.check_narrowing(&intent, role) {
-            return Ok(Some(error));
+        let intent = fitting(&setting.intent, &settings);
+        if let Err(error) = settings.check_of_node(&intent, role) {
+            return Ok(Some(error.code()));
         }
-        let mut meant = settings;
+        let pin = match self.typed_pin(node, setting, &settings)? {
+            Ok(pin) => pin,
+            Err(refused) => return Ok(Some(refused)),
+        };
+        let before = settings;
+        let mut meant = before.clone();
         meant.narrow(&intent);
         if meant.losses.len() > LOSSES_PER_ACCOUNT_MAX {
             self.fault(at.log, at.position, "more reports of loss than an account takes")?;
-            return Ok(Some(AccountError::NoRoom(document.save().len())));
+            return Ok(Some(AccountError::NoRoom(document.save().len()).code()));
         }
         let (document, change) = match self.merged(node, &stored, setting, &meant)? {
             Merged::AsMeant(merged) => (*merged, setting.change.to_vec()),
@@ -79,12 +87,15 @@ impl Round<'_> {
                 }
                 match document.carry_out(&intent, self.state.time) {
                     Ok(change) if document.has_room() => (document, change),
-                    Ok(_) => return Ok(Some(AccountError::NoRoom(document.save().len()))),
-                    Err(error) => return Ok(Some(error)),
+                    Ok(_) => return Ok(Some(AccountError::NoRoom(document.save().len()).code())),
+                    Err(error) => return Ok(Some(error.code())),
                 }
             }
         };
         self.write_setting(setting.account, document, intent.clone(), change, entry.actor.clone())?;
+        if let (Intent::SetPin { generation, .. }, Some(hash)) = (&intent, &pin) {
+            self.keep_chosen_pin(setting.account, &before, *generation, hash)?;
+        }
         if let Intent::ReportLoss { card, .. } = &intent
             && !planted(Canary::RefundSinceReportForgotten)
         {
@@ -119,11 +130,15 @@ impl Round<'_> {
         if merged.merge_change(&setting.change).is_err() || !merged.has_room() {
             return Ok(Merged::Not);
         }
-        Ok(if merged.settings().is_ok_and(|settings| settings == *meant) {
-            Merged::AsMeant(Box::new(merged))
-        } else {
-            Merged::Otherwise
-        })
+        let Ok(settings) = merged.settings() else { return Ok(Merged::Otherwise) };
+        let mut meant = meant.clone();
+        if let Intent::SetPin { generation, replaces } = &setting.intent
+            && let Some(pin) = settings.pins.get(generation).filter(|pin| !pin.initial)
+        {
+            meant.pins.retain(|old, _| !replaces.contains(old));
+            meant.pins.insert(*generation, *pin);
+        }
+        Ok(if settings == meant { Merged::AsMeant(Box::new(merged)) } else { Merged::Otherwise })
     }
 
     /// Tells the node, which until then goes by what it wrote.
@@ -132,15 +147,15 @@ impl Round<'_> {
         at: EntryRef,
         node: NodeId,
         account: AccountId,
-        refused: Option<AccountError>,
+        refused: Option<&'static str>,
     ) -> Result<(), StoreError> {
         if at.log.stream != 0 || !self.state.nodes.get(&node).is_some_and(|node| node.holds()) {
             return Ok(());
         }
         let refused = match refused {
-            Some(error) => {
-                tracing::info!(log = %at.log, position = at.position, reason = error.code(), "a setting of a node is refused");
-                Some(Key::new(error.code()).map_err(|error| Store::Invariant(error.to_string()))?)
+            Some(reason) => {
+                tracing::info!(log = %at.log, position = at.position, reason, "a setting of a node is refused");
+                Some(Key::new(reason).map_err(|error| Store::Invariant(error.to_string()))?)
             }
             None => None,
         };
@@ -192,9 +207,14 @@ enum Merged {
     Not,
 }
 
-/// The intent, where it is about limits with none of them above what is in force.
-fn lowered(intent: &Intent, settings: &AccountSettings) -> Intent {
+/// The intent, as it fits what others have changed meanwhile: limits that were lowered further stay as low as they are, and of
+/// the PINs that are to be replaced some are gone.
+fn fitting(intent: &Intent, settings: &AccountSettings) -> Intent {
     match intent {
+        Intent::SetPin { generation, replaces } => {
+            let replaces = replaces.iter().copied().filter(|pin| settings.pins.contains_key(pin)).collect();
+            Intent::SetPin { generation: *generation, replaces }
+        }
         Intent::SetLimits { single, daily } => Intent::SetLimits {
             single: (*single).min(settings.single_limit),
             daily: (*daily).min(settings.daily_limit),

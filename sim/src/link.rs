@@ -303,7 +303,7 @@ impl World {
     /// # Errors
     /// What the centre says.
     pub fn centre_status(&mut self) -> Result<centre_io::Status> {
-        Ok(serde_json::from_value(self.command(centre_io::Command::Status)?)?)
+        Ok(serde_json::from_value(self.command(centre_io::Command::Status {})?)?)
     }
 
     fn at_rest(&mut self) -> Result<()> {
@@ -345,6 +345,7 @@ impl World {
                 node_io::Output::Refused(ticket, error) => self.model.refused(ticket, error)?,
                 node_io::Output::Balance(..)
                 | node_io::Output::PinGeneration(..)
+                | node_io::Output::PinToShow(..)
                 | node_io::Output::Purse(..) => {}
                 node_io::Output::Setting(ticket, done) => {
                     self.settings.insert(ticket, done);

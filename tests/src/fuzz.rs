@@ -2,6 +2,7 @@
 //! that must hold does not; the crate in `tests/fuzz` hands it what libFuzzer thinks of, and `tests/fuzz_corpus.rs` what
 //! was kept and changes of that. docs/testing.md says how to run both.
 
+pub mod card;
 pub mod centre;
 pub mod codecs;
 pub mod documents;
@@ -20,9 +21,10 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "accounts", run: texts::accounts },
     Target { name: "campus", run: texts::campus },
+    Target { name: "card", run: card::card },
     Target { name: "centre", run: centre::session },
     Target { name: "chain", run: codecs::chain },
     Target { name: "configuration", run: texts::configuration },

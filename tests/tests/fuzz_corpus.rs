@@ -69,6 +69,7 @@ macro_rules! targets {
 targets! {
     accounts: CHANGES;
     campus: CHANGES;
+    card: CHANGES;
     centre: CHANGES_OF_SESSIONS;
     chain: CHANGES;
     configuration: CHANGES;

@@ -217,3 +217,78 @@ fn more_pins_than_can_be_hashed_are_told_to_come_again_and_other_taps_go_on() ->
     ensure!(stand.balances()?[CARD] == 9_000_000 - 8_000, "each once: {:?}", stand.balances()?);
     stand.finish()
 }
+
+/// The answer of a kiosk to a holder who shows one PIN and chooses another.
+fn change_at(kiosk: &Till, card: &str, shown: &str, chosen: &str) -> Result<Told> {
+    let body = json!({"card": card, "pin": shown, "new_pin": chosen}).to_string();
+    let told = kiosk.ask("/v1/pin", body.as_bytes())?;
+    ensure!(told.authentic, "{told:?}");
+    Ok(told)
+}
+
+#[test]
+fn a_pin_is_changed_at_a_kiosk_that_is_cut_off_and_pays_once_the_centre_has_heard_of_it() -> Result<()> {
+    const NEW: &str = "card-1003";
+    /// Over the limit that is set here, and less than the right that the kiosk has.
+    const SOME: i64 = 200_000;
+    let plan = Plan {
+        buildings: vec!["canteen", "kiosk"],
+        accounts: vec![(CARD, 9_000_000), (OTHER, 9_000_000), (NEW, 9_000_000)],
+        ..Plan::default()
+    };
+    let mut stand = Stand::centre_alone(plan)?;
+    for (name, role) in [("canteen", "pos"), ("kiosk", "kiosk")] {
+        let data = stand.path(name);
+        stand.add_node(name, role, &data)?;
+    }
+    pin_ok(&stand, &["set"], CARD, "271829\n")?;
+    pin_ok(&stand, &["reset"], OTHER, "12345X\n")?;
+    stand.settle()?;
+    stand.till(1)?.hold("right", CARD, 900_000)?;
+    stand.centre.run_ok(["account", "limits", CARD, "--single", "10000"]);
+    stand.settle()?;
+    restart(&mut stand, 1, false)?;
+    let (canteen, kiosk) = (stand.till(0)?, stand.till(1)?);
+
+    // A wrong one counts, the right one is taken; of an initial one and of none the centre will judge.
+    let told = change_at(&kiosk, CARD, "271820", "314152")?;
+    ensure!(told.status == 422 && told.code() == "wrong_pin", "{told:?}");
+    for (card, shown, chosen) in
+        [(CARD, "271829", "314152"), (OTHER, "999990", "141422"), (NEW, "666666", "161804")]
+    {
+        let told = change_at(&kiosk, card, shown, chosen)?;
+        ensure!(told.status == 200 && told.outcome() == "done", "{card}: {told:?}");
+    }
+    let told = change_at(&kiosk, CARD, "271829", "314153")?;
+    ensure!(told.code() == "pin_waits", "{told:?}");
+    // Until the centre has heard of it the one before pays, at the kiosk as elsewhere; and nothing is lost with the power.
+    stand.nodes[1].kill()?;
+    stand.nodes[1].start()?;
+    let kiosk = stand.till(1)?;
+    ensure_declined(&with_pin(&kiosk, "1", CARD, SOME, "314152")?, "wrong_pin", "55")?;
+    let told = with_pin(&kiosk, "2", CARD, SOME, "271829")?;
+    ensure!(told.approved_fen() == SOME, "the PIN before: {told:?}");
+    ensure_declined(&with_pin(&canteen, "3", CARD, SOME, "314152")?, "wrong_pin", "55")?;
+
+    restart(&mut stand, 1, true)?;
+    let kiosk = stand.till(1)?;
+    for (index, till) in [&canteen, &kiosk].into_iter().enumerate() {
+        ensure_declined(&with_pin(till, &format!("4-{index}"), CARD, SOME, "271829")?, "wrong_pin", "55")?;
+    }
+    ensure!(with_pin(&canteen, "5", CARD, SOME, "314152")?.approved_fen() == SOME, "the new PIN");
+    ensure!(with_pin(&canteen, "6", NEW, MUCH, "161804")?.approved_fen() == MUCH, "the first PIN");
+    ensure_declined(&with_pin(&canteen, "7", OTHER, MUCH, "141422")?, "pin_not_set", "86")?;
+    let status = stand.nodes[1].status()?;
+    ensure!(status["settings_waiting"] == 0 && status["settings_refused"] == 1, "{status}");
+    let shown: Value = serde_json::from_str(&pin_ok(&stand, &["show", "--json"], OTHER, "")?)?;
+    ensure!(shown["state"] == "initial" && shown["tries"]["centre"] == 1, "{shown}");
+
+    // An initial PIN opens its own change, and at a kiosk in session that is a matter of a moment.
+    let told = change_at(&kiosk, OTHER, "123450", "141422")?;
+    ensure!(told.status == 200, "{told:?}");
+    stand.settle()?;
+    ensure!(with_pin(&canteen, "8", OTHER, MUCH, "141422")?.approved_fen() == MUCH, "chosen at the kiosk");
+    stand.settle()?;
+    ensure_written_nowhere(&stand, &["271829", "314152", "141422", "161804"])?;
+    stand.finish()
+}

@@ -35,14 +35,18 @@ fn campus() -> Result<Stand> {
         stand.add_node(name, name, &data)?;
     }
     stand.centre.run_ok(["account", "close", CLOSED]);
-    // Groups until no more fit.
+    stand.settle()?;
+    Ok(stand)
+}
+
+/// Groups until no more fit into the document.
+fn fill(stand: &Stand) -> Result<()> {
     let mut groups = 0;
-    while ask(&stand, &change(FULL, &join(groups)).to_string())?["ok"] == true {
+    while ask(stand, &change(FULL, &join(groups)).to_string())?["ok"] == true {
         groups += 1;
     }
     ensure!(groups > 100, "{groups} groups");
-    stand.settle()?;
-    Ok(stand)
+    Ok(())
 }
 
 fn join(number: u32) -> Value {
@@ -78,6 +82,7 @@ fn written(stand: &mut Stand) -> Result<(String, String, Vec<Value>)> {
 #[test]
 fn the_centre_refuses_what_is_wrong_and_writes_nothing() -> Result<()> {
     let mut stand = campus()?;
+    fill(&stand)?;
     let pin = json!({"generation": "00".repeat(16), "hash": "11".repeat(32)});
     let short = json!({"generation": "00", "hash": "12345"});
     let by = |command: &str, card: &str| json!({"command": command, "card": card, "operator": "op"});
@@ -205,6 +210,20 @@ fn a_building_refuses_what_is_wrong_and_writes_nothing() -> Result<()> {
             409,
             "closed",
         ),
+        (KIOSK, "/v1/pin", json!({"card": CARD, "pin": "12345", "new_pin": "271828"}), 422, "pin"),
+        (KIOSK, "/v1/pin", json!({"card": CARD, "pin": "666666", "new_pin": "27182x"}), 422, "pin"),
+        (KIOSK, "/v1/pin", json!({"card": CARD, "pin": "666666", "new_pin": "777777"}), 422, "pin"),
+        (KIOSK, "/v1/pin", json!({"card": CARD, "pin": "271828", "new_pin": "271829"}), 422, "wrong_pin"),
+        (
+            KIOSK,
+            "/v1/pin",
+            json!({"card": "nobody", "pin": "666666", "new_pin": "271828"}),
+            404,
+            "unknown_card",
+        ),
+        (KIOSK, "/v1/pin", json!({"card": CARD, "pin": "666666"}), 400, "malformed"),
+        (POS, "/v1/pin", json!({"card": CARD, "pin": "666666", "new_pin": "271828"}), 403, "role"),
+        (DESK, "/v1/pin", json!({"card": CLOSED, "pin": "666666", "new_pin": "271828"}), 409, "closed"),
         (POS, "/v1/taps", tap(json!({"pin": "12345"})), 422, "pin"),
         (POS, "/v1/taps", tap(json!({"pin": "12345a"})), 422, "pin"),
         (POS, "/v1/taps", tap(json!({"amount_fen": 0})), 422, "amount"),

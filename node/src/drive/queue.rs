@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::io::{LinkId, SettingDone, SettingError, Status, TapError};
 use crate::link::LinkHandle;
+use crate::pin::change::PinToShow;
 use crate::purse::{PurseDone, PurseError, PurseRequest};
 use crate::settings::SettingRequest;
 
@@ -28,6 +29,8 @@ pub enum Request {
     Setting(SettingRequest),
     /// What the PIN of a tap that is to come is to be hashed for.
     Pin(TapRequest),
+    /// What is to be shown before the PIN of this card's account is changed.
+    PinToShow(CardNumber),
     /// What a terminal wants of a purse.
     Purse(TerminalId, PurseRequest),
     /// How the node stands.
@@ -54,6 +57,8 @@ pub enum Answer {
     Setting(Result<SettingDone, SettingError>),
     /// What a PIN is to be hashed for, where there is anything to compare it with.
     PinGeneration(Option<PinGeneration>),
+    /// What a PIN that is to be changed is to be hashed for.
+    PinToShow(Result<PinToShow, SettingError>),
     /// What became of a request about a purse.
     Purse(Result<PurseDone, PurseError>),
     /// How the node stands.

@@ -56,6 +56,7 @@ impl NodeCore {
                 let terminal = key(&entry.actor, &purchase.tap)?.terminal;
                 self.store.put_purse_report(&ReportRow::new(&terminal, purchase, position))
             }
+            Body::WrongPin(wrong) => self.store.put_pin_tries(wrong.account, wrong.tries),
             Body::EpochEnd(end) => {
                 self.state.saved.epoch = end.epoch.next();
                 Ok(())

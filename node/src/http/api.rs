@@ -119,6 +119,21 @@ pub struct SettingBody {
     pub operator: Option<String>,
 }
 
+/// Another payment PIN, which the holder types after the one that there is. It pays once the centre has confirmed it; until
+/// then the one before does.
+#[derive(Clone, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct PinBody {
+    /// A card of the account.
+    #[schema(example = "c02346", max_length = 64)]
+    pub card: String,
+    /// The PIN that there is, the initial one where none was chosen yet: six digits.
+    #[schema(example = "271828")]
+    pub pin: String,
+    /// The one that the holder has chosen: six digits, not all alike and no run such as 123456.
+    #[schema(example = "314159")]
+    pub new_pin: String,
+}
+
 /// What is to be changed about a card or its account.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -150,6 +165,17 @@ pub struct SettingAnswer {
 }
 
 impl SettingAnswer {
+    /// Of a PIN that waits for the centre.
+    pub fn new_pin() -> Self {
+        Self {
+            outcome: "done".to_owned(),
+            was_so: false,
+            text_en: "The new PIN pays once the centre has confirmed it; until then the old one does."
+                .to_owned(),
+            text_zh: "新密码经中心确认后生效，此前请使用原密码".to_owned(),
+        }
+    }
+
     /// Of a change that acts.
     pub fn done(was_so: bool) -> Self {
         Self {
@@ -342,7 +368,7 @@ impl ErrorAnswer {
                        \"approved\". `feiqian-node terminal-key` shows the key.",
     ),
     paths(
-        paths::tap, paths::reversal, paths::balance, paths::setting, paths::health, paths::purse_check,
+        paths::tap, paths::reversal, paths::balance, paths::setting, paths::pin_change, paths::health, paths::purse_check,
         paths::purse_purchase, paths::purse_load, paths::purse_loaded, paths::purse_evidence,
     ),
     modifiers(&Headers),
@@ -366,8 +392,8 @@ impl Modify for Headers {
 #[expect(dead_code, reason = "only their attributes are read")]
 mod paths {
     use super::{
-        BalanceAnswer, BalanceBody, ErrorAnswer, HealthAnswer, ReversalBody, SettingAnswer, SettingBody,
-        TapAnswer, TapBody,
+        BalanceAnswer, BalanceBody, ErrorAnswer, HealthAnswer, PinBody, ReversalBody, SettingAnswer,
+        SettingBody, TapAnswer, TapBody,
     };
     use crate::http::purse::{
         PurseCheckAnswer, PurseCheckBody, PurseEvidenceBody, PurseLoadAnswer, PurseLoadBody, PurseLoadedBody,
@@ -439,6 +465,24 @@ mod paths {
         )
     )]
     const fn setting() {}
+
+    #[utoipa::path(
+        post, path = "/v1/pin", operation_id = "pin_change", tag = "terminal", security(("terminal" = [], "mac" = [])),
+        summary = "Changes the payment PIN for a holder who shows the one that there is",
+        request_body = PinBody,
+        responses(
+            (status = 200, description = "It waits for the centre; authenticated by `x-feiqian-mac`.", body = SettingAnswer),
+            (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+            (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+            (status = 403, description = "`unknown_terminal`; `role`: not in a building of this role.", body = ErrorAnswer),
+            (status = 404, description = "`unknown_card`.", body = ErrorAnswer),
+            (status = 409, description = "`closed`: the account is closed.", body = ErrorAnswer),
+            (status = 413, description = "The body is too long.", body = ErrorAnswer),
+            (status = 422, description = "`pin`: not six digits, or too easy to guess; `wrong_pin` (it counts as a try), `pin_locked`, `pin_changed`, `pin_waits`, `pin_unconfirmed`, `pin_no_key`, `no_room`.", body = ErrorAnswer),
+            (status = 503, description = "`busy`, `unavailable`: ask again.", body = ErrorAnswer),
+        )
+    )]
+    const fn pin_change() {}
 
     #[utoipa::path(
         post, path = "/v1/purse/check", operation_id = "purse_check", tag = "purse",

@@ -9,7 +9,7 @@ use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{CardNumber, Key, TerminalId};
 use feiqian_protocol::limits::PIN_DIGITS;
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::pin::PaymentPin;
+use feiqian_protocol::pin::{PaymentPin, PinError};
 use feiqian_protocol::tap::{DeclineReason, Pin, ReversalRequest, TapKey, TapKind, TapRequest};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -31,8 +31,11 @@ pub enum BodyError {
         why: String,
     },
     /// What was entered is no PIN. It is in no message.
-    #[error("field \"pin\" must be a text of {PIN_DIGITS} digits")]
-    Pin,
+    #[error("field {0:?} must be a text of {PIN_DIGITS} digits")]
+    Pin(&'static str),
+    /// What was chosen is no choice.
+    #[error("field \"new_pin\": {0}")]
+    Guessable(PinError),
     /// The quantity is a number beyond every range.
     #[error("field \"quantity\" is out of range")]
     Quantity,
@@ -69,7 +72,7 @@ pub fn tap(
     };
     let amount = fields.amount()?;
     let quantity = fields.optional("quantity")?.map(quantity).transpose()?;
-    let pin = fields.optional("pin")?.map(pin).transpose()?;
+    let pin = fields.optional("pin")?.map(|value| pin("pin", value)).transpose()?;
     let kind = match (fields.required("kind")?.as_str(), amount, quantity) {
         (Some("purchase"), Some(amount), None) => TapKind::Amount(amount),
         (Some("purchase"), None, Some(quantity)) => TapKind::Quantity(quantity),
@@ -161,18 +164,49 @@ pub fn setting(terminal: &TerminalId, body: &[u8]) -> Result<SettingRequest, Bod
     let (by, proof) = if fields.values.contains_key("operator") {
         (fields.text("operator")?, Proof::Login)
     } else {
-        (Key::new(terminal.as_str()).map_err(|_| wrong("operator", "is missing"))?, Proof::None)
+        (at(terminal)?, Proof::None)
     };
     fields.finish()?;
     Ok(SettingRequest { terminal: Some(terminal.clone()), card, kind, by, proof })
+}
+
+/// A holder wants another PIN.
+pub struct PinChange {
+    /// A card of the account.
+    pub card: CardNumber,
+    /// The PIN that is shown.
+    pub shown: PaymentPin,
+    /// The one that the holder has chosen.
+    pub chosen: PaymentPin,
+    /// Where.
+    pub by: Key,
+}
+
+/// Reads a change of a PIN at this terminal.
+///
+/// # Errors
+/// [`BodyError`].
+pub fn pin_change(terminal: &TerminalId, body: &[u8]) -> Result<PinChange, BodyError> {
+    let mut fields = Fields::parse(body)?;
+    let card = fields.text("card")?;
+    let shown = pin("pin", fields.required("pin")?)?;
+    let chosen = pin("new_pin", fields.required("new_pin")?)?;
+    fields.finish()?;
+    let chosen = chosen.chosen().map_err(BodyError::Guessable)?;
+    Ok(PinChange { card, shown, chosen, by: at(terminal)? })
+}
+
+/// A terminal as an actor.
+fn at(terminal: &TerminalId) -> Result<Key, BodyError> {
+    Key::new(terminal.as_str()).map_err(|_| wrong("operator", "is missing"))
 }
 
 fn wrong(field: &str, why: impl Into<String>) -> BodyError {
     BodyError::Field { field: field.to_owned(), why: why.into() }
 }
 
-fn pin(value: Value) -> Result<PaymentPin, BodyError> {
-    value.as_str().and_then(|text| text.parse().ok()).ok_or(BodyError::Pin)
+fn pin(field: &'static str, value: Value) -> Result<PaymentPin, BodyError> {
+    value.as_str().and_then(|text| text.parse().ok()).ok_or(BodyError::Pin(field))
 }
 
 /// A whole number that no quantity can be is a quantity out of range, not a malformed one.

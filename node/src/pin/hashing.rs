@@ -2,12 +2,15 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
-use feiqian_protocol::pin::{PaymentPin, PinKey, PinMemory};
+use feiqian_protocol::ids::CardNumber;
+use feiqian_protocol::pin::{PaymentPin, PinGeneration, PinKey, PinMemory, TypedPins};
 use feiqian_protocol::tap::{Pin, TapRequest};
 use tokio::sync::oneshot;
 
+use super::change::{NewPin, PinToShow};
 use crate::drive::{Answer, NoAnswer, Request};
-use crate::http::Terminals;
+use crate::http::{Failure, Terminals};
+use crate::io::SettingError;
 
 /// PINs that wait while another is hashed: what is through in about a second. Who comes after them is told to come again.
 const WAITING_MAX: usize = 32;
@@ -54,6 +57,44 @@ impl PinHashing {
         };
         let hash = self.hashed(move |memory| pin.hash_in(memory, generation)).await?;
         Ok(Pin::Entered { generation, digest: key.digest(generation, &hash) })
+    }
+
+    /// What the core is told of a holder who shows a PIN and has chosen another.
+    ///
+    /// # Errors
+    /// [`Failure`]: there is nothing to compare with, or too many wait; nothing was written then, and no try counted.
+    pub async fn change(
+        &self,
+        terminals: &Terminals,
+        card: CardNumber,
+        shown: PaymentPin,
+        chosen: PaymentPin,
+    ) -> Result<NewPin, Failure> {
+        let Some(key) = self.key else {
+            let message = "this building takes no PINs until it is enrolled anew".to_owned();
+            return Err(SettingError::Refused { code: "pin_no_key", message }.into());
+        };
+        let ask = Request::PinToShow(card);
+        let PinToShow { account, generation: current } =
+            match terminals.queue.ask(ask, terminals.answer_wait()).await? {
+                Answer::PinToShow(pin) => pin?,
+                _ => return Err(NoAnswer::Unavailable.into()),
+            };
+        if current.is_none() && shown != PaymentPin::initial_without_id() {
+            let message = "the PIN is wrong".to_owned();
+            return Err(SettingError::Refused { code: "wrong_pin", message }.into());
+        }
+        let mut salt = [0; 16];
+        getrandom::fill(&mut salt).map_err(|_| NoAnswer::Unavailable)?;
+        let generation = PinGeneration(salt);
+        let typed = self
+            .hashed(move |memory| TypedPins {
+                current: shown.hash_in(memory, current.unwrap_or(generation)),
+                chosen: chosen.hash_in(memory, generation),
+            })
+            .await?;
+        let shown = current.map(|current| (current, key.digest(current, &typed.current)));
+        Ok(NewPin { shown, generation, typed: key.seal(account, generation, &typed) })
     }
 
     /// Runs a piece of work in its turn.

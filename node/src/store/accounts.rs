@@ -161,7 +161,7 @@ impl Store {
     }
 
     /// What the document of an account comes to; what was written here is not on top of it.
-    pub(super) fn settings(&self, account: AccountId) -> Result<Option<AccountSettings>, StoreError> {
+    pub(crate) fn settings(&self, account: AccountId) -> Result<Option<AccountSettings>, StoreError> {
         let mut statement =
             self.connection.prepare_cached("SELECT projection FROM documents WHERE account = ?1")?;
         let projection: Option<String> =

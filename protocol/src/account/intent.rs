@@ -247,7 +247,7 @@ const PHONE_DIGITS_MAX: usize = 15;
 
 impl Intent {
     /// True for changes that take possibilities away: these act at once wherever they are made. Limits are what they were before or
-    /// less where a node sets them ([`AccountSettings::check_narrowing`]).
+    /// less where a node sets them ([`AccountSettings::check_of_node`]).
     pub const fn narrows(&self) -> bool {
         matches!(
             self,
@@ -262,7 +262,9 @@ impl Intent {
     /// Whether a node of this role may write it.
     pub const fn is_open_to(&self, role: Role) -> bool {
         match self {
-            Self::ReportLoss { .. } | Self::SetLimits { .. } => matches!(role, Role::Kiosk | Role::Desk),
+            Self::ReportLoss { .. } | Self::SetLimits { .. } | Self::SetPin { .. } => {
+                matches!(role, Role::Kiosk | Role::Desk)
+            }
             Self::VoidCard { .. } | Self::Freeze { .. } => matches!(role, Role::Desk),
             _ => false,
         }

@@ -197,11 +197,11 @@ impl AccountSettings {
         if here && distinct.len() == pins.len() { Ok(()) } else { Err(AccountError::NoSuchPin) }
     }
 
-    /// The same for a node of this role, which may narrow and no more.
+    /// The same for a node of this role, which may narrow, and change a PIN for who shows the one that there is.
     ///
     /// # Errors
     /// [`AccountError::Role`], [`AccountError::LimitRaised`], or as [`AccountSettings::check`].
-    pub fn check_narrowing(&self, intent: &Intent, role: Role) -> Result<(), AccountError> {
+    pub fn check_of_node(&self, intent: &Intent, role: Role) -> Result<(), AccountError> {
         if !intent.is_open_to(role) {
             return Err(AccountError::Role(role.name()));
         }

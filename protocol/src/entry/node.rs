@@ -220,6 +220,17 @@ pub struct Decline {
     pub pin_tries: Option<u8>,
 }
 
+/// Somebody wanted to change a payment PIN, and showed another one than there is.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct WrongPin {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// Wrong PINs in a row of this account at this node, this one included.
+    #[n(1)]
+    pub tries: u8,
+}
+
 /// A door opened.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
 pub struct Access {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::account::Intent;
 use crate::ids::{AccountId, CardNumber, Key, LogId, Wallet};
 use crate::money::Fen;
+use crate::pin::SealedPins;
 use crate::time::BusinessDay;
 
 /// An account and its document.
@@ -40,6 +41,10 @@ pub struct Setting {
     #[n(3)]
     #[serde(skip)]
     pub change: ByteVec,
+    /// With [`Intent::SetPin`] in a node's log: what was typed there, for the centre to judge.
+    #[n(4)]
+    #[serde(skip)]
+    pub typed: Option<SealedPins>,
 }
 
 /// Money in.

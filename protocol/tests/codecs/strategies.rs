@@ -8,7 +8,7 @@ use feiqian_protocol::entry::{
     CloseOrdered, CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd,
     Grant, Hint, HoldMoved, HoldPlaced, Measured, NodeEnrolled, Payout, PinVerifier, PinVerifiers, Pool,
     Posted, PostedHead, Proof, Refund, Release, Reversal, Setting, SettingAnswered, ShareGrant, ShareRelease,
-    StandInGrant, TakenIn, TapRef, Tombstone,
+    StandInGrant, TakenIn, TapRef, Tombstone, WrongPin,
 };
 use feiqian_protocol::frame::{
     Ack, Ask, Branch, CentreHello, Entries, Frame, LogCursor, LossNotice, Mark, No, NodeHello, Recall,
@@ -19,7 +19,7 @@ use feiqian_protocol::ids::{
 };
 use feiqian_protocol::limits::ACCOUNT_END;
 use feiqian_protocol::money::{Fen, UnitPrice};
-use feiqian_protocol::pin::{PinDigest, PinGeneration, PinKey};
+use feiqian_protocol::pin::{PinDigest, PinGeneration, PinHash, PinKey, TypedPins};
 use feiqian_protocol::snapshot::{CampusState, SignedSnapshot, Snapshot, SnapshotAck, SnapshotPiece};
 use feiqian_protocol::tap::DeclineReason;
 use feiqian_protocol::time::{BusinessDay, Hlc, Timestamp};
@@ -32,9 +32,9 @@ use proptest::sample::select;
 use super::purses;
 
 /// Kinds that this build knows; any other number is an unknown kind.
-pub const KNOWN_KINDS: [u16; 36] = [
-    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 35, 40, 41, 42, 43, 44, 45,
-    46, 50, 51, 52, 60, 61, 70, 71,
+pub const KNOWN_KINDS: [u16; 37] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 35, 40, 41, 42, 43, 44,
+    45, 46, 50, 51, 52, 60, 61, 70, 71,
 ];
 
 pub const NAME: &str = "[!#-&(-+\\--~]{1,64}";
@@ -252,6 +252,8 @@ pub fn node_body() -> impl Strategy<Value = Body> {
         .prop_map(|(tap, account, card, amount, reason, access, pin_tries)| {
             Body::from(Decline { tap, account, card, amount, reason, access, pin_tries })
         });
+    let wrong_pin =
+        (account(), any::<u8>()).prop_map(|(account, tries)| Body::from(WrongPin { account, tries }));
     let access = (tap(), account(), card(), code())
         .prop_map(|(tap, account, card, code)| Body::from(Access { tap, account, card, code }));
     let share_release = (account(), epoch(), day(), fen()).prop_map(|(account, epoch, from_day, amount)| {
@@ -264,6 +266,7 @@ pub fn node_body() -> impl Strategy<Value = Body> {
         taken_in,
         epoch().prop_map(|epoch| Body::from(EpochEnd { epoch })),
         decline,
+        wrong_pin,
         access,
         share_release,
         (tap(), tap()).prop_map(|(tap, original)| Body::from(Tombstone { tap, original })),
@@ -330,10 +333,15 @@ pub fn shard_body() -> impl Strategy<Value = Body> {
     let opened = (account(), bytes(), any::<bool>()).prop_map(|(account, document, seasoned)| {
         Body::from(AccountOpened { account, document: document.into(), seasoned })
     });
-    let setting =
-        (account(), any::<u32>(), intent(), bytes()).prop_map(|(account, document_epoch, intent, change)| {
-            Body::from(Setting { account, document_epoch, intent, change: change.into() })
-        });
+    let setting = (account(), any::<u32>(), intent(), bytes(), option::of(any::<[u8; 32]>())).prop_map(
+        |(account, document_epoch, intent, change, pins)| {
+            let typed = pins.map(|pin| {
+                let typed = TypedPins { current: PinHash::new(pin), chosen: PinHash::new(pin) };
+                PinKey::new(pin).seal(account, PinGeneration([1; 16]), &typed)
+            });
+            Body::from(Setting { account, document_epoch, intent, change: change.into(), typed })
+        },
+    );
     let credit =
         (account(), wallet(), fen(), key(), key()).prop_map(|(account, wallet, amount, channel, key)| {
             Body::from(Credit { account, wallet, amount, channel, key })

@@ -525,7 +525,7 @@ fn an_unknown_critical_kind_stops_its_log_and_no_other() {
     bench.debit(1, 1, 100, 0);
     bench.upload(1);
     assert_eq!(bench.number("SELECT funds FROM wallets"), 3_900);
-    let status = bench.command(Command::Status).unwrap();
+    let status = bench.command(Command::Status {}).unwrap();
     assert_eq!(status["nodes"][0]["state"], "open, quarantined at 1");
     bench.check();
 }
@@ -541,7 +541,7 @@ fn what_was_approved_is_paid_though_it_makes_no_sense() {
     assert_eq!(bench.number("SELECT funds FROM wallets"), -400);
     let cases = bench.exported(Table::Cases, Format::Jsonl);
     assert!(cases.contains(r#""reason":"node_fault""#) && cases.contains(r#""opened_fen":400"#), "{cases}");
-    assert_eq!(bench.command(Command::Status).unwrap()["suspense_fen"], 300);
+    assert_eq!(bench.command(Command::Status {}).unwrap()["suspense_fen"], 300);
     bench.check();
 }
 
@@ -591,7 +591,7 @@ fn an_ask_is_granted_from_what_is_free_or_answered_with_a_final_no() {
     assert!(no.is_some_and(|no| no.r#final), "{no:?}");
     bench.topup("c1", 700, "k1").unwrap();
     bench.check();
-    assert_eq!(bench.command(Command::Status).unwrap()["asks"], 0);
+    assert_eq!(bench.command(Command::Status {}).unwrap()["asks"], 0);
 }
 
 #[test]
@@ -607,7 +607,7 @@ fn an_ask_waits_no_longer_than_its_deadline() {
     assert_eq!(bench.core.next_timer(), Some(300));
     bench.advance(300);
     bench.step(vec![Input::Timer]);
-    assert_eq!(bench.command(Command::Status).unwrap()["asks"], 0);
+    assert_eq!(bench.command(Command::Status {}).unwrap()["asks"], 0);
     assert!(!bench.nodes[0].heard.iter().any(|frame| matches!(frame, Frame::No(_))));
 }
 
@@ -723,7 +723,7 @@ fn a_backlog_is_posted_in_few_batches_and_none_of_it_is_lost_with_the_core() {
     bench.core.connection().execute("VACUUM INTO ?1", [path.to_str().unwrap()]).unwrap();
     bench.core = ReconcileCore::open(Connection::open(&path).unwrap(), identity).unwrap();
     bench.step(vec![Input::Timer]);
-    bench.command(Command::Status).unwrap();
+    bench.command(Command::Status {}).unwrap();
     assert_eq!(bench.number(batches), 0, "an old copy must not write before it has heard a node");
     bench.check();
     bench.connect(0);
@@ -754,7 +754,7 @@ fn taps_of_two_seconds_are_posted_together_and_a_status_leaves_nothing_gathered(
     });
     bench.upload(0);
     assert_eq!(bench.number(batches), 1);
-    bench.command(Command::Status).unwrap();
+    bench.command(Command::Status {}).unwrap();
     assert_eq!(bench.number(batches), 2);
     (0..40).for_each(|_| {
         bench.debit(0, 1, 100, 0);

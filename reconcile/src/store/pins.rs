@@ -64,6 +64,19 @@ pub(crate) fn remove(
     Ok(())
 }
 
+/// Another PIN comes beside or in place of these, and no node is told them any more. The hashes of all others go.
+pub(crate) fn retire(db: &Connection, account: AccountId, kept: &[PinGeneration]) -> Result<(), StoreError> {
+    let mut statement = db.prepare_cached("SELECT generation FROM pins WHERE account = ?1")?;
+    let held = statement.query_map([account.0 as i64], |row| row.get(0).map(PinGeneration))?;
+    for generation in held.collect::<Result<Vec<_>, _>>()? {
+        if !kept.contains(&generation) {
+            remove(db, account, generation)?;
+        }
+    }
+    db.prepare_cached("UPDATE pins SET change = NULL WHERE account = ?1")?.execute([account.0 as i64])?;
+    Ok(())
+}
+
 /// The hash of a PIN, where it is here.
 pub(crate) fn hash(
     db: &Connection,

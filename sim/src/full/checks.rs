@@ -130,7 +130,7 @@ async fn check_liveness(run: &Shared) -> Result<()> {
 async fn unsettled(run: &Shared) -> Result<Vec<String>> {
     let core = run.borrow().core();
     let Some(core) = core else { return Ok(vec!["the centre does not run".to_owned()]) };
-    let reply = core.command(Command::Status).await.map_err(|error| anyhow!("{}: {error}", error.code))?;
+    let reply = core.command(Command::Status {}).await.map_err(|error| anyhow!("{}: {error}", error.code))?;
     let status: Status = serde_json::from_value(reply)?;
     let mut problems = Vec::new();
     if let Some(recovery) = status.recovery {

@@ -373,7 +373,7 @@ impl World<'_> {
 
     /// What is still under way.
     fn unsettled(&mut self) -> Result<Vec<String>> {
-        let Some(reply) = self.command(centre_io::Command::Status) else {
+        let Some(reply) = self.command(centre_io::Command::Status {}) else {
             return Ok(vec!["the centre does not answer".to_owned()]);
         };
         let status: centre_io::Status =

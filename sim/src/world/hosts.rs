@@ -524,7 +524,9 @@ impl World<'_> {
                 node_io::Output::Setting(ticket, done) => self.reported(site, ticket, done),
                 node_io::Output::Balance(ticket, view) => self.purse_balance(ticket, view.ok()),
                 node_io::Output::Purse(ticket, done) => self.purse_told(ticket, done),
-                node_io::Output::PinGeneration(..) | node_io::Output::Status(..) => {}
+                node_io::Output::PinGeneration(..)
+                | node_io::Output::PinToShow(..)
+                | node_io::Output::Status(..) => {}
                 node_io::Output::Send(link, frame) => {
                     if self.sites[site].link == Some(link.0) {
                         self.send_up(site, link.0, &frame);

@@ -464,7 +464,8 @@ impl Rig {
             Document::load(&saved, reader).ok()?.carry_out(&other, self.now.wall).ok()
         });
         let change = carried_out.unwrap_or_else(|| bytes.to_vec()).into();
-        let setting = Setting { account, document_epoch: u32::from(!script.rarely(12)), intent, change };
+        let setting =
+            Setting { account, document_epoch: u32::from(!script.rarely(12)), intent, change, typed: None };
         let (wall, actor) = (self.now.wall, script.actor());
         let writer = &mut self.nodes[node];
         writer.write(wall, actor, setting.into());
@@ -668,6 +669,6 @@ fn command(script: &mut Script<'_>, node: &Node) -> Command {
             let frame = hex(&Frame::Entries(entries).to_bytes());
             Command::ImportLog { frame, branch: script.rarely(3).then(|| script.u32()) }
         }
-        _ => Command::Status,
+        _ => Command::Status {},
     }
 }

@@ -7,7 +7,7 @@ use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
     CloseRequest, Closed, Credit, Debit, Decline, Delta, EntryRef, EpochEnd, Grant, Hint, NodeEnrolled,
     PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof, Refund, Release, Reversal, Setting,
-    ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone,
+    ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone, WrongPin,
 };
 use feiqian_protocol::ids::{
     AccountId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,
@@ -283,7 +283,7 @@ impl<'a> Script<'a> {
     pub fn node_body(&mut self, epoch: Epoch, position: u64) -> Body {
         let (tap, account, wallet) = (self.tap(), self.account(), self.wallet());
         let epoch = self.epoch(epoch);
-        match self.choice(11) {
+        match self.choice(12) {
             0..=2 => Debit {
                 tap,
                 account,
@@ -329,6 +329,7 @@ impl<'a> Script<'a> {
                 pin_tries: self.rarely(2).then_some(1),
             }
             .into(),
+            10 => WrongPin { account, tries: self.byte() }.into(),
             _ => Body::Unknown {
                 kind: 1_000 + u16::from(self.byte()),
                 critical: self.rarely(2),
@@ -393,7 +394,7 @@ impl<'a> Script<'a> {
             1 => {
                 let intent = self.intent();
                 let change = change(&intent).into();
-                Setting { account, document_epoch: 1, intent, change }.into()
+                Setting { account, document_epoch: 1, intent, change, typed: None }.into()
             }
             2 => Posted {
                 heads: (0..self.choice(3))

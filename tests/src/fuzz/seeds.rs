@@ -65,7 +65,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "piece" => vec![[&[1][..], &piece()].concat()],
         "record" => entries().iter().map(Entry::to_record).collect(),
         "terminal" => texts(&REQUESTS),
-        "centre" | "chain" | "node" | "replicas" => {
+        "card" | "centre" | "chain" | "node" | "replicas" => {
             let from = target.bytes().fold(0, |sum, byte| sum * 31 + u64::from(byte));
             (0..SCRIPTS).map(|number| script(from + number)).collect()
         }

@@ -150,6 +150,8 @@ impl Run {
                 said.void.insert(card.clone());
                 self.void.insert(card);
             }
+            // Narrows nothing, and is not among those above.
+            SettingKind::SetPin(_) => {}
         }
         Ok(())
     }

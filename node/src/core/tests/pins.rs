@@ -3,13 +3,18 @@
 use feiqian_protocol::account::Intent;
 use feiqian_protocol::campus::Mode;
 use feiqian_protocol::chain::hex;
-use feiqian_protocol::entry::{Body, Decline, Entry, PinVerifier, PinVerifiers, Proof};
-use feiqian_protocol::ids::AccountId;
-use feiqian_protocol::pin::{PinDigest, PinGeneration, PinHash, PinKey};
+use feiqian_protocol::enrol::Role;
+use feiqian_protocol::entry::{
+    ActorKind, Body, Decline, Entry, PinVerifier, PinVerifiers, Proof, SettingAnswered, WrongPin,
+};
+use feiqian_protocol::ids::{AccountId, CardNumber, Key};
+use feiqian_protocol::pin::{PinDigest, PinGeneration, PinHash, PinKey, TypedPins};
 use feiqian_protocol::tap::{DeclineReason, Pin, TapKind, TapRequest};
 
 use super::super::testing::*;
-use crate::io::{Input, Output, Ticket};
+use crate::io::{Input, Output, SettingDone, SettingError, Ticket};
+use crate::pin::change::NewPin;
+use crate::settings::{SettingKind, SettingRequest};
 
 const FIRST: PinGeneration = PinGeneration([1; 16]);
 const SECOND: PinGeneration = PinGeneration([2; 16]);
@@ -198,4 +203,100 @@ fn nothing_that_is_kept_tells_what_was_entered() {
     );
     let shown = format!("{one:?}");
     assert!(!shown.contains(&hex(&digest(FIRST, 7).to_bytes())), "{shown}");
+}
+
+/// A holder shows one PIN and chooses another, which is to have this name.
+fn change(
+    world: &mut World,
+    shown: Option<(PinGeneration, u8)>,
+    generation: PinGeneration,
+) -> Result<SettingDone, SettingError> {
+    let hash = |pin| PinHash::new([pin; 32]);
+    let typed = TypedPins { current: hash(shown.map_or(6, |(_, pin)| pin)), chosen: hash(9) };
+    let new = NewPin {
+        shown: shown.map(|(generation, pin)| (generation, digest(generation, pin))),
+        generation,
+        typed: KEY.seal(ALICE, generation, &typed),
+    };
+    let request = SettingRequest {
+        terminal: None,
+        card: CardNumber::new("alice").unwrap(),
+        kind: SettingKind::SetPin(Box::new(new)),
+        by: Key::new("kiosk").unwrap(),
+        proof: Proof::CardAndPin,
+    };
+    let outputs = world.step(vec![Input::Setting(Ticket(0), request)]);
+    world.ingest(&outputs);
+    let done = outputs.into_iter().find_map(|output| match output {
+        Output::Setting(_, done) => Some(done),
+        _ => None,
+    });
+    done.unwrap()
+}
+
+#[test]
+fn a_pin_that_is_changed_here_pays_nowhere_before_the_centre_has_taken_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::on_disk(Mode::Strict, directory.path());
+    with_pin_seven(&mut world);
+    world.disconnect();
+    world.core.identity.role = Role::Kiosk;
+    let code = |done: Result<SettingDone, SettingError>| done.unwrap_err().code();
+    assert_eq!(code(change(&mut world, Some((SECOND, 7)), SECOND)), "pin_changed");
+    assert_eq!(code(change(&mut world, None, SECOND)), "pin_changed", "the initial PIN is not asked for");
+    let position = change(&mut world, Some((FIRST, 7)), SECOND).unwrap().position;
+    assert_eq!(code(change(&mut world, Some((FIRST, 7)), PinGeneration([3; 16]))), "pin_waits");
+    let old = |sequence| with_pin(sequence, 3_000, entered(FIRST, 7));
+    let new = |sequence| with_pin(sequence, 3_000, entered(SECOND, 9));
+    assert_eq!(decided(&world.tap(new("1"))), declined(DeclineReason::PinNotSet));
+    assert_eq!(decided(&world.tap(old("2"))), approved(ALICE, 3_000, 0));
+    world.reopen();
+    world.core.identity.role = Role::Kiosk;
+    assert_eq!(world.status().settings_waiting, 1);
+
+    world.connect();
+    let log = world.uploaded();
+    let settings: Vec<_> = log.iter().filter(|body| matches!(body, Body::Setting(_))).collect();
+    let [Body::Setting(setting)] = settings[..] else { panic!("{settings:?}") };
+    let typed = KEY.unseal(ALICE, SECOND, setting.typed.as_ref().unwrap()).unwrap();
+    assert_eq!((typed.current, typed.chosen), (PinHash::new([7; 32]), PinHash::new([9; 32])));
+    let frame = world.setting(ALICE, setting.intent.clone());
+    world.frame(frame);
+    let stream_position =
+        world.centre.end(feiqian_protocol::ids::LogId::shard(INSTITUTION, ALICE.shard())).position;
+    let answered = SettingAnswered { position: position.unwrap(), stream_position, refused: None };
+    world.tell(vec![answered.into(), verifier(ALICE, SECOND, 9)]);
+    assert_eq!(world.status().settings_waiting, 0);
+    assert_eq!(decided(&world.tap(old("3"))), declined(DeclineReason::PinNotSet));
+    assert_eq!(decided(&world.tap(new("4"))), approved(ALICE, 3_000, 0));
+    world.check();
+}
+
+#[test]
+fn a_wrong_pin_counts_where_it_is_shown_to_be_changed() {
+    let mut world = cut_off_with_pin();
+    let code = |done: Result<SettingDone, SettingError>| done.unwrap_err().code();
+    assert_eq!(code(change(&mut world, Some((FIRST, 8)), SECOND)), "role", "a till counts nothing");
+    world.core.identity.role = Role::Kiosk;
+    let wrong = with_pin("1", 3_000, entered(FIRST, 8));
+    assert_eq!(decided(&world.tap(wrong)), declined(DeclineReason::WrongPin));
+    for _ in 0..2 {
+        assert_eq!(code(change(&mut world, Some((FIRST, 8)), SECOND)), "wrong_pin");
+    }
+    assert_eq!(code(change(&mut world, Some((FIRST, 7)), SECOND)), "pin_locked");
+    let right = with_pin("2", 3_000, entered(FIRST, 7));
+    assert_eq!(decided(&world.tap(right)), declined(DeclineReason::PinLocked));
+    world.connect();
+    let tries: Vec<u8> = world
+        .uploaded()
+        .into_iter()
+        .filter_map(|body| match body {
+            Body::WrongPin(WrongPin { account: ALICE, tries }) => Some(tries),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(tries, [2, 3]);
+    let kinds = world.centre.records.iter().map(|record| Entry::from_record(record).unwrap().actor.kind);
+    assert_eq!(kinds.filter(|kind| *kind == ActorKind::Kiosk).count(), 2);
+    world.check();
 }

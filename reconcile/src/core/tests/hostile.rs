@@ -25,7 +25,7 @@ fn an_ask_for_an_impossible_amount_is_not_answered() {
         bench.frame(0, Frame::Ask(ask(1, want)));
     }
     assert!(bench.nodes[0].link.is_some());
-    let status = bench.command(Command::Status).unwrap();
+    let status = bench.command(Command::Status {}).unwrap();
     assert_eq!(status["asks"], 0, "{status}");
     bench.check();
 }
@@ -42,7 +42,10 @@ fn asks_that_nobody_can_answer_are_bounded_in_number_and_time() {
     step(&mut bench, up);
     let waiting = |bench: &mut Bench| {
         let mut outputs = Vec::new();
-        bench.core.step(bench.now, vec![Input::Command(Ticket(1), Command::Status)], &mut outputs).unwrap();
+        bench
+            .core
+            .step(bench.now, vec![Input::Command(Ticket(1), Command::Status {})], &mut outputs)
+            .unwrap();
         let status = outputs.into_iter().find_map(|output| match output {
             Output::Reply(_, reply) => Some(reply.unwrap()),
             _ => None,
@@ -162,7 +165,7 @@ fn a_kiosk_that_reports_without_end_keeps_nobody_from_lifting_and_reporting() {
             let loss = key(&feiqian_protocol::chain::hex(&mark.hash));
             let intent = Intent::ReportLoss { card: card("c1"), loss };
             let change = document.carry_out(&intent, wall).unwrap().into();
-            let setting = Setting { account: AccountId(1), document_epoch: 1, intent, change };
+            let setting = Setting { account: AccountId(1), document_epoch: 1, intent, change, typed: None };
             bench.nodes[kiosk].write(wall, Proof::Login, setting);
         }
         bench.upload(kiosk);

@@ -1,9 +1,9 @@
 //! Payment PINs: what changes them, what is refused, and what nodes are told.
 
-use feiqian_protocol::account::Intent;
-use feiqian_protocol::entry::{Decline, PinVerifier};
+use feiqian_protocol::account::{Document, Intent, actor_id};
+use feiqian_protocol::entry::{Decline, PinVerifier, SettingAnswered, WrongPin};
 use feiqian_protocol::limits::{PIN_TRIES_MAX, PIN_VERIFIERS_PER_ENTRY_MAX};
-use feiqian_protocol::pin::{PinGeneration, PinHash};
+use feiqian_protocol::pin::{PinGeneration, PinHash, TypedPins};
 use feiqian_protocol::tap::DeclineReason;
 
 use super::super::Round;
@@ -200,4 +200,144 @@ fn a_core_that_is_opened_again_tells_the_rest() {
     bench.now.mono_ms = 0;
     bench.connect(0);
     assert_eq!(told(&bench, 0), [verifier(0, 1, &hashed(1, 7))]);
+}
+
+/// At a kiosk, which holds the document as it was then, the holder shows one PIN and chooses another.
+fn change_at(
+    bench: &mut Bench,
+    index: usize,
+    shown: Option<&HashedPin>,
+    chosen: &HashedPin,
+    document: &[u8],
+) {
+    let writer = actor_id(INSTITUTION, bench.nodes[index].id, 1, 1, AccountId(1));
+    let wall = bench.now.wall;
+    let replaces = shown.map(|pin| pin.generation).into_iter().collect();
+    let intent = Intent::SetPin { generation: chosen.generation, replaces };
+    let change = Document::load(document, writer).unwrap().carry_out(&intent, wall).unwrap();
+    let current = shown.map_or(PinHash::new([6; 32]), |pin| pin.hash);
+    let typed = TypedPins { current, chosen: chosen.hash };
+    let typed = PinKey::new([index as u8 + 1; 32]).seal(AccountId(1), chosen.generation, &typed);
+    let account = AccountId(1);
+    let setting = Setting { account, document_epoch: 1, intent, change: change.into(), typed: Some(typed) };
+    bench.nodes[index].write(wall, Proof::CardAndPin, setting);
+}
+
+fn document(bench: &Bench) -> Vec<u8> {
+    bench.core.connection().query_row("SELECT document FROM accounts", [], |row| row.get(0)).unwrap()
+}
+
+/// What the centre has answered a node, in order.
+fn answers(bench: &Bench, index: usize) -> Vec<String> {
+    let mut answers = Vec::new();
+    for frame in &bench.nodes[index].heard {
+        let (Frame::Entries(entries) | Frame::Fresh(entries)) = frame else { continue };
+        for record in &entries.records {
+            if let Body::SettingAnswered(SettingAnswered { refused, .. }) =
+                Entry::from_record(record).unwrap().body
+            {
+                answers.push(refused.map_or("taken".to_owned(), |code| code.to_string()));
+            }
+        }
+    }
+    answers
+}
+
+/// Account 1 has PIN 7; the bench, with two kiosks in session.
+fn two_kiosks() -> (Bench, [usize; 2], Vec<u8>) {
+    let mut bench = campus_of(Mode::Strict, 0, &[5_000]);
+    let kiosks = ["k1", "k2"].map(|name| bench.enrol(name, Role::Kiosk));
+    kiosks.into_iter().for_each(|kiosk| bench.connect(kiosk));
+    bench.command(set("c1", hashed(1, 7))).unwrap();
+    let document = document(&bench);
+    (bench, kiosks, document)
+}
+
+#[test]
+fn a_pin_changed_at_a_kiosk_is_taken_where_the_one_before_was_shown() {
+    let (mut bench, [one, two], before) = two_kiosks();
+    let (first, second) = (hashed(1, 7), hashed(2, 8));
+    change_at(
+        &mut bench,
+        one,
+        Some(&HashedPin { hash: PinHash::new([9; 32]), ..first.clone() }),
+        &hashed(3, 8),
+        &before,
+    );
+    bench.upload(one);
+    assert_eq!(answers(&bench, one), ["wrong_pin"]);
+    assert_eq!(status(&mut bench, "c1").tries.get("centre"), Some(&1));
+    assert_eq!(told(&bench, two), [verifier(two, 1, &first)], "and nothing has changed");
+
+    change_at(&mut bench, two, Some(&first), &second, &before);
+    bench.upload(two);
+    assert_eq!(answers(&bench, two), ["taken"]);
+    assert_eq!(told(&bench, one).last(), Some(&verifier(one, 1, &second)));
+    assert!(status(&mut bench, "c1").tries.is_empty());
+    let change = |current| Command::ChangePin { card: card("c1"), current: vec![current], pin: hashed(4, 4) };
+    assert_eq!(code(bench.command(change(first))), "pin_changed");
+    bench.command(change(second)).unwrap();
+
+    // Sealed by another hand, or for another PIN, it cannot be read.
+    let mut foreign = document(&bench);
+    let intent =
+        Intent::SetPin { generation: PinGeneration([5; 16]), replaces: vec![PinGeneration([4; 16])] };
+    let writer = actor_id(INSTITUTION, bench.nodes[one].id, 1, 1, AccountId(1));
+    let wall = bench.now.wall;
+    let change = Document::load(&foreign, writer).unwrap().carry_out(&intent, wall).unwrap();
+    foreign.clear();
+    let typed = TypedPins { current: PinHash::new([4; 32]), chosen: PinHash::new([5; 32]) };
+    for typed in [None, Some(PinKey::new([99; 32]).seal(AccountId(1), PinGeneration([5; 16]), &typed))] {
+        let setting = Setting {
+            account: AccountId(1),
+            document_epoch: 1,
+            intent: intent.clone(),
+            change: change.clone().into(),
+            typed,
+        };
+        bench.nodes[one].write(wall, Proof::CardAndPin, setting);
+    }
+    bench.nodes[one].write(wall, Proof::CardAndPin, WrongPin { account: AccountId(1), tries: 2 });
+    bench.upload(one);
+    assert_eq!(answers(&bench, one), ["wrong_pin", "pin_unreadable", "pin_unreadable"]);
+    assert_eq!(status(&mut bench, "c1").tries.get("k1"), Some(&2));
+    assert_eq!(status(&mut bench, "c1").pins.len(), 1);
+    bench.check();
+}
+
+#[test]
+fn of_pins_changed_at_two_kiosks_that_did_not_hear_of_each_other_none_pays_until_one_is_confirmed() {
+    let (mut bench, [one, two], before) = two_kiosks();
+    let first = hashed(1, 7);
+    change_at(&mut bench, one, Some(&first), &hashed(2, 8), &before);
+    change_at(&mut bench, two, Some(&first), &hashed(3, 9), &before);
+    bench.upload(one);
+    bench.upload(two);
+    assert_eq!((answers(&bench, one), answers(&bench, two)), (vec!["taken".into()], vec!["taken".into()]));
+    assert_eq!(status(&mut bench, "c1").state, "unconfirmed");
+    let told_before = told(&bench, two).len();
+    let confirm = Command::ConfirmPin {
+        card: card("c1"),
+        typed: vec![hashed(2, 8), HashedPin { hash: PinHash::new([8; 32]), ..hashed(3, 9) }],
+        operator: key("op"),
+    };
+    bench.command(confirm).unwrap();
+    assert_eq!(told(&bench, two)[told_before..], [verifier(two, 1, &hashed(2, 8))]);
+    bench.check();
+}
+
+#[test]
+fn who_has_no_pin_chooses_the_first_one_at_a_kiosk_and_not_beside_another() {
+    let mut bench = campus_of(Mode::Strict, 0, &[5_000]);
+    let kiosk = bench.enrol("k1", Role::Kiosk);
+    bench.connect(kiosk);
+    let before = document(&bench);
+    change_at(&mut bench, kiosk, None, &hashed(1, 7), &before);
+    bench.upload(kiosk);
+    assert_eq!(told(&bench, kiosk), [verifier(kiosk, 1, &hashed(1, 7))]);
+    change_at(&mut bench, kiosk, None, &hashed(2, 8), &before);
+    bench.upload(kiosk);
+    assert_eq!(answers(&bench, kiosk), ["taken", "pin_changed"]);
+    assert_eq!(status(&mut bench, "c1").state, "chosen");
+    bench.check();
 }

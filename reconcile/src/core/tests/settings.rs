@@ -26,8 +26,13 @@ impl Kiosk {
     fn write(&mut self, bench: &mut Bench, intent: &Intent, says: &Intent) {
         let wall = bench.now.wall;
         let change = self.document.carry_out(intent, wall).unwrap();
-        let setting =
-            Setting { account: AccountId(1), document_epoch: 1, intent: says.clone(), change: change.into() };
+        let setting = Setting {
+            account: AccountId(1),
+            document_epoch: 1,
+            intent: says.clone(),
+            change: change.into(),
+            typed: None,
+        };
         bench.nodes[self.node].write(wall, Proof::Login, setting);
     }
 
@@ -82,8 +87,13 @@ fn a_kiosk_may_report_a_loss_but_not_lift_it() {
     let wall = bench.now.wall;
     let mut write = |bench: &mut Bench, intent: Intent, says: Intent| {
         let change = document.carry_out(&intent, wall).unwrap();
-        let setting =
-            Setting { account: AccountId(1), document_epoch: 1, intent: says, change: change.into() };
+        let setting = Setting {
+            account: AccountId(1),
+            document_epoch: 1,
+            intent: says,
+            change: change.into(),
+            typed: None,
+        };
         bench.nodes[kiosk].write(wall, Proof::Login, setting);
         bench.upload(kiosk);
     };
