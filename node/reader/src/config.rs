@@ -273,4 +273,36 @@ mod tests {
         assert!(error("colour = 1", 0o600).contains("colour"));
         assert!(load("listen = \"127.0.0.1:7000\"", 0o600).is_ok());
     }
+
+    #[test]
+    fn the_way_to_the_node_is_checked_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ca, key) = (folder.path().join("ca.pem"), folder.path().join("terminal.key"));
+        let made = rcgen::generate_simple_self_signed(vec!["node-1.feiqian.internal".to_owned()]).unwrap();
+        std::fs::write(&ca, made.cert.pem()).unwrap();
+        std::fs::write(&key, "ab".repeat(32)).unwrap();
+        let mode = |mode| {
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let with = |more: &str| {
+            let node = format!(
+                "[node]\naddress = \"127.0.0.1:8443\"\nserver_name = \"node-1.feiqian.internal\"\nca_file = {ca:?}\n\
+                terminal = \"canteen-1\"\nkey_file = {key:?}\n{more}\n"
+            );
+            load(&node, 0o600)
+        };
+        mode(0o600);
+        assert_eq!(with("").unwrap().node.unwrap().collect_below, None);
+        let below = with("collect_below_fen = 2000").unwrap().node.unwrap().collect_below;
+        assert_eq!(below, PurseFen::new(2_000));
+        assert!(with("collect_below_fen = 0").unwrap_err().to_string().contains("no amount of a purse"));
+        mode(0o644);
+        assert!(with("").unwrap_err().to_string().contains("others may read this key"));
+        mode(0o600);
+        std::fs::write(&key, "ab").unwrap();
+        assert!(with("").unwrap_err().to_string().contains("64 hex digits"));
+        std::fs::write(&key, "ab".repeat(32)).unwrap();
+        std::fs::write(&ca, "no certificate").unwrap();
+        assert!(with("").unwrap_err().to_string().contains("ca.pem"));
+    }
 }

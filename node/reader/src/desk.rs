@@ -323,3 +323,24 @@ fn broken(error: JournalError) -> Failure {
     tracing::error!(%error, cause, "journal");
     Failure::new("journal", error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_is_digits_and_is_not_shown() {
+        let command = |pin: &str| {
+            let text = format!(r#"{{"command":"collect","key":"k","pin":"{pin}"}}"#);
+            serde_json::from_str::<Command>(&text)
+        };
+        let Ok(Command::Collect { pin: Some(pin), .. }) = command("123456") else { panic!("a PIN") };
+        assert_eq!(pin.bytes(), [0x12, 0x34, 0x56]);
+        assert_eq!(format!("{pin:?}"), "Pin");
+        for wrong in ["12345", "12", "12a4", "1234567890123", ""] {
+            let error = command(wrong).unwrap_err().to_string();
+            assert!(error.contains("4 to 12 digits"), "{error}");
+            assert!(wrong.is_empty() || !error.contains(wrong), "{error}");
+        }
+    }
+}

@@ -515,3 +515,6 @@ struct Named {
     code: String,
     message: String,
 }
+
+#[cfg(test)]
+mod tests;
