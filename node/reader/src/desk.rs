@@ -340,7 +340,7 @@ mod tests {
         for wrong in ["12345", "12", "12a4", "1234567890123", ""] {
             let error = command(wrong).unwrap_err().to_string();
             assert!(error.contains("4 to 12 digits"), "{error}");
-            assert!(wrong.is_empty() || !error.contains(wrong), "{error}");
+            assert!(wrong.len() < 4 || !error.contains(wrong), "{error}");
         }
     }
 }

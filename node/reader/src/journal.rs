@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `touches` | a purchase: `id`; `key` of the POS; `serial`; `sequence` of the SAM; `entry` ([`JournalEntry`] as JSON); `outcome` ([`Outcome`] as JSON, null while open) |
 //! | `loads` | a load: `id`; `key` of the POS, null of a purse that ran low; `collect` where it was all that the account has; `serial`; `entry` and `outcome` as above |
+//! | `doubts` | `serial` of a card that the centre may have let money go to while its answer was lost |
 //! | `reports` | what the node is to be told: `id`, in the order in which it became known; `touch` or `load`; `refusal` of the node, null where there was none; `recorded` |
 //!
 //! Rows stay: they are what the terminal has to show for its money. [`loads`] and [`reports`] have the other two tables.

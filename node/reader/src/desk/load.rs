@@ -257,8 +257,17 @@ impl Shared {
                         error.map_or_else(|| LoadRefusal::Lost.to_string(), |error| error.to_string());
                     return self.in_doubt(card, node, wish, error.is_some(), &detail, until);
                 }
-                (_, _, Some(Stopped::Failure(failure))) => return Err(failure),
-                (_, _, Some(Stopped::Node(error))) => return not_now(&error),
+                (_, _, Some(Stopped::Failure(failure))) => {
+                    self.journal().doubt(identified.card.serial).map_err(broken)?;
+                    return Err(failure);
+                }
+                (_, _, Some(Stopped::Node(error))) => {
+                    // It may have been heard all the same.
+                    if !matches!(error, NodeError::Refused { .. }) {
+                        self.journal().doubt(identified.card.serial).map_err(broken)?;
+                    }
+                    return not_now(&error);
+                }
                 (_, _, Some(Stopped::Declined(by))) => {
                     return Ok(declined_by(&by, "the centre declined"));
                 }
@@ -355,28 +364,39 @@ impl Shared {
         until: Instant,
     ) -> Result<Settling, Failure> {
         let serial = identified.card.serial;
-        let open = self.journal().open_load_of(serial).map_err(broken)?;
-        let Some(open) = open else { return Ok(Settling::Nothing) };
-        let outcome = match node.open_load(serial, until) {
+        let (open, doubted) = {
+            let journal = self.journal();
+            (journal.open_load_of(serial).map_err(broken)?, journal.is_doubted(serial).map_err(broken)?)
+        };
+        if open.is_none() && !doubted {
+            return Ok(Settling::Nothing);
+        }
+        let (older, fate) = match node.open_load(serial, until) {
             Ok(LoadWord::Unresolved(older, challenge)) => {
                 let fate = self.probe(card, node, &older, challenge, pin, until);
-                match fate {
-                    _ if older.terms != open.entry.terms => self.by_card(card, identified, &open.entry, pin),
-                    // The centre has the card's word already.
-                    Some(Fate::Done) => Some(Outcome::CompletedWithoutProof { tac: None }),
-                    Some(Fate::Reversed) => Some(Outcome::NeverHappened),
-                    _ => None,
-                }
+                (Some(older), fate)
             }
-            Ok(LoadWord::Nothing) => self.by_card(card, identified, &open.entry, pin),
+            Ok(LoadWord::Nothing) => (None, Some(Fate::Nothing)),
             Ok(word) => {
-                tracing::warn!(id = open.id, ?word, "open load not settled");
-                None
+                tracing::warn!(?word, "open load not settled");
+                (None, None)
             }
             Err(error) => {
-                tracing::warn!(id = open.id, %error, code = error.code(), "open load not settled");
-                None
+                tracing::warn!(%error, code = error.code(), "open load not settled");
+                (None, None)
             }
+        };
+        let Some(fate @ (Fate::Done | Fate::Reversed | Fate::Nothing)) = fate else {
+            return Ok(Settling::Open);
+        };
+        self.journal().found_out(serial).map_err(broken)?;
+        let Some(open) = open else { return Ok(Settling::Nothing) };
+        let is_ours = older.is_some_and(|older| older.terms == open.entry.terms);
+        let outcome = match fate {
+            // The centre has the card's word already.
+            Fate::Done if is_ours => Some(Outcome::CompletedWithoutProof { tac: None }),
+            Fate::Reversed if is_ours => Some(Outcome::NeverHappened),
+            _ => self.by_card(card, identified, &open.entry, pin),
         };
         let Some(outcome) = outcome else { return Ok(Settling::Open) };
         self.journal().resolve_load(open.id, &outcome).map_err(broken)?;

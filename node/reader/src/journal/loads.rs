@@ -22,6 +22,7 @@ pub(super) const SCHEMA: &str = "
     CREATE UNIQUE INDEX loads_taken
         ON loads (key) WHERE outcome IS NULL OR outcome <> '{\"outcome\":\"never_happened\"}';
     CREATE UNIQUE INDEX loads_open ON loads (serial) WHERE outcome IS NULL;
+    CREATE TABLE doubts (serial TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ";
 
 /// Loads, with how their reports stand.
@@ -126,6 +127,33 @@ impl JournalFile {
         Ok(self.connection.query_row(count, [], |row| row.get(0))?)
     }
 
+    /// The centre may have let money go to a card, and this terminal has not heard of it.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn doubt(&mut self, serial: CardSerial) -> Result<(), JournalError> {
+        self.connection.execute("INSERT OR IGNORE INTO doubts VALUES (?1)", [serial.to_string()])?;
+        Ok(())
+    }
+
+    /// True where [`JournalFile::doubt`] said so, and nobody has found out.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn is_doubted(&self, serial: CardSerial) -> Result<bool, JournalError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM doubts WHERE serial = ?1)";
+        Ok(self.connection.query_row(sql, [serial.to_string()], |row| row.get(0))?)
+    }
+
+    /// The centre has no load of the card that is not settled.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn found_out(&mut self, serial: CardSerial) -> Result<(), JournalError> {
+        self.connection.execute("DELETE FROM doubts WHERE serial = ?1", [serial.to_string()])?;
+        Ok(())
+    }
+
     pub(super) fn load_at(&self, id: i64) -> Result<Option<LoadTouch>, JournalError> {
         let sql = format!("{SELECT} WHERE loads.id = ?1");
         let row = self.connection.prepare_cached(&sql)?.query_row([id], columns).optional()?;
@@ -188,5 +216,20 @@ mod tests {
         // Of purses that ran low there may be many.
         journal.begin_load(None, true, &load(A, 8)).unwrap();
         assert_eq!(journal.loads_after(id, 10).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_doubt_stays_until_somebody_has_found_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let serial = A.parse().unwrap();
+        let mut journal = JournalFile::open(folder.path()).unwrap();
+        assert!(!journal.is_doubted(serial).unwrap());
+        journal.doubt(serial).unwrap();
+        journal.doubt(serial).unwrap();
+        drop(journal);
+        let mut journal = JournalFile::open(folder.path()).unwrap();
+        assert!(journal.is_doubted(serial).unwrap() && !journal.is_doubted(B.parse().unwrap()).unwrap());
+        journal.found_out(serial).unwrap();
+        assert!(!journal.is_doubted(serial).unwrap());
     }
 }

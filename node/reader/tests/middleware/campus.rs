@@ -25,6 +25,7 @@ pub fn run() {
         campus.collected_in_one_touch();
         campus.cut_off();
         campus.torn_loads();
+        campus.an_answer_that_is_lost();
         campus.a_purse_that_runs_low();
         campus.lost();
         campus.finish();
@@ -304,6 +305,28 @@ impl Campus {
         assert_eq!(recovered["resolved"][0]["outcome"], "completed_without_proof", "{recovered}");
         assert_eq!((&recovered["open_load"], &self.status()["open_loads"]), (&Value::Null, &json!(0)));
         self.books_agree();
+    }
+
+    /// The node is slow, and the centre's yes comes when nobody waits for it any more.
+    fn an_answer_that_is_lost(&mut self) {
+        self.signal("-STOP");
+        let late = self.load("late", 700);
+        assert_eq!(
+            (&late["outcome"], &late["reason"]),
+            (&json!("declined"), &json!("unreachable")),
+            "{late}"
+        );
+        self.signal("-CONT");
+        wait_until("the centre has let the money go", || self.books()["in_transit_fen"] == 700);
+        wait_until("the node reaches the centre", || self.status()["node"]["connected"] == true);
+        // Whatever the card is held there for next.
+        self.paid("after-late", 60);
+        assert_eq!(self.books_agree()["loads"][0]["state"], "reversed");
+    }
+
+    fn signal(&self, signal: &str) {
+        let node = self.stand.nodes[0].pid().unwrap().as_raw_nonzero().to_string();
+        assert!(std::process::Command::new("kill").args([signal, &node]).status().unwrap().success());
     }
 
     /// A purse with little on it is filled in the touch that it pays in.
