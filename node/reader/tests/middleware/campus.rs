@@ -9,7 +9,7 @@ use feiqian_sim::card::vpcd::SoftCard;
 use feiqian_tests::stand::{Plan, Stand};
 use serde_json::{Value, json};
 
-use crate::rig::{self, Running, ask, configure, insert, secret, wait_until};
+use crate::rig::{self, Running, Way, ask, configure, insert, secret, wait_until};
 
 const SERIAL: &str = "31000000202600012345";
 /// What the account has at first, in fen.
@@ -36,6 +36,7 @@ pub fn run() {
 
 struct Campus {
     stand: Stand,
+    way: Way,
     service: Option<Running>,
     card: SoftCard,
     serving: Option<thread::JoinHandle<()>>,
@@ -68,7 +69,9 @@ impl Campus {
         let config = std::fs::read_to_string(&stand.nodes[0].config).unwrap();
         std::fs::write(&stand.nodes[0].config, config.replace("127.0.0.1:0", &address)).unwrap();
         let (card, serving) = insert(rig::card(algorithm, SERIAL), stand.path("card.json"));
-        let mut campus = Self { stand, service: None, card, serving: Some(serving), algorithm, on_card: 0 };
+        let way = Way::to(address.parse().unwrap());
+        let mut campus =
+            Self { stand, way, service: None, card, serving: Some(serving), algorithm, on_card: 0 };
         campus.configure("");
         campus.start();
         campus
@@ -82,10 +85,8 @@ impl Campus {
         let key_file = self.stand.path("terminal.key");
         secret(&key_file, shown["key"].as_str().unwrap());
         let table = format!(
-            "[node]\naddress = {}\nserver_name = {}\nca_file = {}\nterminal = \"canteen-1\"\nkey_file = {key_file:?}\n{more}\n",
-            node.status().unwrap()["terminals"],
-            shown["server_name"],
-            shown["ca"],
+            "[node]\naddress = \"{}\"\nserver_name = {}\nca_file = {}\nterminal = \"canteen-1\"\nkey_file = {key_file:?}\n{more}\n",
+            self.way.address, shown["server_name"], shown["ca"],
         );
         configure(self.stand.directory.path(), self.algorithm, false, &table);
     }
@@ -307,26 +308,21 @@ impl Campus {
         self.books_agree();
     }
 
-    /// The node is slow, and the centre's yes comes when nobody waits for it any more.
+    /// The centre's yes is lost on its way back.
     fn an_answer_that_is_lost(&mut self) {
-        self.signal("-STOP");
+        self.way.lose_answers(true);
         let late = self.load("late", 700);
         assert_eq!(
             (&late["outcome"], &late["reason"]),
             (&json!("declined"), &json!("unreachable")),
             "{late}"
         );
-        self.signal("-CONT");
-        wait_until("the centre has let the money go", || self.books()["in_transit_fen"] == 700);
+        assert_eq!(self.books()["in_transit_fen"], 700);
+        self.way.lose_answers(false);
         wait_until("the node reaches the centre", || self.status()["node"]["connected"] == true);
         // Whatever the card is held there for next.
         self.paid("after-late", 60);
         assert_eq!(self.books_agree()["loads"][0]["state"], "reversed");
-    }
-
-    fn signal(&self, signal: &str) {
-        let node = self.stand.nodes[0].pid().unwrap().as_raw_nonzero().to_string();
-        assert!(std::process::Command::new("kill").args([signal, &node]).status().unwrap().success());
     }
 
     /// A purse with little on it is filled in the touch that it pays in.

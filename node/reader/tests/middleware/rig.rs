@@ -1,10 +1,12 @@
 //! Processes, cards and questions.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -110,4 +112,44 @@ pub fn secret(path: &Path, text: &str) {
 /// The service of a configuration.
 pub fn service(config: &Path) -> Running {
     Running::new(Command::new(env!("CARGO_BIN_EXE_feiqian-reader")).args(["run", "--config"]).arg(config))
+}
+
+/// A way to the node on which its answers can be lost.
+pub struct Way {
+    pub address: SocketAddr,
+    lost: Arc<AtomicBool>,
+}
+
+impl Way {
+    pub fn to(node: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, lost) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
+        let losing = lost.clone();
+        thread::spawn(move || {
+            for near in listener.incoming() {
+                // Nobody there: the connection is closed.
+                let (near, Ok(far)) = (near.unwrap(), TcpStream::connect(node)) else { continue };
+                let (to, back) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+                thread::spawn(move || pass(near, to, &AtomicBool::new(false)));
+                let losing = losing.clone();
+                thread::spawn(move || pass(far, back, &losing));
+            }
+        });
+        Self { address, lost }
+    }
+
+    /// From now on, or no longer.
+    pub fn lose_answers(&self, lost: bool) {
+        self.lost.store(lost, Ordering::SeqCst);
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, lost: &AtomicBool) {
+    let mut buffer = [0; 4_096];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if !lost.load(Ordering::SeqCst) && to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
 }
