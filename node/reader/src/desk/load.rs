@@ -305,7 +305,8 @@ impl Shared {
             Err(error) => return Ok(Err(declined(Reason::TakenAway, &error.to_string()))),
         };
         let cash = match node.cash(identified.card.serial, until) {
-            Ok(Ok(cash)) => u32::try_from(cash).unwrap_or(0),
+            // More than a purse holds is all the same.
+            Ok(Ok(cash)) => u32::try_from(cash.max(0)).unwrap_or(u32::MAX),
             Ok(Err(by)) => return Ok(Err(declined_by(&by, "the node shows no balance of this card"))),
             Err(error) => return not_now(&error).map(Err),
         };
