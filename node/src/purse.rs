@@ -54,6 +54,8 @@ pub enum PurseRequest {
     Loaded(PurseLoaded),
     /// What a card said about its older load.
     Evidence(CardSerial, Box<Evidence>),
+    /// Has this card a load of which nobody knows what became?
+    Open(CardSerial),
 }
 
 /// A purchase as its terminal reports it; what of it is not named here is the terminal's in the campus configuration.
@@ -210,6 +212,9 @@ impl NodeCore {
             }
             PurseRequest::Evidence(serial, evidence) => {
                 return self.ask_purse(now, ticket, PurseQuestion::Evidence(serial, *evidence), outputs);
+            }
+            PurseRequest::Open(serial) => {
+                return self.ask_purse(now, ticket, PurseQuestion::Open(serial), outputs);
             }
         };
         outputs.push(Output::Purse(ticket, done));

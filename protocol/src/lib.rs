@@ -3,7 +3,7 @@
 //! Pure: no clock, no randomness, no socket, no database, no async. If a change here would not force both sides to
 //! upgrade, it belongs to one side.
 //!
-//! In reading order: [`money`], [`ids`], [`time`], [`tap`] (what a terminal asks and is told), [`entry`] (what is written
+//! In reading order: [`money`], [`ids`], [`time`], [`tap`] (what a terminal asks and is told), [`terminal`] (how it shows who it is), [`entry`] (what is written
 //! about it), [`chain`] (how that is linked and signed), [`rights`] (who may spend), [`account`] (settings as documents), [`pin`],
 //! [`campus`] (the published configuration), [`code`] (the virtual card), [`purse`] (money on a CPU card),
 //! [`balance`] (the projection and its digest), [`frame`] and [`session`] (how
@@ -29,4 +29,5 @@ pub mod rights;
 pub mod session;
 pub mod snapshot;
 pub mod tap;
+pub mod terminal;
 pub mod time;

@@ -2,14 +2,17 @@
 
 use feiqian_protocol::purse::apdu::AnswerError;
 use feiqian_protocol::purse::identify::IdentifyError;
+use feiqian_protocol::purse::load::LoadRefusal;
 use feiqian_protocol::purse::profile::Misfit;
 use feiqian_protocol::purse::purchase::Decline;
 use feiqian_protocol::purse::status::StatusWord;
 use serde_json::{Value, json};
 
+use crate::node::Declined;
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $en:literal, $zh:literal;)*) => {
-        /// Why a purchase was not approved. The codes are stable.
+        /// Why a purchase or a load was not made. The codes are stable; the node and the centre have more of their own.
         #[derive(Clone, Copy, Debug, Eq, PartialEq)]
         pub enum Reason { $($(#[$doc])* $name,)* }
 
@@ -39,6 +42,8 @@ reasons! {
     CardError = "card_error", "The card cannot be read, please try again", "读卡出错，请重试";
     /// All its purchases are made.
     CounterExhausted = "counter_exhausted", "This card is worn out, please have it exchanged", "此卡交易次数已用尽，请换卡";
+    /// No room on the card.
+    CardFull = "card_full", "The card is full", "卡内余额已达上限";
     /// The day's limit by what the card carries.
     DayLimit = "day_limit", "The limit of the day is reached", "超过当日消费限额";
     /// After its last day.
@@ -49,16 +54,24 @@ reasons! {
     Misfit = "misfit", "This card is not what it should be", "此卡与登记不符";
     /// Before its first day.
     NotYetValid = "not_yet_valid", "This card is not valid yet", "此卡尚未生效";
+    /// The account has nothing to collect.
+    NothingToCollect = "nothing_to_collect", "The account has no money to collect", "账户无可领款项";
     /// No purse, or none of ours.
     NotServed = "not_served", "This card is not served here", "此卡不能在此使用";
     /// The key belongs to a purchase that another card has not finished.
     OtherCard = "other_card", "Please use the card that this purchase was begun with", "请使用开始这笔交易的那张卡";
+    /// The card wants its PIN before a load.
+    PinRequired = "pin_required", "Please enter the card's PIN", "请输入卡片密码";
     /// The SAM.
     Sam = "sam", "The terminal's security module has failed", "终端安全模块故障";
     /// Taken away before anything was done.
     TakenAway = "taken_away", "Taken away too early, please hold the card again", "移开过早，请重新贴卡";
+    /// The node or the centre.
+    Unreachable = "unreachable", "Not possible at the moment, please try again later", "暂时无法办理，请稍后再试";
     /// What the card did before could not be found out.
-    Unresolved = "unresolved", "The card's last purchase is not resolved, please hold the card again", "上一笔交易尚未查清，请重新贴卡";
+    Unresolved = "unresolved", "The card's last transaction is not resolved, please hold the card again", "上一笔交易尚未查清，请重新贴卡";
+    /// The card's PIN.
+    WrongPin = "wrong_pin", "Wrong PIN", "卡片密码错误";
 }
 
 impl From<&Decline> for Reason {
@@ -95,6 +108,28 @@ impl From<&IdentifyError> for Reason {
     }
 }
 
+impl From<&LoadRefusal> for Reason {
+    fn from(refusal: &LoadRefusal) -> Self {
+        match refusal {
+            // The card itself has no more room than its profile says.
+            LoadRefusal::Amount { .. }
+            | LoadRefusal::Answer(AnswerError::Status(StatusWord::Insufficient)) => Self::CardFull,
+            LoadRefusal::Misfit(Misfit::Expired(_)) => Self::Expired,
+            LoadRefusal::Misfit(Misfit::NotYetValid(_)) => Self::NotYetValid,
+            LoadRefusal::Misfit(Misfit::Algorithm { .. } | Misfit::KeyVersion { .. }) => Self::Misfit,
+            LoadRefusal::CounterExhausted => Self::CounterExhausted,
+            LoadRefusal::Answer(AnswerError::Status(status)) => match status {
+                StatusWord::Blocked | StatusWord::ApplicationLocked | StatusWord::PinLocked => Self::Blocked,
+                StatusWord::PinNotVerified => Self::PinRequired,
+                StatusWord::WrongPin(_) => Self::WrongPin,
+                _ => Self::CardError,
+            },
+            LoadRefusal::Lost | LoadRefusal::Answer(AnswerError::Malformed { .. }) => Self::TakenAway,
+            LoadRefusal::WrongProof | LoadRefusal::Centre => Self::CardError,
+        }
+    }
+}
+
 /// A request that cannot be carried out: `{"ok":false,"code":…,"error":…}`. Nothing was changed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Failure {
@@ -116,15 +151,21 @@ impl Failure {
     }
 }
 
-/// `declined`: nothing was debited, and the key may be used again.
+/// `declined`: nothing has moved, and the key may be used again.
 pub fn declined(reason: Reason, detail: &str) -> Value {
+    let (text_en, text_zh) = (reason.text_en().to_owned(), reason.text_zh().to_owned());
+    declined_by(&Declined { reason: reason.code().to_owned(), text_en, text_zh }, detail)
+}
+
+/// The same where it was the node or the centre that declined, with its own reason and texts.
+pub fn declined_by(declined: &Declined, detail: &str) -> Value {
     json!({
         "ok": true,
         "outcome": "declined",
-        "reason": reason.code(),
+        "reason": declined.reason,
         "detail": detail,
-        "text_en": reason.text_en(),
-        "text_zh": reason.text_zh(),
+        "text_en": declined.text_en,
+        "text_zh": declined.text_zh,
     })
 }
 
@@ -136,6 +177,17 @@ pub fn unknown(detail: &str) -> Value {
         "detail": detail,
         "text_en": "Not known yet whether the card has paid: please hold the same card again",
         "text_zh": "结果未知：请让持卡人用同一张卡再贴一次",
+    })
+}
+
+/// `unknown` of a load: the card may have the money. Nobody can spend it meanwhile but the card.
+pub fn load_unknown(detail: &str) -> Value {
+    json!({
+        "ok": true,
+        "outcome": "unknown",
+        "detail": detail,
+        "text_en": "Not known yet whether the money is on the card: please hold the same card again",
+        "text_zh": "结果未知：请用同一张卡再贴一次，未到账的款项会退回账户",
     })
 }
 

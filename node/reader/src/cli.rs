@@ -36,9 +36,13 @@ enum Command {
     /// Sends one request to a running service and prints its answer. Ends with 0 where the answer says `"ok":true`, else with 1.
     #[command(after_help = "\
         Requests:\n  {\"command\":\"status\"}\n  {\"command\":\"info\"}\n  \
-        {\"command\":\"purchase\",\"key\":\"pos1-42\",\"amount_fen\":1250}\n  {\"command\":\"recover\"}\n  \
-        {\"command\":\"journal\",\"after\":0}\n\n\
-        info, purchase and recover take \"reader\" (a name) where there are several, and \"wait_ms\" (how long to wait for a card).")]
+        {\"command\":\"purchase\",\"key\":\"pos1-42\",\"amount_fen\":1250}\n  \
+        {\"command\":\"collect\",\"key\":\"pos1-43\"}\n  \
+        {\"command\":\"load\",\"key\":\"pos1-44\",\"amount_fen\":5000}\n  {\"command\":\"recover\"}\n  \
+        {\"command\":\"journal\",\"after\":0}\n  {\"command\":\"loads\",\"after\":0}\n\n\
+        Those that want a card take \"reader\" (a name) where there are several, and \"wait_ms\" (how long to wait for it). load and \
+        collect need the node ([node] in the configuration), and take \"pin\" for cards that ask for one. What is not reported to \
+        the node yet is counted in status; journal and loads say it of each.")]
     Call {
         /// The service's Unix socket.
         socket: PathBuf,

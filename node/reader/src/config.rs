@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use feiqian_protocol::ids::NodeId;
+use feiqian_protocol::chain::unhex;
+use feiqian_protocol::ids::{NodeId, TerminalId};
 use feiqian_protocol::purse::key::{MasterKey, RecordKey};
 use feiqian_protocol::purse::profile::{ApplicationName, CardProfile, CardProfiles};
-use feiqian_protocol::purse::values::TerminalNumber;
+use feiqian_protocol::purse::values::{PurseFen, TerminalNumber};
+use feiqian_protocol::terminal::TerminalKey;
 use feiqian_protocol::time::BusinessCalendar;
 use serde::Deserialize;
+
+use crate::node::{Node, NodeSetupError};
 
 /// How long a command to a card may take where nothing is said: a card answers within a tenth of a second.
 const ANSWER_MS: u64 = 3_000;
@@ -40,6 +44,8 @@ pub struct Config {
     pub calendar: BusinessCalendar,
     /// What is needed for cards that carry a record.
     pub record: Option<RecordConfig>,
+    /// The way to the building's node; without one, nothing is reported and no card is loaded.
+    pub node: Option<NodeConfig>,
     /// How long a request waits for a card.
     pub wait: Duration,
     /// How long a command to a card may take until it counts as silent.
@@ -57,6 +63,15 @@ pub struct RecordConfig {
     pub spent_fen_max: Option<u32>,
 }
 
+/// The terminal as its node knows it.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Speaks with the node.
+    pub client: Node,
+    /// A purse with less than this on it is filled from the account before it pays.
+    pub collect_below: Option<PurseFen>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Text {
@@ -71,6 +86,7 @@ struct Text {
     #[serde(default = "china")]
     calendar: BusinessCalendar,
     record: Option<RecordText>,
+    node: Option<NodeText>,
     #[serde(default = "wait")]
     wait_ms: u64,
     #[serde(default = "answer")]
@@ -84,6 +100,17 @@ struct RecordText {
     key_file: PathBuf,
     node: NodeId,
     spent_fen_max: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeText {
+    address: String,
+    server_name: String,
+    ca_file: PathBuf,
+    terminal: TerminalId,
+    key_file: PathBuf,
+    collect_below_fen: Option<u32>,
 }
 
 const fn one() -> u8 {
@@ -147,6 +174,7 @@ impl Config {
             }),
             None => None,
         };
+        let node = text.node.map(|node| node.checked(file)).transpose()?;
         Ok(Self {
             socket: text.socket.unwrap_or_else(|| text.data_dir.join("reader.sock")),
             data_dir: text.data_dir,
@@ -157,10 +185,47 @@ impl Config {
             profiles,
             calendar: text.calendar,
             record,
+            node,
             wait: Duration::from_millis(text.wait_ms),
             answer: Duration::from_millis(text.answer_ms),
         })
     }
+}
+
+impl NodeText {
+    fn checked(self, file: &Path) -> Result<NodeConfig, ConfigError> {
+        let wrong = |message: String| ConfigError { file: file.to_owned(), message };
+        let of_ca = |message: String| ConfigError { file: self.ca_file.clone(), message };
+        let ca = std::fs::read(&self.ca_file).map_err(|error| of_ca(error.to_string()))?;
+        let client = Node::new(&self.address, &self.server_name, &ca, self.terminal, key_of(&self.key_file)?)
+            .map_err(|error| match error {
+                NodeSetupError::Authority(_) => of_ca(error.to_string()),
+                _ => wrong(error.to_string()),
+            })?;
+        let collect_below = match self.collect_below_fen {
+            None => None,
+            Some(fen) => {
+                let below = PurseFen::new(fen).filter(|below| *below > PurseFen::ZERO);
+                Some(below.ok_or_else(|| wrong(format!("collect_below_fen = {fen}: no amount of a purse")))?)
+            }
+        };
+        Ok(NodeConfig { client, collect_below })
+    }
+}
+
+/// A terminal's key, as the node shows it.
+struct HexKey(TerminalKey);
+
+impl FromStr for HexKey {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes = unhex(text).and_then(|bytes| bytes.try_into().ok());
+        bytes.map(|key| Self(TerminalKey::new(key))).ok_or("a terminal's key is 64 hex digits")
+    }
+}
+
+fn key_of(file: &Path) -> Result<TerminalKey, ConfigError> {
+    Ok(key::<HexKey>(file)?.0)
 }
 
 /// A key from a file that nobody but its owner may read.
@@ -207,5 +272,37 @@ mod tests {
         assert!(error("answer_ms = 10", 0o600).contains("answer_ms = 10: between 100 and 60000"));
         assert!(error("colour = 1", 0o600).contains("colour"));
         assert!(load("listen = \"127.0.0.1:7000\"", 0o600).is_ok());
+    }
+
+    #[test]
+    fn the_way_to_the_node_is_checked_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ca, key) = (folder.path().join("ca.pem"), folder.path().join("terminal.key"));
+        let made = rcgen::generate_simple_self_signed(vec!["node-1.feiqian.internal".to_owned()]).unwrap();
+        std::fs::write(&ca, made.cert.pem()).unwrap();
+        std::fs::write(&key, "ab".repeat(32)).unwrap();
+        let mode = |mode| {
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let with = |more: &str| {
+            let node = format!(
+                "[node]\naddress = \"127.0.0.1:8443\"\nserver_name = \"node-1.feiqian.internal\"\nca_file = {ca:?}\n\
+                terminal = \"canteen-1\"\nkey_file = {key:?}\n{more}\n"
+            );
+            load(&node, 0o600)
+        };
+        mode(0o600);
+        assert_eq!(with("").unwrap().node.unwrap().collect_below, None);
+        let below = with("collect_below_fen = 2000").unwrap().node.unwrap().collect_below;
+        assert_eq!(below, PurseFen::new(2_000));
+        assert!(with("collect_below_fen = 0").unwrap_err().to_string().contains("no amount of a purse"));
+        mode(0o644);
+        assert!(with("").unwrap_err().to_string().contains("others may read this key"));
+        mode(0o600);
+        std::fs::write(&key, "ab").unwrap();
+        assert!(with("").unwrap_err().to_string().contains("64 hex digits"));
+        std::fs::write(&key, "ab".repeat(32)).unwrap();
+        std::fs::write(&ca, "no certificate").unwrap();
+        assert!(with("").unwrap_err().to_string().contains("ca.pem"));
     }
 }

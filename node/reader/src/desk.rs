@@ -3,38 +3,46 @@
 //! | command | answer |
 //! |---|---|
 //! | `purchase` `key`, `amount_fen` | `approved`, `declined`, `unknown` or `unproven` |
-//! | `recover` | what became of the card's open purchase |
+//! | `load` `key`, `amount_fen` | `loaded`, `declined`, `unknown` or `in_transit` |
+//! | `collect` `key` | the same: as much as the account has and the card holds |
+//! | `recover` | what became of what is open of the card |
 //! | `info` | who the card is, what is on it, what it last did |
-//! | `journal` `after` | what the terminal has to show for its money |
-//! | `status` | readers, and how much is open |
+//! | `journal` `after`, `loads` `after` | what the terminal has to show for its money |
+//! | `status` | readers, how the node stands, how much is open and how much is not reported |
 //!
-//! The **key** of a purchase is the POS's: short text that it uses for no other. A repeat of an approved one gets the first answer.
-//! One whose outcome is unknown is resolved by asking again with the same key and the same card: it then
-//! turns out to be paid, or is made, once.
+//! The **key** of a purchase or a load is the POS's: short text that it uses for no other. A repeat of one that was made gets the first
+//! answer. One whose outcome is unknown is resolved by asking again with the same key and the same card: it then
+//! turns out to be made, or is made, once.
+//!
+//! [`purchase`], [`load`] (which need the node), [`shown`].
+
+mod load;
+mod purchase;
+mod shown;
 
 use std::ffi::CString;
+use std::fmt;
+use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use feiqian_protocol::ids::Key;
-use feiqian_protocol::purse::apdu::{Command as CardCommand, data};
-use feiqian_protocol::purse::file::{LOG_RECORD_BYTES, LOG_RECORDS, LOG_SFI, LogRecord};
-use feiqian_protocol::purse::identify::Identified;
 use feiqian_protocol::purse::journal::JournalEntry;
-use feiqian_protocol::purse::purchase::{Doubt, PurchaseEnd, PurchaseOrder, RecordOrder};
 use feiqian_protocol::purse::sam::{MacCheck, Sam, SamError, SamRequest, SoftSam};
-use feiqian_protocol::purse::torn::Outcome;
-use feiqian_protocol::purse::touch::{self, Link};
-use feiqian_protocol::purse::values::{CardTime, Mac, PurseFen, TerminalNumber};
+use feiqian_protocol::purse::values::{CardTime, Mac, TerminalNumber};
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::answer::{Failure, Reason, declined, unknown, unproven};
+use crate::answer::{Failure, load_unknown, unknown};
 use crate::card::{self, Inserted, NoCard};
 use crate::config::Config;
-use crate::journal::{JournalError, JournalFile, ROWS_MAX, Touch};
+use crate::journal::{JournalError, JournalFile};
+use crate::node::Node;
+use crate::reporter;
 use crate::slot::{SlotError, Slots, Watch};
+use load::Want;
 
 /// What can be asked.
 #[derive(Clone, Debug, Deserialize)]
@@ -58,21 +66,80 @@ pub enum Command {
         /// How long to wait for a card.
         wait_ms: Option<u64>,
     },
-    /// Finds out what became of the card's open purchase.
+    /// Brings money of the account onto the card.
+    Load {
+        /// The POS's.
+        key: Key,
+        /// Fen, above zero.
+        amount_fen: u32,
+        /// The card's PIN, where it wants one before a load.
+        pin: Option<Pin>,
+        /// Which reader, where there are several.
+        reader: Option<String>,
+        /// How long to wait for a card.
+        wait_ms: Option<u64>,
+    },
+    /// The same with all that the account has, as far as the card has room.
+    Collect {
+        /// The POS's.
+        key: Key,
+        /// The card's PIN, where it wants one before a load.
+        pin: Option<Pin>,
+        /// Which reader, where there are several.
+        reader: Option<String>,
+        /// How long to wait for a card.
+        wait_ms: Option<u64>,
+    },
+    /// Finds out what became of the card's open purchase, and of its open load.
     Recover {
         /// Which reader, where there are several.
         reader: Option<String>,
         /// How long to wait for a card.
         wait_ms: Option<u64>,
     },
-    /// Lists the journal.
+    /// Lists the purchases of the journal.
     Journal {
+        /// Rows after this one.
+        #[serde(default)]
+        after: i64,
+    },
+    /// Lists its loads.
+    Loads {
         /// Rows after this one.
         #[serde(default)]
         after: i64,
     },
     /// How the service stands.
     Status {},
+}
+
+/// A card's PIN. It is in no log and no journal.
+#[derive(Clone, Deserialize, Eq, PartialEq)]
+#[serde(try_from = "String")]
+pub struct Pin(Vec<u8>);
+
+impl Pin {
+    /// As VERIFY PIN sends it: two digits a byte.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.0.clone()
+    }
+}
+
+impl TryFrom<String> for Pin {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits || !(4..=12).contains(&text.len()) || text.len() % 2 != 0 {
+            return Err("a card's PIN has 4 to 12 digits, an even number of them");
+        }
+        Ok(Self(text.as_bytes().chunks(2).map(|pair| (pair[0] - b'0') << 4 | (pair[1] - b'0')).collect()))
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pin")
+    }
 }
 
 /// Everything that requests share.
@@ -85,15 +152,17 @@ pub struct Desk {
 #[derive(Debug)]
 struct Shared {
     config: Config,
-    journal: Mutex<JournalFile>,
+    journal: Arc<Mutex<JournalFile>>,
     sam: Mutex<SoftSam>,
+    /// Wakes the thread that reports.
+    wake: Option<SyncSender<()>>,
 }
 
 /// What a POS is answered, or why it is not.
 type Answer = Result<Value, Failure>;
 
 impl Desk {
-    /// Opens the journal.
+    /// Opens the journal, and starts the thread that reports to the node, where there is one.
     ///
     /// # Errors
     /// [`JournalError`].
@@ -102,7 +171,14 @@ impl Desk {
         let last = journal.last_sequence()?;
         let sam =
             SoftSam::new(config.terminal, config.purchase_key.clone(), config.purchase_key_version, last);
-        let shared = Shared { config, journal: Mutex::new(journal), sam: Mutex::new(sam) };
+        let journal = Arc::new(Mutex::new(journal));
+        let wake = config.node.as_ref().map(|node| {
+            let (wake, woken) = mpsc::sync_channel(1);
+            let (node, journal) = (node.client.clone(), journal.clone());
+            thread::spawn(move || reporter::run(&node, &journal, &woken));
+            wake
+        });
+        let shared = Shared { config, journal, sam: Mutex::new(sam), wake };
         Ok(Self { slots: Slots::default(), shared: Arc::new(shared) })
     }
 
@@ -110,62 +186,34 @@ impl Desk {
     pub fn handle(&self, command: Command) -> Value {
         let answer = match command {
             Command::Info { reader, wait_ms } => {
-                self.touch(reader, wait_ms, |shared, card, _| Ok(shared.info(card)))
+                self.touch(reader, wait_ms, unknown, |shared, card, _| Ok(shared.info(card)))
             }
             Command::Purchase { key, amount_fen, reader, wait_ms } => {
                 self.purchase(&key, amount_fen, reader, wait_ms)
             }
-            Command::Recover { reader, wait_ms } => {
-                self.touch(reader, wait_ms, |shared, card, _| shared.recover(card))
+            Command::Load { key, amount_fen, pin, reader, wait_ms } => {
+                Want::amount(amount_fen).and_then(|want| self.load(&key, want, pin, reader, wait_ms))
             }
-            Command::Journal { after } => self.shared.rows(after),
+            Command::Collect { key, pin, reader, wait_ms } => {
+                self.load(&key, Want::All, pin, reader, wait_ms)
+            }
+            Command::Recover { reader, wait_ms } => {
+                self.touch(reader, wait_ms, load_unknown, |shared, card, _| shared.recover(card))
+            }
+            Command::Journal { after } => self.shared.purchases_shown(after),
+            Command::Loads { after } => self.shared.loads_shown(after),
             Command::Status {} => self.status(),
         };
         answer.unwrap_or_else(|failure| failure.json())
     }
 
-    fn purchase(&self, key: &Key, amount: u32, reader: Option<String>, wait_ms: Option<u64>) -> Answer {
-        let amount = PurseFen::new(amount)
-            .filter(|amount| *amount > PurseFen::ZERO)
-            .ok_or_else(|| Failure::new("bad_request", format!("no purse pays {amount} fen at once")))?;
-        let key = key.to_string();
-        let earlier = self.shared.journal().of_key(&key).map_err(broken)?;
-        if let Some(earlier) = &earlier {
-            if earlier.entry.terms.amount != amount {
-                let was = earlier.entry.terms.amount.get();
-                return Err(Failure::new("key_used", format!("the key was used for {was} fen")));
-            }
-            if let Some(answer) = first_answer(earlier) {
-                return Ok(answer);
-            }
-        }
-        // Of a touch that never happened nothing is left; of an open one, its card.
-        let open = earlier.filter(|earlier| earlier.outcome.is_none());
-        let was_open = open.is_some();
-        let work = {
-            let key = key.clone();
-            move |shared: &Shared, card: &mut Inserted<'_>, watch: &Watch| {
-                shared.purchase(card, watch, &key, amount, open)
-            }
-        };
-        let answer = self.touch(reader, wait_ms, work)?;
-        // As long as the first touch of this key is open, nothing that went wrong since makes a decline of it.
-        let still_open = || {
-            self.shared.journal().of_key(&key).map(|touch| touch.is_some_and(|touch| touch.outcome.is_none()))
-        };
-        if was_open && answer["outcome"] == "declined" && still_open().map_err(broken)? {
-            let mut open = unknown(answer["detail"].as_str().unwrap_or_default());
-            open["reason"] = answer["reason"].clone();
-            return Ok(open);
-        }
-        Ok(answer)
-    }
-
-    /// Waits for a card and works on it, on the reader's own thread.
+    /// Waits for a card and works on it, on the reader's own thread; `in_doubt` is the answer where the card falls silent while
+    /// money is at stake.
     fn touch(
         &self,
         reader: Option<String>,
         wait_ms: Option<u64>,
+        in_doubt: fn(&str) -> Value,
         work: impl FnOnce(&Shared, &mut Inserted<'_>, &Watch) -> Answer + Send + 'static,
     ) -> Answer {
         let reader = which(reader)?;
@@ -183,7 +231,7 @@ impl Desk {
         });
         match worked {
             Ok(answer) => answer,
-            Err(error @ SlotError::Silent { at_stake: true }) => Ok(unknown(&error.to_string())),
+            Err(error @ SlotError::Silent { at_stake: true }) => Ok(in_doubt(&error.to_string())),
             Err(error @ SlotError::Silent { at_stake: false }) => Err(Failure::new("silent_card", error)),
             Err(error @ SlotError::Busy) => Err(Failure::new("busy", error)),
             Err(error @ SlotError::Stuck) => Err(Failure::new("reader_stuck", error)),
@@ -192,15 +240,14 @@ impl Desk {
     }
 
     fn status(&self) -> Answer {
-        let open = self.shared.journal().open_count().map_err(broken)?;
         let (readers, middleware) = match card::readers() {
             Ok(readers) => (readers, json!(null)),
             Err(error) => (Vec::new(), json!(error.to_string())),
         };
-        let terminal = self.shared.config.terminal.to_string();
-        Ok(
-            json!({ "ok": true, "terminal": terminal, "readers": readers, "middleware_error": middleware, "open": open }),
-        )
+        let mut status = self.shared.status_shown().map_err(broken)?;
+        status["readers"] = json!(readers);
+        status["middleware_error"] = middleware;
+        Ok(status)
     }
 }
 
@@ -208,184 +255,24 @@ impl Desk {
 const WAIT_MAX: Duration = Duration::from_secs(600);
 
 impl Shared {
-    fn purchase(
-        &self,
-        card: &mut Inserted<'_>,
-        watch: &Watch,
-        key: &str,
-        amount: PurseFen,
-        open: Option<Touch>,
-    ) -> Answer {
-        let identified = match touch::identify(card, &self.config.profiles) {
-            Ok(identified) => identified,
-            Err(error) => return Ok(declined(Reason::from(&error), &error.to_string())),
-        };
-        let serial = identified.card.serial;
-        if open.is_some_and(|open| open.entry.serial != serial) {
-            return Ok(declined(Reason::OtherCard, "the purchase of this key was begun with another card"));
-        }
-        let mut resolved = Vec::new();
-        // Not within the condition, where the journal would stay locked through the block.
-        let earlier = self.journal().open_of(serial).map_err(broken)?;
-        if let Some(earlier) = earlier {
-            let Some(earlier) = self.resolve(card, &identified, earlier)? else {
-                return Ok(declined(Reason::Unresolved, "the card's last purchase could not be found out"));
-            };
-            if earlier.key == key {
-                if let Some(answer) = first_answer(&earlier) {
-                    return Ok(answer);
-                }
-            } else {
-                resolved.push(touch_json(&earlier));
-            }
-        }
-        let (now, day) = self.now()?;
-        let record = self.config.record.as_ref().map(|record| RecordOrder {
-            key: record.key.clone(),
-            day,
-            hotlist: None,
-            node: record.node,
-            spent_fen_max: record.spent_fen_max,
-        });
-        let order = PurchaseOrder { amount, time: now, record };
-        let mut writing = Writing { shared: self, watch, key, id: None };
-        let end = touch::purchase(card, &mut SharedSam(self), &mut writing, identified.clone(), order)?;
-        let written = writing.id;
-        let mut answer = self.ended(card, &identified, end, written)?;
-        if !resolved.is_empty() {
-            answer["resolved"] = Value::Array(resolved);
-        }
-        Ok(answer)
-    }
-
-    /// The answer to how a purchase ended. Where that is not known and the card is still there, it is asked at once.
-    fn ended(
-        &self,
-        card: &mut Inserted<'_>,
-        identified: &Identified,
-        end: PurchaseEnd,
-        written: Option<i64>,
-    ) -> Answer {
-        let doubt = match end {
-            PurchaseEnd::Approved(receipt) => {
-                let id = written.expect("an approved purchase was written down");
-                let outcome = Outcome::Completed { tac: receipt.tac };
-                self.journal().resolve(id, &outcome).map_err(broken)?;
-                tracing::info!(id, "purchase approved");
-                return Ok(approved(&receipt.entry, receipt.tac));
-            }
-            PurchaseEnd::Declined(decline) => {
-                return Ok(declined(Reason::from(&decline), &decline.to_string()));
-            }
-            PurchaseEnd::Unknown(doubt) => doubt,
-        };
-        tracing::warn!(id = written, %doubt, "it is not known whether the card has paid");
-        if doubt == Doubt::Lost {
-            return Ok(unknown(&doubt.to_string()));
-        }
-        let Ok(again) = touch::identify(card, &self.config.profiles) else {
-            return Ok(unknown(&doubt.to_string()));
-        };
-        let serial = identified.card.serial;
-        let Some(open) = self.journal().open_of(serial).map_err(broken)? else {
-            return Ok(unknown(&doubt.to_string()));
-        };
-        match self.resolve(card, &again, open)? {
-            Some(touch) => {
-                Ok(first_answer(&touch).unwrap_or_else(|| declined(Reason::CardError, &doubt.to_string())))
-            }
-            None => Ok(unknown(&doubt.to_string())),
-        }
-    }
-
-    fn recover(&self, card: &mut Inserted<'_>) -> Answer {
-        let identified = touch::identify(card, &self.config.profiles)
-            .map_err(|error| Failure::new(Reason::from(&error).code(), error))?;
-        let serial = identified.card.serial;
-        let Some(open) = self.journal().open_of(serial).map_err(broken)? else {
-            return Ok(json!({ "ok": true, "serial": serial, "resolved": [] }));
-        };
-        match self.resolve(card, &identified, open)? {
-            Some(touch) => Ok(json!({ "ok": true, "serial": serial, "resolved": [touch_json(&touch)] })),
-            None => Err(Failure::new(
-                "unresolved",
-                "the card's last purchase could not be found out: hold it again",
-            )),
-        }
-    }
-
-    /// Finds out what became of an open purchase of the card, and writes it down; `None` where that fails.
-    fn resolve(
-        &self,
-        card: &mut Inserted<'_>,
-        identified: &Identified,
-        open: Touch,
-    ) -> Result<Option<Touch>, Failure> {
-        let found = touch::recover_purchase(card, &mut SharedSam(self), identified.clone(), &open.entry);
-        match found {
-            Ok(outcome) => {
-                self.journal().resolve(open.id, &outcome).map_err(broken)?;
-                tracing::info!(id = open.id, outcome = outcome.name(), "open purchase resolved");
-                Ok(Some(Touch { outcome: Some(outcome), ..open }))
-            }
-            Err(error) => {
-                tracing::warn!(id = open.id, %error, "open purchase not resolved");
-                Ok(None)
-            }
-        }
-    }
-
-    fn info(&self, card: &mut Inserted<'_>) -> Value {
-        let failed = |error: &dyn std::fmt::Display, code| Failure::new(code, error).json();
-        let identified = match touch::identify(card, &self.config.profiles) {
-            Ok(identified) => identified,
-            Err(error) => return failed(&error, Reason::from(&error).code()),
-        };
-        let balance = card.transmit(&CardCommand::Balance.encode()).unwrap_or_default();
-        let balance = match data(&balance, 4) {
-            Ok(bytes) => u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-            Err(error) => return failed(&error, Reason::TakenAway.code()),
-        };
-        let mut log = Vec::new();
-        for number in 1..=LOG_RECORDS {
-            let read = CardCommand::ReadRecord { sfi: LOG_SFI, number, length: LOG_RECORD_BYTES as u8 };
-            let answer = card.transmit(&read.encode()).unwrap_or_default();
-            let Some(record) = data(&answer, LOG_RECORD_BYTES).ok().and_then(LogRecord::decode) else {
-                break;
-            };
-            log.push(json!({
-                "counter": record.counter,
-                "kind": record.kind(),
-                "amount_fen": record.amount,
-                "terminal": record.terminal,
-                "time": record.time(),
-            }));
-        }
-        let open = self.journal().open_of(identified.card.serial).ok().flatten();
-        json!({
-            "ok": true,
-            "serial": identified.card.serial,
-            "balance_fen": balance,
-            "start": identified.card.start,
-            "expiry": identified.card.expiry,
-            "algorithm": identified.profile.algorithm,
-            "log": log,
-            "open": open.as_ref().map(touch_json),
-        })
-    }
-
-    fn rows(&self, after: i64) -> Answer {
-        let rows = self.journal().after(after, ROWS_MAX).map_err(broken)?;
-        let more = rows.len() == ROWS_MAX as usize;
-        Ok(json!({ "ok": true, "touches": rows.iter().map(touch_json).collect::<Vec<_>>(), "more": more }))
-    }
-
     fn now(&self) -> Result<(CardTime, BusinessDay), Failure> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
         let calendar = self.config.calendar;
         let time = CardTime::at(now, calendar.utc_offset_minutes);
         Ok((time.ok_or_else(|| Failure::new("clock", "the clock is wrong"))?, calendar.day(now)))
+    }
+
+    fn node(&self) -> Option<&Node> {
+        self.config.node.as_ref().map(|node| &node.client)
+    }
+
+    /// There is something to report.
+    fn wake_reporter(&self) {
+        if let Some(wake) = &self.wake {
+            // Where it is woken already it looks anyway.
+            let _ = wake.try_send(());
+        }
     }
 
     fn journal(&self) -> MutexGuard<'_, JournalFile> {
@@ -416,63 +303,6 @@ impl Sam for SharedSam<'_> {
     }
 }
 
-/// The journal as the purchase's machine writes it.
-struct Writing<'a> {
-    shared: &'a Shared,
-    watch: &'a Watch,
-    key: &'a str,
-    id: Option<i64>,
-}
-
-impl touch::Journal for Writing<'_> {
-    type Error = Failure;
-    fn persist(&mut self, entry: &JournalEntry) -> Result<(), Failure> {
-        if !self.watch.stake() {
-            return Err(Failure::new("abandoned", "the card was silent for too long"));
-        }
-        self.id = Some(self.shared.journal().begin(self.key, entry).map_err(broken)?);
-        Ok(())
-    }
-}
-
-/// What the POS was or would have been told of a touch; `None` where nothing came of it, and the purchase may be made.
-fn first_answer(touch: &Touch) -> Option<Value> {
-    match touch.outcome? {
-        Outcome::Completed { tac } => Some(approved(&touch.entry, tac)),
-        outcome @ (Outcome::CompletedWithoutProof { .. } | Outcome::InTransit { .. }) => {
-            Some(unproven(outcome.name()))
-        }
-        Outcome::NeverHappened => None,
-    }
-}
-
-fn approved(entry: &JournalEntry, tac: Mac) -> Value {
-    json!({
-        "ok": true,
-        "outcome": "approved",
-        "serial": entry.serial,
-        "amount_fen": entry.terms.amount,
-        "balance_fen": entry.terms.balance_after(),
-        "time": entry.terms.time,
-        "sequence": entry.terms.sequence,
-        "counter": entry.terms.counter,
-        "tac": tac,
-        "text_en": "Paid",
-        "text_zh": "付款成功",
-    })
-}
-
-fn touch_json(touch: &Touch) -> Value {
-    json!({
-        "id": touch.id,
-        "key": touch.key,
-        "entry": touch.entry,
-        "outcome": touch.outcome.map_or("open", |outcome| outcome.name()),
-        "proven": touch.outcome.is_some_and(|outcome| outcome.is_proven()),
-        "result": touch.outcome,
-    })
-}
-
 /// The reader that is meant: the one named, or the only one.
 fn which(reader: Option<String>) -> Result<String, Failure> {
     if let Some(reader) = reader {
@@ -492,4 +322,25 @@ fn broken(error: JournalError) -> Failure {
     let cause = std::error::Error::source(&error).map(ToString::to_string);
     tracing::error!(%error, cause, "journal");
     Failure::new("journal", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_is_digits_and_is_not_shown() {
+        let command = |pin: &str| {
+            let text = format!(r#"{{"command":"collect","key":"k","pin":"{pin}"}}"#);
+            serde_json::from_str::<Command>(&text)
+        };
+        let Ok(Command::Collect { pin: Some(pin), .. }) = command("123456") else { panic!("a PIN") };
+        assert_eq!(pin.bytes(), [0x12, 0x34, 0x56]);
+        assert_eq!(format!("{pin:?}"), "Pin");
+        for wrong in ["12345", "12", "12a4", "1234567890123", ""] {
+            let error = command(wrong).unwrap_err().to_string();
+            assert!(error.contains("4 to 12 digits"), "{error}");
+            assert!(wrong.len() < 4 || !error.contains(wrong), "{error}");
+        }
+    }
 }

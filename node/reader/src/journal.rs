@@ -1,17 +1,29 @@
-//! What is on disk: every purchase that a card was, or may have been, told to make, and what became of it.
+//! What is on disk: every purchase that a card was, or may have been, told to make, every load that it was told to take, what
+//! became of them, and what of that the node has.
 //!
 //! | table | row |
 //! |---|---|
-//! | `touches` | `id`; `key` of the POS; `serial`; `sequence` of the SAM; `entry` ([`JournalEntry`] as JSON); `outcome` ([`Outcome`] as JSON, null while open) |
+//! | `touches` | a purchase: `id`; `key` of the POS; `serial`; `sequence` of the SAM; `entry` ([`JournalEntry`] as JSON); `outcome` ([`Outcome`] as JSON, null while open) |
+//! | `loads` | a load: `id`; `key` of the POS, null of a purse that ran low; `collect` where it was all that the account has; `serial`; `entry` and `outcome` as above |
+//! | `doubts` | `serial` of a card that the centre may have let money go to while its answer was lost |
+//! | `reports` | what the node is to be told: `id`, in the order in which it became known; `touch` or `load`; `refusal` of the node, null where there was none; `recorded` |
 //!
-//! Rows stay: they are what the terminal has to show for its money.
+//! Rows stay: they are what the terminal has to show for its money. [`loads`] and [`reports`] have the other two tables.
+
+pub mod loads;
+pub mod reports;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::path::Path;
 
 use feiqian_protocol::purse::journal::JournalEntry;
 use feiqian_protocol::purse::torn::Outcome;
 use feiqian_protocol::purse::values::{CardSerial, TerminalSequence};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
+
+use crate::report::Report;
+use reports::ReportState;
 
 /// Rows that one request lists at most.
 pub const ROWS_MAX: u32 = 500;
@@ -33,6 +45,8 @@ pub struct Touch {
     pub entry: JournalEntry,
     /// What became of it; `None` while that is not known.
     pub outcome: Option<Outcome>,
+    /// Whether the node has it; `None` where there is nothing to tell.
+    pub report: Option<ReportState>,
 }
 
 /// Why the journal cannot be used.
@@ -50,7 +64,13 @@ pub enum JournalError {
         #[source]
         source: serde_json::Error,
     },
+    /// Of a later program.
+    #[error("the journal was written by a later version of this program (layout {0})")]
+    Later(i64),
 }
+
+/// The layout of the tables, in `user_version`. Before 1 there were purchases alone.
+const LAYOUT: i64 = 1;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS touches (
@@ -77,8 +97,26 @@ impl JournalFile {
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.execute_batch(SCHEMA)?;
-        Ok(Self { connection })
+        let mut journal = Self { connection };
+        journal.lay_out()?;
+        Ok(journal)
+    }
+
+    /// Makes the tables, where they are not there yet. What was finished before there were reports is reported, too.
+    fn lay_out(&mut self) -> Result<(), JournalError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let layout: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if layout > LAYOUT {
+            return Err(JournalError::Later(layout));
+        }
+        if layout < LAYOUT {
+            for schema in [SCHEMA, loads::SCHEMA, reports::SCHEMA] {
+                transaction.execute_batch(schema)?;
+            }
+            transaction.execute_batch(reports::FROM_LAYOUT_0)?;
+            transaction.pragma_update(None, "user_version", LAYOUT)?;
+        }
+        Ok(transaction.commit()?)
     }
 
     /// The highest number that the SAM has given to a purchase that was written down.
@@ -105,17 +143,21 @@ impl JournalFile {
         Ok(self.connection.last_insert_rowid())
     }
 
-    /// Writes down what became of an open row; a row that is resolved keeps what it has.
+    /// Writes down what became of an open row, and that the node is to be told; a row that is resolved keeps what it has.
     ///
     /// # Errors
     /// [`JournalError`].
     pub fn resolve(&mut self, id: i64, outcome: &Outcome) -> Result<(), JournalError> {
         let text = serde_json::to_string(outcome).expect("an outcome is JSON");
-        self.connection.execute(
+        let transaction = self.connection.transaction()?;
+        let resolved = transaction.execute(
             "UPDATE touches SET outcome = ?2 WHERE id = ?1 AND outcome IS NULL",
             params![id, text],
         )?;
-        Ok(())
+        if resolved > 0 && *outcome != Outcome::NeverHappened {
+            transaction.execute("INSERT INTO reports (touch) VALUES (?1)", [id])?;
+        }
+        Ok(transaction.commit()?)
     }
 
     /// The open row of a card.
@@ -123,10 +165,7 @@ impl JournalFile {
     /// # Errors
     /// [`JournalError`].
     pub fn open_of(&self, serial: CardSerial) -> Result<Option<Touch>, JournalError> {
-        self.one(
-            "SELECT id, key, entry, outcome FROM touches WHERE serial = ?1 AND outcome IS NULL",
-            &serial.to_string(),
-        )
+        self.one(&format!("{SELECT} WHERE serial = ?1 AND outcome IS NULL"), &serial.to_string())
     }
 
     /// The newest row of a POS's key.
@@ -134,7 +173,7 @@ impl JournalFile {
     /// # Errors
     /// [`JournalError`].
     pub fn of_key(&self, key: &str) -> Result<Option<Touch>, JournalError> {
-        self.one("SELECT id, key, entry, outcome FROM touches WHERE key = ?1 ORDER BY id DESC LIMIT 1", key)
+        self.one(&format!("{SELECT} WHERE key = ?1 ORDER BY touches.id DESC LIMIT 1"), key)
     }
 
     /// Rows after `id`, at most `limit`.
@@ -142,9 +181,8 @@ impl JournalFile {
     /// # Errors
     /// [`JournalError`].
     pub fn after(&self, id: i64, limit: u32) -> Result<Vec<Touch>, JournalError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT id, key, entry, outcome FROM touches WHERE id > ?1 ORDER BY id LIMIT ?2",
-        )?;
+        let sql = format!("{SELECT} WHERE touches.id > ?1 ORDER BY touches.id LIMIT ?2");
+        let mut statement = self.connection.prepare_cached(&sql)?;
         let rows = statement.query_map(params![id, limit.min(ROWS_MAX)], columns)?;
         rows.map(|row| touch(row?)).collect()
     }
@@ -164,51 +202,43 @@ impl JournalFile {
     }
 }
 
-type Columns = (i64, String, String, Option<String>);
+/// Purchases, with how their reports stand.
+const SELECT: &str = "SELECT touches.id, key, entry, outcome, reports.recorded, reports.refusal
+    FROM touches LEFT JOIN reports ON reports.touch = touches.id";
+
+type Columns = (i64, String, String, Option<String>, Option<ReportState>);
 
 fn columns(row: &Row<'_>) -> rusqlite::Result<Columns> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, reports::state(row, 4)?))
 }
 
-fn touch((id, key, entry, outcome): Columns) -> Result<Touch, JournalError> {
+fn touch((id, key, entry, outcome, report): Columns) -> Result<Touch, JournalError> {
+    let (entry, outcome) = parsed(id, &entry, outcome.as_deref())?;
+    Ok(Touch { id, key, entry, outcome, report })
+}
+
+/// Entry and outcome of a row.
+fn parsed(
+    id: i64,
+    entry: &str,
+    outcome: Option<&str>,
+) -> Result<(JournalEntry, Option<Outcome>), JournalError> {
     let damaged = |source| JournalError::Damaged { id, source };
-    Ok(Touch {
-        id,
-        key,
-        entry: serde_json::from_str(&entry).map_err(damaged)?,
-        outcome: outcome.as_deref().map(serde_json::from_str).transpose().map_err(damaged)?,
-    })
+    let entry = serde_json::from_str(entry).map_err(damaged)?;
+    Ok((entry, outcome.map(serde_json::from_str).transpose().map_err(damaged)?))
+}
+
+impl Touch {
+    /// What the node is told of it.
+    pub fn reported(&self) -> Option<Report> {
+        Report::purchase(&self.entry, self.outcome.as_ref()?)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use feiqian_protocol::purse::key::Algorithm;
-    use feiqian_protocol::purse::mac::Terms;
-    use feiqian_protocol::purse::values::{Counter, Kind, PurseFen};
-
+    use super::testing::{A, B, entry};
     use super::*;
-
-    fn entry(serial: &str, sequence: u32) -> JournalEntry {
-        JournalEntry {
-            serial: serial.parse().unwrap(),
-            algorithm: Algorithm::AesCmac,
-            key_version: 1,
-            terms: Terms {
-                kind: Kind::Compound,
-                amount: PurseFen::new(1_250).unwrap(),
-                terminal: "000000000117".parse().unwrap(),
-                sequence: TerminalSequence(sequence),
-                time: "20260901121533".parse().unwrap(),
-                balance_before: PurseFen::new(5_150).unwrap(),
-                counter: Counter(0x29),
-                random: "5d08f3a6c1e47b92".parse().unwrap(),
-            },
-            mac: "ef513801e04e126c".parse().unwrap(),
-        }
-    }
-
-    const A: &str = "31000000202600012345";
-    const B: &str = "31000000202600012346";
 
     #[test]
     fn what_was_written_is_there_after_a_restart() {
@@ -225,7 +255,7 @@ mod tests {
         let mut journal = JournalFile::open(folder.path()).unwrap();
         assert_eq!(journal.last_sequence().unwrap(), Some(TerminalSequence(9)));
         let open = journal.open_of(A.parse().unwrap()).unwrap().unwrap();
-        assert_eq!(open, Touch { id, key: "pos-1".into(), entry: entry(A, 7), outcome: None });
+        assert_eq!(open, Touch { id, key: "pos-1".into(), entry: entry(A, 7), outcome: None, report: None });
         assert_eq!(journal.open_count().unwrap(), 2);
         let tac = Outcome::Completed { tac: "0102030405060708".parse().unwrap() };
         journal.resolve(id, &tac).unwrap();

@@ -5,8 +5,10 @@
 //! What a purse is, and every decision about it, is [`feiqian_protocol::purse`]; here are the threads, the disk and the middleware.
 //! A service of its own, so that a node builds and runs on a machine without pcsclite.
 //!
+//! With a node it also asks whether a card may pay, loads cards, and reports what was paid; without one, or cut off from it, cards pay all the same.
+//!
 //! In reading order: [`config`], [`journal`] (what is on disk), [`answer`] (what a POS is told), [`desk`] (what it may ask, and what is
-//! done), [`slot`] (a thread for each reader, and who watches it), [`card`] (the middleware), [`serve`] (the sockets), [`cli`].
+//! done), [`node`] (the way to the building's node), [`report`] and [`reporter`] (what it is told of what is over), [`slot`] (a thread for each reader, and who watches it), [`card`] (the middleware), [`serve`] (the sockets), [`cli`].
 
 pub mod answer;
 pub mod card;
@@ -14,5 +16,8 @@ pub mod cli;
 pub mod config;
 pub mod desk;
 pub mod journal;
+pub mod node;
+pub mod report;
+pub mod reporter;
 pub mod serve;
 pub mod slot;

@@ -37,6 +37,12 @@ impl Watch {
         turned != Err(ABANDONED)
     }
 
+    /// What was at stake is settled.
+    pub fn settle(&self) {
+        // A touch that was given up stays so.
+        let _ = self.phase.compare_exchange(AT_STAKE, NOTHING_AT_STAKE, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
     /// Gives the touch up; true where money was at stake.
     pub fn abandon(&self) -> bool {
         self.phase.swap(ABANDONED, Ordering::SeqCst) == AT_STAKE

@@ -370,6 +370,7 @@ impl ErrorAnswer {
     paths(
         paths::tap, paths::reversal, paths::balance, paths::setting, paths::pin_change, paths::health, paths::purse_check,
         paths::purse_purchase, paths::purse_load, paths::purse_loaded, paths::purse_evidence,
+        paths::purse_open,
     ),
     modifiers(&Headers),
 )]
@@ -397,7 +398,7 @@ mod paths {
     };
     use crate::http::purse::{
         PurseCheckAnswer, PurseCheckBody, PurseEvidenceBody, PurseLoadAnswer, PurseLoadBody, PurseLoadedBody,
-        PursePurchaseBody, PurseRecordedAnswer, PurseSettledAnswer,
+        PurseOpenBody, PursePurchaseBody, PurseRecordedAnswer, PurseSettledAnswer,
     };
 
     #[utoipa::path(
@@ -560,6 +561,21 @@ mod paths {
         )
     )]
     const fn purse_evidence() {}
+
+    #[utoipa::path(
+        post, path = "/v1/purse/loads/open", operation_id = "purse_open", tag = "purse",
+        security(("terminal" = [], "mac" = [])),
+        summary = "Asks for the load of a card of which nobody knows what became",
+        request_body = PurseOpenBody,
+        responses(
+            (status = 200, description = "Unresolved, `nothing`, or declined; authenticated by `x-feiqian-mac`.", body = PurseLoadAnswer),
+            (status = 400, description = "`malformed` (the message names the field).", body = ErrorAnswer),
+            (status = 401, description = "`unauthenticated`: terminal or MAC is not valid.", body = ErrorAnswer),
+            (status = 403, description = "`unknown_terminal`.", body = ErrorAnswer),
+            (status = 503, description = "`unreachable`: the centre cannot be asked; `busy`, `unavailable`.", body = ErrorAnswer),
+        )
+    )]
+    const fn purse_open() {}
 
     #[utoipa::path(
         get, path = "/v1/health", operation_id = "health", tag = "node",

@@ -146,6 +146,15 @@ pub struct PurseLoadAnswer {
     pub text_zh: String,
 }
 
+/// Asks for the load of a card of which nobody knows what became: at any touch of a card whose load was torn.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PurseOpenBody {
+    /// The serial of the card.
+    #[schema(value_type = String, example = "31000000202600012345")]
+    pub serial: CardSerial,
+}
+
 /// A card has taken a load.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -182,10 +191,11 @@ pub struct PurseSettledAnswer {
 }
 
 /// Paths of purses.
-pub(super) const PATHS: [&str; 5] = [
+pub(super) const PATHS: [&str; 6] = [
     "/v1/purse/check",
     "/v1/purse/purchases",
     "/v1/purse/loads",
+    "/v1/purse/loads/open",
     "/v1/purse/loads/finish",
     "/v1/purse/loads/evidence",
 ];
@@ -204,6 +214,7 @@ pub(super) async fn serve(
             let PurseLoadBody { serial, amount_fen, terminal_number, begun } = read(body)?;
             PurseRequest::Load(LoadRequest { serial, amount: amount_fen, terminal: terminal_number, begun })
         }
+        "/v1/purse/loads/open" => PurseRequest::Open(read::<PurseOpenBody>(body)?.serial),
         "/v1/purse/loads/finish" => {
             let PurseLoadedBody { serial, counter, tac } = read(body)?;
             PurseRequest::Loaded(PurseLoaded { serial, counter, tac })

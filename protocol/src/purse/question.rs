@@ -5,6 +5,7 @@
 //!                           -> Unresolved(load, number) the card has an older load of which nobody knows what became: it is
 //!                                                       probed under the number, and
 //! Evidence(what it said)    -> Settled                  then the terminal begins anew
+//! Open(card)                -> Unresolved, or Settled(Nothing)   asked at any touch of a card of which the terminal is in doubt
 //! ```
 //!
 //! An answer that lets money go names the entry by which it does. A node passes it on only once it has that entry itself, so
@@ -42,6 +43,9 @@ pub enum PurseQuestion {
     /// What a card said of its older load.
     #[n(1)]
     Evidence(#[n(0)] CardSerial, #[n(1)] Evidence),
+    /// Has this card a load of which nobody knows what became?
+    #[n(2)]
+    Open(#[n(0)] CardSerial),
 }
 
 /// The centre answers.

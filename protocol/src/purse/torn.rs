@@ -177,6 +177,12 @@ pub fn resolve_load(
     resolve_by_log(entry, profile, seen)
 }
 
+/// Of a load, at its terminal, which can judge neither TAC nor counter: what the card itself says, for the holder to be told. The
+/// money goes by [`resolve_load`].
+pub fn load_by_card(entry: &JournalEntry, profile: &CardProfile, seen: &Seen) -> Outcome {
+    resolve_by_log(entry, profile, seen)
+}
+
 /// Without a proof that is right: by the counter, then by what the log has for it.
 fn resolve_by_log(entry: &JournalEntry, profile: &CardProfile, seen: &Seen) -> Outcome {
     let record = record_of(entry, profile, &seen.log);

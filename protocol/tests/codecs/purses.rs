@@ -183,10 +183,11 @@ pub fn frame() -> impl Strategy<Value = Frame> {
     });
     let evidence =
         (serial(), evidence()).prop_map(|(serial, evidence)| PurseQuestion::Evidence(serial, evidence));
-    let ask =
-        (any::<u64>(), any::<u64>(), prop_oneof![load, evidence]).prop_map(|(request, ms_left, question)| {
-            Frame::PurseAsk(Box::new(PurseAsk { request, ms_left, question }))
-        });
+    let open = serial().prop_map(PurseQuestion::Open);
+    let question = prop_oneof![load, evidence, open];
+    let ask = (any::<u64>(), any::<u64>(), question).prop_map(|(request, ms_left, question)| {
+        Frame::PurseAsk(Box::new(PurseAsk { request, ms_left, question }))
+    });
     let algorithm = select(vec![Algorithm::Des, Algorithm::AesCmac]);
     let entry = (serial(), algorithm, any::<u8>(), terms(), mac()).prop_map(
         |(serial, algorithm, key_version, terms, mac)| JournalEntry {

@@ -83,8 +83,26 @@ impl Round<'_> {
                 let (reply, after) = self.resolve_load(serial, &evidence)?;
                 self.answer_purse(link, request, reply, after);
             }
+            PurseQuestion::Open(serial) => {
+                let (reply, after) = self.open_load(serial)?;
+                self.answer_purse(link, request, reply, after);
+            }
         }
         Ok(())
+    }
+
+    /// Whether a card has a load in transit, and the number to probe it under.
+    fn open_load(&self, serial: CardSerial) -> Result<(PurseReply, Option<StreamPlace>), StoreError> {
+        let Some(purses) = &self.state.purses else {
+            return Ok((PurseReply::Refused(PurseRefusal::NotServed), None));
+        };
+        let Some(profile) = purses.profile(serial) else {
+            return Ok((PurseReply::Refused(PurseRefusal::UnknownCard), None));
+        };
+        match purses::open_load(self.db, self.state.identity.institution, serial)? {
+            Some(open) => self.unresolved(purses, profile, &open),
+            None => Ok((PurseReply::Settled(LoadFate::Nothing), None)),
+        }
     }
 
     /// Nobody is there any more to be answered.
@@ -228,11 +246,24 @@ impl Round<'_> {
         if is_same && let Ok(authorized) = purses.issuer.authorize_load(profile, load, kept.time) {
             return Ok(Judged::Answer(PurseReply::Authorized(kept.time, authorized.mac), after));
         }
+        let (reply, after) = self.unresolved(purses, profile, open)?;
+        Ok(Judged::Answer(reply, after))
+    }
+
+    /// What is said of a load in transit: which it is, and the number to probe its card under.
+    fn unresolved(
+        &self,
+        purses: &Purses,
+        profile: &CardProfile,
+        open: &LoadRow,
+    ) -> Result<(PurseReply, Option<StreamPlace>), StoreError> {
+        let kept = &open.load;
         let Some(terms) = kept.terms() else {
             return Err(Store::Corrupt("a load of an amount that no purse holds".to_owned()));
         };
         let entry = purses.issuer.load_again(profile.algorithm, kept.key_version, kept.serial, terms);
-        Ok(Judged::Answer(PurseReply::Unresolved(entry, self.challenge(open)), after))
+        let after = StreamPlace { log: open.at.log, position: open.at.position };
+        Ok((PurseReply::Unresolved(entry, self.challenge(open)), Some(after)))
     }
 
     /// The number that a card is probed under about a load: nobody can know it before the load, and the probe itself ends

@@ -182,6 +182,17 @@ fn a_load_that_nobody_answers_moves_nothing_here() {
     let answer = Frame::PurseAnswer(Box::new(PurseAnswer { request: 2, reply, after: None }));
     assert_eq!(told(&world.frame(answer)), Some(Ok(PurseDone::Refused(PurseRefusal::Insufficient))));
 
+    // Whether a card has a load that is not settled is the centre's to say, too.
+    let outputs = say(&mut world, PurseRequest::Open(serial()));
+    assert!(
+        sent(&outputs).iter().any(
+            |frame| matches!(frame, Frame::PurseAsk(ask) if ask.question == PurseQuestion::Open(serial()))
+        )
+    );
+    let reply = PurseReply::Settled(LoadFate::Nothing);
+    let answer = Frame::PurseAnswer(Box::new(PurseAnswer { request: 3, reply, after: None }));
+    assert_eq!(told(&world.frame(answer)), Some(Ok(PurseDone::Settled(LoadFate::Nothing))));
+
     say(&mut world, PurseRequest::Load(load_request()));
     assert_eq!(told(&world.disconnect()), Some(Err(PurseError::Unreachable)), "the link is gone");
     assert_eq!(

@@ -306,6 +306,13 @@ fn a_torn_load_is_settled_by_what_the_card_proves_and_by_nothing_else() {
             panic!("a card has one load in transit");
         };
         assert_eq!(terms.counter, Counter(0));
+        // Whoever asks whether there is one is told the same, and nothing is begun by it.
+        match ask(&mut bench, PurseQuestion::Open(serial())) {
+            Some(PurseReply::Unresolved(open, number)) => {
+                assert_eq!((open.terms, number), (terms, challenge));
+            }
+            other => panic!("{other:?}"),
+        }
         // The terminal's word, an answer from before the load, and one under another number prove nothing.
         let unproven = |begun| Evidence {
             seen: Seen {
@@ -325,6 +332,8 @@ fn a_torn_load_is_settled_by_what_the_card_proves_and_by_nothing_else() {
         let settled = ask(&mut bench, PurseQuestion::Evidence(serial(), evidence.clone()));
         assert_eq!(settled, Some(PurseReply::Settled(fate)));
         let nothing = ask(&mut bench, PurseQuestion::Evidence(serial(), evidence));
+        assert_eq!(nothing, Some(PurseReply::Settled(LoadFate::Nothing)));
+        let nothing = ask(&mut bench, PurseQuestion::Open(serial()));
         assert_eq!(nothing, Some(PurseReply::Settled(LoadFate::Nothing)));
         let (funds, purse) = if credited { (4_000, 6_000) } else { (10_000, 0) };
         assert_eq!(

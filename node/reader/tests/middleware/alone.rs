@@ -1,74 +1,27 @@
-//! The service on real middleware: Debian's pcscd with vsmartcard's virtual reader, and a card of ours in it.
-//!
-//! vpcd listens on every address and pcscd's socket has a fixed path, so all of it runs in a network and a mount namespace of
-//! its own: the test starts itself once more inside.
+//! The service without a node.
 
-#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
-
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use feiqian_protocol::purse::key::Algorithm;
 use feiqian_protocol::purse::record::CardRecord;
 use feiqian_protocol::purse::values::PurseFen;
-use feiqian_sim::card::fault::{Fault, Faults};
-use feiqian_sim::card::state::{CardState, Masters};
+use feiqian_sim::card::fault::Fault;
+use feiqian_sim::card::state::CardState;
 use feiqian_sim::card::vpcd::SoftCard;
 use serde_json::{Value, json};
 
-const PCSCD: &str = "/usr/sbin/pcscd";
-const PCSCD_SOCKET: &str = "/run/pcscd/pcscd.comm";
-const READER: &str = "127.0.0.1:35963";
-/// Set inside the namespaces.
-const INSIDE: &str = "FEIQIAN_READER_INSIDE";
-/// Set where the middleware must be there, as in CI.
-const REQUIRED: &str = "FEIQIAN_REQUIRE_PCSCD";
-/// How long a torn card stays away: the middleware looks every 0.4 s.
-const AWAY: Duration = Duration::from_millis(1_200);
-/// How long a silent card stays in.
-const SILENCE: Duration = Duration::from_secs(3);
-/// When the service gives a silent card up.
-const ANSWER_MS: u64 = 700;
+use crate::rig::{self, RECORD_KEY, REQUIRED, Running, SILENCE, ask, configure, insert, name, wait_until};
+
 const START_FEN: u32 = 20_000;
 
-#[test]
-fn a_pos_with_a_real_reader_service() {
-    if std::env::var_os(INSIDE).is_some() {
-        return inside();
-    }
-    if !Path::new(PCSCD).exists() {
-        assert!(std::env::var_os(REQUIRED).is_none(), "{PCSCD} must be there: {REQUIRED} is set");
-        eprintln!("skipped: there is no {PCSCD} here (Debian: pcscd, vsmartcard-vpcd)");
-        return;
-    }
-    let mut unshare = Command::new("unshare");
-    unshare.args(["--net", "--mount"]);
-    // Without root, a user namespace makes us root inside.
-    if !is_root() {
-        unshare.args(["--user", "--map-root-user"]);
-    }
-    let inner = "mkdir -p /run/pcscd && mount -t tmpfs tmpfs /run/pcscd && ip link set lo up && exec \"$@\"";
-    let test = std::env::current_exe().unwrap();
-    unshare.args(["sh", "-c", inner, "inside"]).arg(test);
-    unshare.args(["--exact", "a_pos_with_a_real_reader_service", "--nocapture"]).env(INSIDE, "1");
-    let status = unshare.status().expect("unshare is part of util-linux");
-    assert!(status.success(), "inside the namespaces: {status}");
-}
-
-fn is_root() -> bool {
-    let output = Command::new("id").arg("-u").output().expect("id is part of coreutils");
-    output.stdout.trim_ascii() == b"0"
-}
-
-fn inside() {
-    let pcscd = Running(Command::new(PCSCD).arg("--foreground").stdout(Stdio::null()).spawn().unwrap());
-    wait_until("pcscd serves", || Path::new(PCSCD_SOCKET).exists());
+/// Everything that a POS and a card do with it.
+pub fn run() {
     for (algorithm, compound) in [(Algorithm::Des, false), (Algorithm::AesCmac, true)] {
         let mut stand = Stand::new(algorithm, compound);
         stand.info();
@@ -84,7 +37,6 @@ fn inside() {
         // Removal is seen within 0.4 s.
         thread::sleep(Duration::from_secs(1));
     }
-    drop(pcscd);
 }
 
 /// What another program reads from the card through the same middleware.
@@ -113,16 +65,6 @@ fn opensc_agrees() {
     }
 }
 
-/// A process that ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A service, and a card in its reader.
 struct Stand {
     folder: tempfile::TempDir,
@@ -137,9 +79,9 @@ struct Stand {
 impl Stand {
     fn new(algorithm: Algorithm, compound: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut state = card(algorithm, "31000000202600012345");
+        let mut state = rig::card(algorithm, "31000000202600012345");
         state.balance = PurseFen::new(START_FEN).unwrap();
-        configure(folder.path(), algorithm, compound);
+        configure(folder.path(), algorithm, compound, "");
         let (card, serving) = insert(state, folder.path().join("card.json"));
         let mut stand = Self { folder, compound, service: None, card, serving: Some(serving), paid: 0 };
         stand.start();
@@ -147,12 +89,7 @@ impl Stand {
     }
 
     fn start(&mut self) {
-        let service = Command::new(env!("CARGO_BIN_EXE_feiqian-reader"))
-            .args(["run", "--config"])
-            .arg(self.folder.path().join("reader.toml"))
-            .spawn()
-            .unwrap();
-        self.service = Some(Running(service));
+        self.service = Some(rig::service(&self.folder.path().join("reader.toml")));
         let socket = self.socket();
         wait_until("the service serves", || UnixStream::connect(&socket).is_ok());
         wait_until("the card is there", || {
@@ -271,7 +208,7 @@ impl Stand {
         assert_eq!(self.buy("first", 50)["outcome"], "unknown");
         self.take_out();
         let algorithm = self.card.state().algorithm;
-        let mut other = card(algorithm, "31000000202600012346");
+        let mut other = rig::card(algorithm, "31000000202600012346");
         other.balance = PurseFen::new(1_000).unwrap();
         let (other, serving) = insert(other, self.folder.path().join("other.json"));
         let refused = self.buy("first", 50);
@@ -390,66 +327,5 @@ impl Drop for Stand {
         if let Some(serving) = self.serving.take() {
             let _ = serving.join();
         }
-    }
-}
-
-const RECORD_KEY: &str = "00112233445566778899aabbccddeeff";
-
-fn card(algorithm: Algorithm, serial: &str) -> CardState {
-    CardState::issue(&Masters::example(), serial.parse().unwrap(), algorithm)
-}
-
-fn insert(state: CardState, path: PathBuf) -> (SoftCard, thread::JoinHandle<()>) {
-    let card = SoftCard::new(state, Some(path), Faults::default(), AWAY, SILENCE);
-    let reader: SocketAddr = READER.parse().unwrap();
-    let serving = card.clone();
-    (card, thread::spawn(move || serving.serve(reader).unwrap()))
-}
-
-fn configure(folder: &Path, algorithm: Algorithm, compound: bool) {
-    for (file, key) in [("purchase.key", "a1b2c3d4e5f60718293a4b5c6d7e8f90"), ("record.key", RECORD_KEY)] {
-        std::fs::write(folder.join(file), key).unwrap();
-        std::fs::set_permissions(folder.join(file), std::fs::Permissions::from_mode(0o600)).unwrap();
-    }
-    let record = if compound {
-        format!("[record]\nkey_file = {:?}\nnode = 3\nspent_fen_max = 20000\n", folder.join("record.key"))
-    } else {
-        String::new()
-    };
-    let place = if compound { "record = { sfi = 25, number = 1 }\n" } else { "" };
-    let algorithm = if algorithm == Algorithm::Des { "00" } else { "11" };
-    let text = format!(
-        "data_dir = {data:?}\nlisten = \"127.0.0.1:7007\"\nterminal = \"000000000117\"\npurchase_key_file = {key:?}\n\
-        answer_ms = {ANSWER_MS}\n{record}\n[[profiles]]\nfirst = \"31000000202600000000\"\n\
-        last = \"31000000202600099999\"\nalgorithm = \"{algorithm}\"\nbalance_fen_max = 100000\n{place}",
-        data = folder.join("data"),
-        key = folder.join("purchase.key"),
-    );
-    std::fs::write(folder.join("reader.toml"), text).unwrap();
-}
-
-/// vpcd has two slots; the card is in the first.
-fn name() -> &'static str {
-    "Virtual PCD 00 00"
-}
-
-/// One request, one answer. A request that wants a card and names no reader gets the first slot.
-fn ask(mut stream: impl Read + Write, request: &Value) -> Value {
-    let mut request = request.clone();
-    let wants_card = !matches!(request["command"].as_str(), Some("status" | "journal"));
-    if wants_card && request.get("reader").is_none() {
-        request["reader"] = json!(name());
-    }
-    stream.write_all(format!("{request}\n").as_bytes()).unwrap();
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).unwrap();
-    serde_json::from_str(&answer).unwrap()
-}
-
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}: not within 30 s");
-        thread::sleep(Duration::from_millis(50));
     }
 }
