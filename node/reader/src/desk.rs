@@ -129,7 +129,7 @@ impl TryFrom<String> for Pin {
     type Error = &'static str;
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-        if !digits || !(4..=12).contains(&text.len()) || text.len() % 2 != 0 {
+        if !digits || !(4..=12).contains(&text.len()) || !text.len().is_multiple_of(2) {
             return Err("a card's PIN has 4 to 12 digits, an even number of them");
         }
         Ok(Self(text.as_bytes().chunks(2).map(|pair| (pair[0] - b'0') << 4 | (pair[1] - b'0')).collect()))

@@ -94,12 +94,13 @@ impl JournalFile {
                 "SELECT id, touch, load, refusal FROM reports
                  WHERE recorded = 0 AND id > ?1 AND (refusal IS NOT NULL) = ?2 ORDER BY id LIMIT 1",
             )?;
-            let row: Option<(i64, Option<i64>, Option<i64>, Option<String>)> = statement
+            let row = statement
                 .query_row(params![after, refused], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                    let of: (Option<i64>, Option<i64>) = (row.get(1)?, row.get(2)?);
+                    Ok((row.get::<_, i64>(0)?, of, row.get::<_, Option<String>>(3)?))
                 })
                 .optional()?;
-            let Some((id, of_touch, of_load, refusal)) = row else { return Ok(None) };
+            let Some((id, (of_touch, of_load), refusal)) = row else { return Ok(None) };
             let found = match (of_touch, of_load) {
                 (Some(of_touch), _) => {
                     let sql = format!("{SELECT} WHERE touches.id = ?1");
