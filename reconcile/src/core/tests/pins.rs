@@ -341,3 +341,20 @@ fn who_has_no_pin_chooses_the_first_one_at_a_kiosk_and_not_beside_another() {
     assert_eq!(status(&mut bench, "c1").state, "chosen");
     bench.check();
 }
+
+#[test]
+fn a_hash_that_was_lost_with_the_centre_is_taken_out_of_the_kiosks_log_again() {
+    let (mut bench, [one, two], before) = two_kiosks();
+    let (first, second) = (hashed(1, 7), hashed(2, 8));
+    change_at(&mut bench, one, Some(&first), &second, &before);
+    bench.upload(one);
+    // As after a backup: the stream was taken back from the buildings, and the kiosk's log comes again.
+    bench.core.connection().execute("DELETE FROM pins", []).unwrap();
+    assert!(!status(&mut bench, "c1").pins[0].held);
+    change_at(&mut bench, one, Some(&first), &second, &before);
+    bench.upload(one);
+    assert!(status(&mut bench, "c1").pins[0].held);
+    assert_eq!(told(&bench, two).last(), Some(&verifier(two, 1, &second)));
+    assert_eq!(answers(&bench, one), ["taken", "taken"]);
+    bench.check();
+}
