@@ -30,7 +30,7 @@ use crate::core::attempt::Guard;
 use crate::edge::{Queues, UnknownCards};
 use crate::io::{Identity, Input, LinkState, Now, Output, Settings, Status};
 use crate::purse::PurseWaits;
-use crate::replication::Link;
+use crate::replication::{Link, Marked};
 use crate::store::accounts::Totals;
 use crate::store::{Saved, Store, StoreError};
 
@@ -65,8 +65,8 @@ pub struct NodeCore {
     pub(crate) damage: Option<String>,
     /// Declines of unknown cards, which are written only so often.
     pub(crate) unknown_cards: UnknownCards,
-    /// When a mark was last looked at, and the clock of the last one sent.
-    pub(crate) marked: (u64, Hlc),
+    /// The last mark.
+    pub(crate) marked: Marked,
     /// What is taken back where one input fails by itself.
     guard: Guard,
 }
@@ -134,7 +134,7 @@ impl NodeCore {
             blocked: BTreeSet::new(),
             damage: None,
             unknown_cards: UnknownCards::default(),
-            marked: (0, state.writer.clock()),
+            marked: Marked { looked_ms: 0, said_ms: 0, clock: state.writer.clock() },
             guard: Guard::Step,
             state,
             identity,

@@ -32,8 +32,20 @@ const MARK_INTERVAL_MS: u64 = 250;
 /// what the lane has under way unread.
 const EARLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// How far the wall clock must have moved for another mark.
+/// How far the log's clock must have moved for another mark, in milliseconds; and how much real time must have passed where it
+/// stands.
 const MARK_STEP_MS: i64 = 1_000;
+
+/// The last mark.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Marked {
+    /// When it was last looked whether one is due, by real time.
+    pub looked_ms: u64,
+    /// When it was said.
+    pub said_ms: u64,
+    /// What it said.
+    pub clock: Hlc,
+}
 
 /// Frames of the log that one step reads for the centre: taps wait for the step, and the rest follows in the next one.
 const FRAMES_READ_PER_STEP: usize = 4;
@@ -348,7 +360,7 @@ impl NodeCore {
             Some(wanted) => self.give_back(wanted)?,
             None => tracing::info!(session = hello.session, "in session"),
         }
-        self.marked = (now.mono_ms, self.marked.1);
+        self.marked.looked_ms = now.mono_ms;
         self.decide_waiting(now, self.queues.accounts(), outputs)?;
         Ok(())
     }
@@ -487,20 +499,23 @@ impl NodeCore {
     }
 
     fn mark(&mut self, now: &Now, link: LinkId, outputs: &mut Vec<Output>) {
-        let (looked_at, last) = self.marked;
-        if !self.link.is_up() || !self.sender.drained() || now.mono_ms < looked_at + MARK_INTERVAL_MS {
+        let Marked { looked_ms, said_ms, clock: last } = self.marked;
+        if !self.link.is_up() || !self.sender.drained() || now.mono_ms < looked_ms + MARK_INTERVAL_MS {
             return;
         }
-        self.marked.0 = now.mono_ms;
+        self.marked.looked_ms = now.mono_ms;
         let clock = self.state.writer.clock().max(Hlc::at(now.wall));
-        if clock.time().ms_since(last.time()) < MARK_STEP_MS {
+        if clock.time().ms_since(last.time()) >= MARK_STEP_MS {
+            // No later entry may fall below it, through a restart neither: it is kept in this same commit.
+            self.state.writer.observe(clock, now.wall);
+            self.heard(now);
+            self.state.dirty = true;
+        } else if clock.time() <= now.wall || now.mono_ms < said_ms + MARK_STEP_MS.unsigned_abs() {
             return;
         }
-        // No later entry may fall below it, through a restart neither: it is kept in this same commit.
-        self.state.writer.observe(clock, now.wall);
-        self.heard(now);
-        self.state.dirty = true;
-        self.marked.1 = clock;
+        // Where the wall clock was wrong once, the log's clock stands until that time comes. The centre takes what is ahead for its own
+        // time; without a mark it would wait for this building with whatever ends once everybody was heard.
+        self.marked = Marked { looked_ms: now.mono_ms, said_ms: now.mono_ms, clock };
         let position = self.state.writer.cursor().position;
         outputs.push(Output::Send(link, Frame::Mark(Mark { position, clock })));
     }
@@ -522,6 +537,6 @@ impl NodeCore {
 
     /// When a mark may be due.
     pub(crate) fn next_mark(&self) -> Option<u64> {
-        (self.link.is_up() && self.sender.drained()).then_some(self.marked.0 + MARK_INTERVAL_MS)
+        (self.link.is_up() && self.sender.drained()).then_some(self.marked.looked_ms + MARK_INTERVAL_MS)
     }
 }

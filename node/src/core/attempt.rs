@@ -10,14 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use feiqian_protocol::frame::{Frame, Recall};
 use feiqian_protocol::ids::{AccountId, LogId, Unit};
 use feiqian_protocol::session::Sender;
-use feiqian_protocol::time::Hlc;
 
 use super::{NodeCore, State};
 use crate::apply::Fault;
 use crate::edge::{Queues, UnknownCards};
 use crate::io::{Input, Now, Output};
 use crate::purse::PurseWaits;
-use crate::replication::Link;
+use crate::replication::{Link, Marked};
 use crate::store::StoreError;
 
 /// Taps that may wait while a step is tried as a whole: they are copied before it.
@@ -45,7 +44,7 @@ struct Before {
     acks: BTreeSet<LogId>,
     blocked: BTreeSet<LogId>,
     unknown_cards: UnknownCards,
-    marked: (u64, Hlc),
+    marked: Marked,
 }
 
 impl NodeCore {

@@ -154,6 +154,28 @@ fn a_quiet_node_marks_its_clock_and_never_writes_below_it() {
 }
 
 #[test]
+fn a_quiet_node_whose_clock_was_ahead_once_goes_on_marking() {
+    let mut world = World::connected(Mode::Strict);
+    world.share_grant(ALICE, 5_000);
+    let right = world.now.wall;
+    world.now.wall = right.plus_ms(365 * 86_400_000);
+    world.buy("1", "nobody", 100);
+    world.acknowledge();
+    world.now.wall = right;
+    let mut marks = 0;
+    for _ in 0..8 {
+        let outputs = world.pass(500);
+        for frame in sent(&outputs) {
+            let Frame::Mark(mark) = frame else { panic!("{frame:?}") };
+            assert!(mark.clock.time() >= right.plus_ms(365 * 86_400_000));
+            marks += 1;
+        }
+    }
+    assert!((3..=5).contains(&marks), "one a second in four seconds: {marks}");
+    world.check();
+}
+
+#[test]
 fn a_frame_that_is_not_taken_takes_nothing_else_along() {
     let mut world = stocked(Mode::Strict);
     world.share_grant(BOB, 5_000);
