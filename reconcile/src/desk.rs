@@ -11,8 +11,9 @@ use serde_json::json;
 
 use crate::accounts::refused;
 use crate::core::{Round, StoreError};
+use crate::holds::TAKEN_AFTER_END_MS;
 use crate::io::{Building, CardLoss, Reply, SettingCommand};
-use crate::store::{StoreError as Store, accounts, holders};
+use crate::store::{StoreError as Store, accounts, holders, holds};
 
 impl Round<'_> {
     /// Changes a setting of the account that a card belongs to.
@@ -214,14 +215,19 @@ impl Round<'_> {
             return Ok(refused("not_lost", "the card is not reported lost"));
         };
         let log = self.state.shard(account);
+        let vouchers = self.takeable_vouchers(account, card)?;
         let mut at_most = Fen::ZERO;
         let mut unaware = Vec::new();
         let (mut known, mut buildings) = (0, 0);
         let nodes: Vec<NodeId> = self.state.nodes.keys().copied().collect();
         for id in nodes {
-            let exposed = self.spendable_at(account, id)?;
+            let mut exposed = self.spendable_at(account, id)?;
             let Some(node) = self.state.nodes.get(&id) else { continue };
             let aware = self.state.known_position(id, log) >= position;
+            if node.spends() {
+                let elsewhere = vouchers.iter().filter(|(taken_by, _)| *taken_by != Some(id));
+                exposed += elsewhere.map(|(_, ceiling)| *ceiling).sum::<Fen>();
+            }
             // Of those that are gone for good only what they may still spend counts.
             if !node.holds() && (aware || exposed == Fen::ZERO) {
                 continue;
@@ -237,6 +243,20 @@ impl Round<'_> {
         let bounded = self.state.mode() != Mode::Optimistic || unaware.is_empty();
         let loss = CardLoss { reported, buildings, known, unaware, at_most_fen: bounded.then_some(at_most) };
         Ok(Ok(serde_json::to_value(loss).map_err(|error| Store::Invariant(error.to_string()))?))
+    }
+
+    /// What a building that has not heard of a phone's loss may take of its vouchers, each once: whose debit is known, and the ceiling.
+    /// Such a building need not have heard either that a voucher has paid elsewhere.
+    fn takeable_vouchers(
+        &self,
+        account: AccountId,
+        card: &CardNumber,
+    ) -> Result<Vec<(Option<NodeId>, Fen)>, StoreError> {
+        let institution = self.state.identity.institution;
+        let from = self.state.time.plus_ms(-TAKEN_AFTER_END_MS).0.div_euclid(1_000);
+        let holds = holds::not_over(self.db, institution, account, from)?.into_iter();
+        let of_card = holds.filter(|hold| hold.card == *card);
+        Ok(of_card.map(|hold| (hold.debit.map(|debit| debit.log.writer), hold.ceiling)).collect())
     }
 
     /// What of an account a node may still spend, as the centre must assume.

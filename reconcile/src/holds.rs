@@ -35,7 +35,7 @@ use crate::store::money;
 
 /// How long after a voucher's end a building may still take it, in milliseconds: it may be wrong about the centre's time by a minute
 /// either way, and a phone by some seconds.
-const TAKEN_AFTER_END_MS: i64 = 180_000;
+pub(crate) const TAKEN_AFTER_END_MS: i64 = 180_000;
 
 /// Holds that one step returns.
 const RETURNED_PER_STEP: usize = 64;

@@ -128,6 +128,24 @@ pub(crate) fn of_account(
     Ok(holds)
 }
 
+/// Those of an account that end no earlier than a time, in Unix seconds, and whose money was not returned.
+pub(crate) fn not_over(
+    db: &Connection,
+    institution: InstitutionId,
+    account: AccountId,
+    from: i64,
+) -> Result<Vec<HoldState>, StoreError> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM holds WHERE account = ?1 AND until >= ?2 AND state < 3 ORDER BY voucher"
+    ))?;
+    let mut rows = statement.query(params![account.0 as i64, from])?;
+    let mut holds = Vec::new();
+    while let Some(row) = rows.next()? {
+        holds.push(read(row, institution)?);
+    }
+    Ok(holds)
+}
+
 /// How many of an account's vouchers hold something.
 pub(crate) fn open_of_account(db: &Connection, account: AccountId) -> Result<usize, StoreError> {
     let mut statement = db.prepare_cached("SELECT COUNT(*) FROM holds WHERE account = ?1 AND state < 2")?;

@@ -487,3 +487,25 @@ fn a_closed_account_is_paid_out_once_its_voucher_holds_nothing_and_no_sooner() {
     assert_eq!((bench.number(paid), money(&bench)), (5_000, (0, 0, 0)));
     bench.check();
 }
+
+#[test]
+fn what_can_still_be_spent_with_a_lost_phone_includes_its_vouchers_at_each_building_that_has_not_heard() {
+    let mut bench = with_phone(3, 9_000);
+    let signed = fetch(&mut bench, 2_000, None);
+    let position = pay(&mut bench, 0, &signed, 1, 600);
+    bring(&mut bench, &receipt(&bench, 0, &signed, position, 600), 0).unwrap();
+    bench.command(Command::ReportLoss { card: number(), operator: key("op") }).unwrap();
+    let show = |bench: &mut Bench| bench.command(Command::CardLoss { card: number() }).unwrap();
+    let shown = show(&mut bench);
+    assert_eq!(shown["at_most_fen"], json!(4_000), "n1 has taken it: {shown}");
+    bench.connect(1);
+    assert_eq!(show(&mut bench)["at_most_fen"], json!(2_000), "n2 has heard");
+    // Another card of the account takes nothing of the phone's.
+    bench.command(Command::ReportLoss { card: card("c1"), operator: key("op") }).unwrap();
+    let of_card = bench.command(Command::CardLoss { card: card("c1") }).unwrap();
+    let out = bench.number("SELECT COALESCE(SUM(out + si_out), 0) FROM rights WHERE node = 3");
+    assert_eq!(of_card["at_most_fen"], json!(out), "{of_card}");
+    bench.advance(26 * HOUR_MS);
+    assert_eq!(show(&mut bench)["at_most_fen"], json!(0), "it is over");
+    bench.check();
+}
