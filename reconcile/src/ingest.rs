@@ -386,6 +386,12 @@ impl Round<'_> {
             {
                 self.note_wrong_pin(place.node, *account, *tries)
             }
+            // The PIN was right, and something else was not: wrong ones before it are over as with a purchase.
+            Body::Decline(Decline { account: Some(account), .. })
+                if place.at.log.stream == 0 && entry.actor.proof.has_pin() =>
+            {
+                self.note_wrong_pin(place.node, *account, 0)
+            }
             _ => Ok(()),
         }
     }
