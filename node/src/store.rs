@@ -252,6 +252,12 @@ impl Store {
                 return Err(error);
             }
         }
+        if planted(Canary::CodeCounterForgotten) {
+            store.connection.execute("DELETE FROM counters", [])?;
+        }
+        if planted(Canary::PinTriesForgotten) {
+            store.connection.execute("UPDATE pins SET tries = 0", [])?;
+        }
         sync_what_is_read(&store.connection)?;
         store.cards.replace(Cards::load(&store.connection)?);
         store.recent.replace(Recent::load(&store.connection)?);

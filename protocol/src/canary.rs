@@ -44,6 +44,10 @@ canaries! {
     AnswerBeforeCommit = "answer-before-commit",
     /// A case that is resolved again is opened again.
     CaseOpenedAgain = "case-opened-again",
+    /// Which codes were used is forgotten when a building's process ends.
+    CodeCounterForgotten = "code-counter-forgotten",
+    /// How old a code is does not matter.
+    CodeWindowUnchecked = "code-window-unchecked",
     /// What was out when a node was closed by force is declared without the grants under way.
     ClosedWithoutUnderWay = "closed-without-under-way",
     /// A terminal's retry is decided anew.
@@ -54,12 +58,16 @@ canaries! {
     ForkAccepted = "fork-accepted",
     /// A grant that is delivered again is added again.
     GrantAddedOnEveryDelivery = "grant-added-on-every-delivery",
+    /// What a voucher holds is free again though it is not over and nobody has brought a receipt.
+    HoldReturnedEarly = "hold-returned-early",
     /// Grants under way when a session begins are granted once more.
     GrantResentAfterRestart = "grant-resent-after-restart",
     /// The PIN by the campus rule, which anybody may guess, pays like one of the holder's choice.
     InitialPinPays = "initial-pin-pays",
     /// A case, once opened, is not lowered by what a late entry shows.
     LateEntryUnsettlesCase = "late-entry-unsettles-case",
+    /// A setting that a node has no role for is taken.
+    RoleNotChecked = "role-not-checked",
     /// Entries of a closed epoch are booked as if it were open.
     LateEntryAsUsual = "late-entry-as-usual",
     /// Lifting a loss also withdraws a report that the lift had not seen.
@@ -70,6 +78,8 @@ canaries! {
     LossOnlyWhereHeard = "loss-only-where-heard",
     /// A setting that a building has written does not act there before the centre has it.
     OwnSettingForgotten = "own-setting-forgotten",
+    /// Wrong PINs are forgotten when a building's process ends.
+    PinTriesForgotten = "pin-tries-forgotten",
     /// Wrong PINs are not counted.
     PinTriesNotCounted = "pin-tries-not-counted",
     /// A load onto a purse is given back at the terminal's word, without the card's proof.
@@ -106,6 +116,8 @@ canaries! {
     SynchronousNormal = "synchronous-normal",
     /// A tap is approved though its reversal was there first.
     TombstoneIgnored = "tombstone-ignored",
+    /// A second debit of a voucher is paid out of what was held for it, too.
+    VoucherPaidOutTwice = "voucher-paid-out-twice",
     /// A building without a link waits for the centre all the same.
     WaitsThoughCut = "waits-though-cut",
 }

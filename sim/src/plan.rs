@@ -114,6 +114,8 @@ impl LinkQuality {
 pub struct Account {
     /// Its card.
     pub card: CardNumber,
+    /// True where its holder pays with a phone.
+    pub phone: bool,
     /// Patron class.
     pub patron_class: String,
     /// Opening cash.
@@ -171,6 +173,11 @@ pub enum What {
     },
     /// It was found again.
     Lift {
+        /// Whose: an index into [`Plan::accounts`].
+        account: usize,
+    },
+    /// The holder shows up at the centre, and wrong tries of the PIN are forgotten; said again until it is confirmed.
+    Unlock {
         /// Whose: an index into [`Plan::accounts`].
         account: usize,
     },
@@ -357,6 +364,12 @@ pub enum FaultKind {
         /// Also those that the node sends: then it is the node that says what it did not write, and loses what it forges.
         up: bool,
     },
+    /// The box is in wrong hands: its keys are valid, its program is not ours. After `for_ms` the building is enrolled anew on another
+    /// one.
+    Compromised {
+        /// Whose.
+        building: usize,
+    },
     /// The node's certificate is revoked; after `for_ms` the building is enrolled anew on an empty disk.
     Revoked {
         /// Whose.
@@ -396,12 +409,13 @@ impl FaultKind {
             Self::Destroyed { .. } => "destroyed",
             Self::Replayed { .. } => "replayed",
             Self::Forged { .. } => "forged",
+            Self::Compromised { .. } => "compromised",
             Self::Revoked { .. } => "revoked",
         }
     }
 
     /// Names of all kinds.
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: [&'static str; 17] = [
         "partition",
         "link",
         "power_cut",
@@ -418,6 +432,7 @@ impl FaultKind {
         "replayed",
         "forged",
         "revoked",
+        "compromised",
     ];
 }
 
@@ -477,6 +492,7 @@ impl Plan {
         });
         let accounts = self.accounts.iter().map(|account| AccountSpec {
             purse: false,
+            phone: account.phone,
             card: Some(account.card.clone()),
             count: 1,
             patron_class: account.patron_class.clone(),

@@ -5,6 +5,8 @@ pub mod ledger;
 pub mod losses;
 pub mod pins;
 pub mod receipts;
+pub mod settings;
+pub mod vouchers;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +52,8 @@ named! {
         AfterLoss = "after_loss",
         /// Over the limits only the right PIN pays, of the holder's choice, and none after three wrong ones.
         Pin = "pin",
+        /// A code pays within its window, once in a building; what is held for a voucher pays once.
+        Code = "code",
         /// Copies, forks, forged and replayed frames change nothing unseen.
         History = "history",
         /// A door opens to whom its groups say.
@@ -172,6 +176,32 @@ named! {
         PurseCloneFound = "purse_clone_found",
         /// A building refused a card that it knows to be withdrawn.
         PurseRefused = "purse_refused",
+        /// Money that was held for a voucher paid.
+        VoucherPaid = "voucher_paid",
+        /// A voucher paid in a second building that had not heard of the first.
+        VoucherPaidTwice = "voucher_paid_twice",
+        /// What a voucher held was freed by a receipt.
+        ReceiptTaken = "receipt_taken",
+        /// A receipt that was made up was refused.
+        ReceiptForgedRefused = "receipt_forged_refused",
+        /// What a voucher held was free again at its end.
+        HoldReturned = "hold_returned",
+        /// A code that two buildings took was found.
+        CodeReplayFound = "code_replay_found",
+        /// A building that is in doubt about the time asked for the PIN.
+        CodeAskedForPin = "code_asked_for_pin",
+        /// A code paid with the PIN.
+        CodePaidByPin = "code_paid_by_pin",
+        /// A phone was revoked.
+        PhoneRevoked = "phone_revoked",
+        /// A withdrawn phone paid where that was not known.
+        CodeAfterWithdrawal = "code_after_withdrawal",
+        /// A setting that a node forged was refused with its reason.
+        SettingRefused = "setting_refused",
+        /// Whoever wrote into the log of another was not listened to any longer.
+        ForeignLogRefused = "foreign_log_refused",
+        /// Wrong tries of a PIN were forgotten at the holder's wish.
+        PinUnlocked = "pin_unlocked",
         /// A decline: out of service.
         DeclinedOutOfService = "declined_out_of_service",
         /// A decline: already reversed.
@@ -180,10 +210,24 @@ named! {
         DeclinedUnknownCard = "declined_unknown_card",
         /// A decline: lost.
         DeclinedLost = "declined_lost",
+        /// A decline: withdrawn.
+        DeclinedVoid = "declined_void",
+        /// A decline: a code that was used.
+        DeclinedCodeUsed = "declined_code_used",
+        /// A decline: a code whose window is over.
+        DeclinedCodeExpired = "declined_code_expired",
+        /// A decline: a code that its phone has not signed.
+        DeclinedCodeForged = "declined_code_forged",
+        /// A decline: a voucher that the centre has not signed.
+        DeclinedVoucherForged = "declined_voucher_forged",
+        /// A decline: a voucher that is over.
+        DeclinedVoucherExpired = "declined_voucher_expired",
         /// A decline: no price.
         DeclinedNoTariff = "declined_no_tariff",
         /// A decline: wrong PIN.
         DeclinedWrongPin = "declined_wrong_pin",
+        /// A decline: too many wrong PINs.
+        DeclinedPinLocked = "declined_pin_locked",
         /// A decline: no PIN that pays.
         DeclinedPinNotSet = "declined_pin_not_set",
         /// A decline: PIN required.

@@ -72,6 +72,8 @@ pub struct BuildingSpec {
 pub struct AccountSpec {
     /// True where the cards have purses: their numbers are serials then, and a tap is a touch of the purse.
     pub purse: bool,
+    /// True where the holders pay with their phones: a tap is a code of the account's virtual card.
+    pub phone: bool,
     /// The card of a single account; several are called `c1`, `c2`, … over all kinds.
     pub card: Option<CardNumber>,
     /// How many.
@@ -155,6 +157,8 @@ pub struct DrawnWorkload {
     pub losses_in_buildings: u32,
     /// Of those, lifted again, in percent.
     pub lifts: u32,
+    /// Cards that are stolen: the thief tries PINs in several buildings, and the holder finds the PIN locked.
+    pub thefts: u32,
 }
 
 /// How faults are drawn.
@@ -232,6 +236,8 @@ built_in! {
     "long-away",
     "purses",
     "purses-centre-restored",
+    "phones",
+    "wrong-hands",
 }
 
 impl Scenario {

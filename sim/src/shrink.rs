@@ -72,9 +72,10 @@ fn without_unused_accounts(plan: &Plan) -> Plan {
     let is_used = |index: &usize| {
         plan.actions.iter().any(|action| match &action.what {
             What::Tap(tap) => tap.card == plan.accounts[*index].card,
-            What::TopUp { account, .. } | What::Loss { account, .. } | What::Lift { account } => {
-                account == index
-            }
+            What::TopUp { account, .. }
+            | What::Loss { account, .. }
+            | What::Lift { account }
+            | What::Unlock { account } => account == index,
             What::Reversal { .. } => false,
         })
     };
@@ -86,7 +87,10 @@ fn without_unused_accounts(plan: &Plan) -> Plan {
     fewer.accounts = used.iter().map(|index| plan.accounts[*index].clone()).collect();
     for action in &mut fewer.actions {
         match &mut action.what {
-            What::TopUp { account, .. } | What::Loss { account, .. } | What::Lift { account } => {
+            What::TopUp { account, .. }
+            | What::Loss { account, .. }
+            | What::Lift { account }
+            | What::Unlock { account } => {
                 *account = used.iter().position(|index| index == account).unwrap_or(0);
             }
             What::Tap(_) | What::Reversal { .. } => {}

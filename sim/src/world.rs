@@ -12,12 +12,14 @@ mod audit;
 mod checks;
 mod clock;
 mod faults;
+mod forger;
 mod heard;
 mod hosts;
 mod links;
 mod network;
 pub(crate) mod observed;
 mod operators;
+mod phones;
 mod pins;
 mod purses;
 mod samples;
@@ -121,6 +123,8 @@ enum Event {
     Connect(usize, u64),
     FaultBegin(usize),
     FaultEnd(usize),
+    /// A box in wrong hands.
+    Forger(forger::Step),
     /// An end has heard nothing for its idle timeout; the number is that of the break.
     GiveUp(u64, End, u32),
     Heal(u32),
@@ -128,6 +132,8 @@ enum Event {
     LossHeard(heard::ToHear),
     ReleaseCentre(u32, Vec<centre_io::Output>),
     ReleaseNode(usize, u32, Vec<node_io::Output>),
+    /// Something about a phone.
+    Phone(phones::Step),
     /// A terminal has waited for an answer about a purse.
     Purse(u64),
     /// A terminal looks whether it has an answer.
@@ -219,6 +225,7 @@ struct World<'p> {
     tickets: u64,
     ledger: Ledger,
     purses: purses::Purses,
+    phones: phones::Phones,
     /// The request of each tap's number.
     numbers: BTreeMap<u32, usize>,
     /// How the terminals of some taps misbehave.
@@ -231,6 +238,7 @@ struct World<'p> {
     /// How far logs were ingested when the step of a loss report had ended, by its ticket.
     ingested_at: BTreeMap<u64, BTreeMap<LogId, u64>>,
     faults: Vec<faults::State>,
+    forgers: Vec<forger::Forger>,
     healed: bool,
     coverage: Vec<u64>,
     audit: Audit,
@@ -245,7 +253,7 @@ struct World<'p> {
 impl<'p> World<'p> {
     fn new(plan: &'p Plan, options: Options) -> Self {
         let mut root = Seed::new(plan.seed ^ 0x0e7e_7a71);
-        let [ties, chance, purses] = std::array::from_fn(|_| root.fork());
+        let [ties, chance, purses, phones] = std::array::from_fn(|_| root.fork());
         let cards = plan.accounts.iter().map(|account| account.card.clone());
         let log_key = SigningKey::from_bytes(&[9; 32]);
         let identity = centre_io::Identity { institution: INSTITUTION, log_key };
@@ -267,6 +275,7 @@ impl<'p> World<'p> {
             tickets: 0,
             ledger: Ledger::default(),
             purses: purses::Purses::new(cards, purses),
+            phones: phones::Phones::new(phones),
             numbers: BTreeMap::new(),
             manners: plan
                 .actions
@@ -281,6 +290,7 @@ impl<'p> World<'p> {
             shown_copies: BTreeSet::new(),
             ingested_at: BTreeMap::new(),
             faults: plan.faults.iter().map(|_| faults::State::default()).collect(),
+            forgers: Vec::new(),
             healed: false,
             coverage: vec![0; Coverage::ALL.len()],
             audit: Audit::new(options.words, options.trace, (BEFORE_MS + plan.timing.warm_up_ms) * MS),
@@ -318,6 +328,7 @@ impl<'p> World<'p> {
         for (index, fault) in self.plan.faults.iter().enumerate() {
             self.at(origin + fault.at_ms * MS, Event::FaultBegin(index));
         }
+        self.plan_phones();
         let length = self.plan.timing.length_ms * MS;
         for _ in 0..CHECKS {
             let at = origin + self.chance.below(length);
@@ -372,11 +383,13 @@ impl<'p> World<'p> {
             Event::Connect(site, attempt) => self.connect(site, attempt),
             Event::FaultBegin(index) => self.begin_fault(index)?,
             Event::FaultEnd(index) => self.end_fault(index)?,
+            Event::Forger(step) => self.forger_step(step)?,
             Event::GiveUp(link, end, breaks) => self.give_up(link, end, breaks),
             Event::Heal(stage) => self.heal(stage)?,
             Event::LossHeard(to_hear) => self.check_loss_heard(&to_hear)?,
             Event::ReleaseCentre(life, outputs) => self.release_centre(life, outputs),
             Event::ReleaseNode(site, life, outputs) => self.release_node(site, life, outputs),
+            Event::Phone(step) => self.phone_step(step),
             Event::Purse(ticket) => self.purse_late(ticket),
             Event::Resend(index) => self.resend(index),
             Event::Sample => self.sample()?,

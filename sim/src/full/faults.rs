@@ -49,6 +49,7 @@ pub(super) fn place(plan: &Plan, kind: &FaultKind) -> String {
         | FaultKind::Destroyed { building }
         | FaultKind::Replayed { building }
         | FaultKind::Revoked { building }
+        | FaultKind::Compromised { building }
         | FaultKind::Forged { building, .. } => name(building),
     }
 }
@@ -171,6 +172,8 @@ fn begin(run: &Shared, index: usize, fault: &Fault) -> Begun {
                 state.struck(index);
             }
         }
+        // What such a box writes is nothing that a shell looks at; message mode plays it.
+        FaultKind::Compromised { .. } => {}
         FaultKind::Replayed { building } => {
             begun.tampered = state.campus.network.tampered(*building);
             state.places[*building].replaying += 1;
@@ -256,7 +259,7 @@ fn end(run: &Shared, index: usize, fault: &Fault, begun: Begun) {
             }
         }
         FaultKind::PowerCut { .. } | FaultKind::Crash { .. } => state.disarm(index),
-        FaultKind::Restart { .. } | FaultKind::BitRot { .. } => {}
+        FaultKind::Restart { .. } | FaultKind::BitRot { .. } | FaultKind::Compromised { .. } => {}
         FaultKind::DiskFull { .. } => {
             let here: Vec<At> =
                 state.full.iter().filter(|(fault, _)| *fault == index).map(|(_, at)| *at).collect();

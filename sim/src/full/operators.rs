@@ -116,6 +116,9 @@ fn say(run: &Shared, what: What, loss: Option<usize>, after: Duration) {
             What::Lift { account } => {
                 Command::LiftLoss { card: state.plan.accounts[*account].card.clone(), operator }
             }
+            What::Unlock { account } => {
+                Command::UnlockPin { card: state.plan.accounts[*account].card.clone() }
+            }
             What::Tap(_) | What::Reversal { .. } => return,
         }
     };
@@ -146,6 +149,7 @@ fn say(run: &Shared, what: What, loss: Option<usize>, after: Duration) {
                         }
                     }
                     (What::Lift { .. }, Ok(_)) => state.reached(Coverage::LossLifted),
+                    (What::Unlock { .. }, Ok(_)) => state.reached(Coverage::PinUnlocked),
                     // A card that is reported already, or was not.
                     _ => {}
                 }

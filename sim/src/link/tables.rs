@@ -239,6 +239,21 @@ impl CentreTables {
         Ok(overspent)
     }
 
+    /// Of each debit of cash, by account, log and position, how much nothing covers.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn unbacked(&self) -> Result<BTreeMap<(AccountId, i64, u64), Fen>> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT account, log, position, unbacked FROM movements WHERE wallet = ?1")?;
+        let rows = statement.query_map([i64::from(Wallet::Cash.number())], |row| {
+            let key = (AccountId(row.get::<_, i64>(0)? as u64), row.get(1)?, row.get::<_, i64>(2)? as u64);
+            Ok((key, fen(row, 3)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// How far a node's log is ingested, and how much of the centre's stream for it the node has acknowledged.
     ///
     /// # Errors

@@ -160,6 +160,7 @@ fn accounts(rows: &[Row]) -> Result<Vec<Account>> {
         let may = votes.into_iter().filter(|(_, votes)| *votes >= 0);
         Ok(Account {
             card: card.clone(),
+            phone: false,
             patron_class: "student".to_owned(),
             opening: Fen::ZERO,
             subsidy: Fen::ZERO,

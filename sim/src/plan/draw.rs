@@ -17,6 +17,7 @@ use super::{
     Account, Action, Ask, BuildingPlan, Fault, FaultKind, Host, LinkQuality, Manner, Plan, Tap, What,
     WrongClock,
 };
+use crate::promises::pins::{self, PinKind};
 use crate::scenario::{Drawn, DrawnWorkload, Scenario, ScenarioError, Workload};
 use crate::seed::Seed;
 
@@ -28,6 +29,10 @@ const PROFILE: [u64; 32] = [
 
 /// Kinds of faults that a seed has at least, so that they meet; not each of them strikes.
 const KINDS_MIN: usize = 4;
+
+/// How often a thief tries a PIN in each building, and for how much: over the limit of a purchase, in fen.
+const TRIES_OF_A_THIEF: u32 = 4;
+const STOLEN_FEN: i64 = 2_100;
 
 /// Of every eight cards, the one whose PIN is only guessed at.
 const GUESSED: usize = 3;
@@ -135,6 +140,7 @@ fn accounts(scenario: &Scenario, seed: &mut Seed) -> (Vec<Account>, Vec<(usize, 
             let card = spec.card.clone().unwrap_or_else(|| card(&name));
             accounts.push(Account {
                 card,
+                phone: spec.phone,
                 patron_class: spec.patron_class.clone(),
                 opening: between(seed, spec.opening),
                 subsidy: between(seed, spec.subsidy),
@@ -208,7 +214,53 @@ impl Drawing<'_> {
                 actions.push(Action { at_ms, what: What::Lift { account } });
             }
         }
+        for _ in 0..self.drawn.thefts {
+            self.theft(seed, &mut actions, &mut next);
+        }
         actions
+    }
+
+    /// A thief has a card, and tries PINs in one building after the other; then the holder has it again, types the right one where
+    /// it was tried, has the centre forget the tries, and types it once more.
+    fn theft(&self, seed: &mut Seed, actions: &mut Vec<Action>, next: &mut impl FnMut() -> u32) {
+        let has_pin = |index: &usize| pins::kind_of(*index) == PinKind::Chosen;
+        let stolen: Vec<usize> = (0..self.plan.accounts.len()).filter(has_pin).collect();
+        let Some(account) = seed.pick(&stolen).copied() else { return };
+        let sells = |index: &usize| self.plan.buildings[*index].role != Role::Door;
+        let mut buildings: Vec<usize> = (0..self.plan.buildings.len()).filter(sells).collect();
+        seed.shuffle(&mut buildings);
+        let length = self.plan.timing.length_ms;
+        let mut at_ms = seed.below(length / 2);
+        let mut tap = |seed: &mut Seed, at_ms: u64, building: usize, pin: Pin| {
+            let tap = Tap {
+                number: next(),
+                building,
+                terminal: seed.index(self.plan.buildings[building].terminals.len()),
+                card: self.plan.accounts[account].card.clone(),
+                ask: Ask::Amount(Fen::new(STOLEN_FEN)),
+                pin,
+                manner: Manner::Patient,
+            };
+            actions.push(Action { at_ms: at_ms.min(length - 1), what: What::Tap(tap) });
+        };
+        for building in &buildings {
+            for _ in 0..TRIES_OF_A_THIEF {
+                tap(seed, at_ms, *building, Pin::Wrong);
+                at_ms += 500 + seed.below(3_000);
+            }
+        }
+        at_ms += seed.below(10_000);
+        for building in &buildings {
+            tap(seed, at_ms, *building, Pin::Right);
+        }
+        let unlocked_ms = at_ms + seed.below(length / 4);
+        for building in &buildings {
+            let later_ms = unlocked_ms + 1_000 + seed.below(length / 4);
+            tap(seed, later_ms, *building, Pin::Right);
+        }
+        if seed.chance(1, 2) {
+            actions.push(Action { at_ms: unlocked_ms.min(length - 1), what: What::Unlock { account } });
+        }
     }
 
     fn moment(&self, seed: &mut Seed) -> u64 {
@@ -308,7 +360,7 @@ impl Drawing<'_> {
 
 /// True for faults that some promise does not hold against in full.
 fn is_hostile(kind: &str) -> bool {
-    matches!(kind, "lying_disk" | "bit_rot" | "stale_backup" | "clone" | "destroyed")
+    matches!(kind, "lying_disk" | "bit_rot" | "stale_backup" | "clone" | "destroyed" | "compromised")
 }
 
 fn draw_faults(plan: &Plan, drawn: &Drawn, seed: &mut Seed) -> Vec<Fault> {
@@ -375,8 +427,16 @@ fn fault(plan: &Plan, name: &str, hostile: bool, seed: &mut Seed) -> Option<Faul
         "replayed" => FaultKind::Replayed { building },
         "forged" => FaultKind::Forged { building, up: hostile && seed.chance(1, 2) },
         "revoked" => FaultKind::Revoked { building },
+        "compromised" => FaultKind::Compromised { building: one_that_writes_settings(plan, building) },
         _ => return None,
     })
+}
+
+/// The next building whose role may write settings; the one that was drawn where there is none.
+fn one_that_writes_settings(plan: &Plan, drawn: usize) -> usize {
+    let all = plan.buildings.len();
+    let writes = |index: &usize| matches!(plan.buildings[*index].role, Role::Kiosk | Role::Desk);
+    (0..all).map(|step| (drawn + step) % all).find(writes).unwrap_or(drawn)
 }
 
 /// One building, an island of several, or all of them.

@@ -69,6 +69,7 @@ fn imported(name: &str, workload: Workload) -> Result<Imported, ScenarioError> {
     });
     let accounts = workload.accounts.iter().map(|account| Account {
         card: account.card.clone(),
+        phone: false,
         patron_class: account.patron_class.clone(),
         opening: account.opening,
         subsidy: Default::default(),

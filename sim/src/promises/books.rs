@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use feiqian_protocol::campus::{Mode, Policy};
-use feiqian_protocol::entry::{Bearer, Body, CaseReason, Entry};
+use feiqian_protocol::entry::{Bearer, Body, CaseReason, Entry, Reversal};
 use feiqian_protocol::ids::{AccountId, LogId, NodeId, Wallet};
 use feiqian_protocol::limits::SHARDS;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::BusinessDay;
 use sha2::{Digest, Sha256};
 
+use super::vouchers::{Vouchers, all_ended, holds};
 use super::{Coverage, Promise};
 use crate::link::invariants::effect;
 use crate::link::tables::{Case, CentreRow, CentreTables, CentreWallet, NodeRow, RowKey};
@@ -91,14 +92,20 @@ pub struct Books {
     pub unbalanced: Vec<(i64, i64, i64)>,
     /// The daily allowance of each account, where the business day of every node can be trusted.
     pub daily: BTreeMap<AccountId, Fen>,
+    /// What was held for vouchers.
+    pub vouchers: Vouchers,
+    /// Of debits of cash by account, log and position, how much nothing covers; empty where nobody has a voucher.
+    pub unbacked: BTreeMap<(AccountId, i64, u64), Fen>,
+    /// The centre came back from an old copy, which may not know all that it held.
+    pub was_restored: bool,
     policy: Policy,
     slack: BTreeMap<AccountId, Fen>,
     rotten: bool,
 }
 
 /// What holds between any two steps.
-pub const AT_ANY_MOMENT: [fn(&Books) -> Checked; 8] =
-    [balanced, partition, conservation, views, stand_in_cap, no_overspend, allowance, cases];
+pub const AT_ANY_MOMENT: [fn(&Books) -> Checked; 9] =
+    [balanced, partition, conservation, views, holds, stand_in_cap, no_overspend, allowance, cases];
 
 impl Books {
     /// Adds what the centre holds. `slack`: what copied disks may spend once more, by account; `rotten`: a disk holds what
@@ -114,10 +121,16 @@ impl Books {
         rotten: bool,
     ) -> Result<Self> {
         let shards = (0..SHARDS).map(|shard| centre.entries(LogId::shard(INSTITUTION, shard)));
-        let shards = shards.collect::<Result<_>>()?;
+        let shards: Vec<Arc<Vec<Entry>>> = shards.collect::<Result<_>>()?;
         let to_nodes = nodes.iter().map(|node| centre.entries(LogId::to_node(INSTITUTION, node.node)));
         let to_nodes = to_nodes.collect::<Result<_>>()?;
+        let by_node = nodes.iter().map(|node| (node.node, node.sound, &node.logs[..]));
+        let vouchers = Vouchers::read(shards.iter().flat_map(|shard| shard.iter()), by_node);
+        let unbacked = if vouchers.is_empty() { BTreeMap::new() } else { centre.unbacked()? };
         Ok(Self {
+            vouchers,
+            unbacked,
+            was_restored: false,
             daily: BTreeMap::new(),
             wallets: centre.wallets()?,
             rights: centre.rights()?,
@@ -259,6 +272,10 @@ impl Books {
                 reach(Coverage::LossRefunded);
             }
         }
+        self.vouchers.coverage().into_iter().for_each(&mut reach);
+        if self.faults.iter().any(|fault| fault.contains("was used before")) {
+            reach(Coverage::CodeReplayFound);
+        }
         counts.into_iter().collect()
     }
 }
@@ -289,11 +306,11 @@ fn balanced(books: &Books) -> Checked {
         "postings that do not sum to zero: {:?}",
         books.unbalanced
     );
+    let unexplained: Vec<_> = books.faults.iter().filter(|fault| !books.vouchers.explains(fault)).collect();
     promise!(
-        books.rotten || books.has_copies() || books.faults.is_empty(),
+        books.rotten || books.has_copies() || unexplained.is_empty(),
         History,
-        "the centre found faults: {:?}",
-        books.faults
+        "the centre found faults: {unexplained:?}"
     );
     Ok(())
 }
@@ -437,8 +454,10 @@ fn stand_in_cap(books: &Books) -> Checked {
     Ok(())
 }
 
+/// The cap, what was out at forced closings, what copies held, and ceilings of vouchers for each building after the first.
 fn bound(books: &Books, cap: Fen, account: AccountId) -> Fen {
-    cap + books.closed_by_force + books.slack.get(&account).copied().unwrap_or_default()
+    let copies = books.slack.get(&account).copied().unwrap_or_default();
+    cap + books.closed_by_force + copies + books.vouchers.beyond(account)
 }
 
 /// I5: nobody is overspent by more than the cap, what was out at forced closings, and what copies held.
@@ -466,23 +485,41 @@ fn allowance(books: &Books) -> Checked {
         return Ok(());
     }
     let mut used: BTreeMap<(AccountId, BusinessDay), Fen> = BTreeMap::new();
-    for entry in books.nodes.iter().flat_map(NodeBooks::entries) {
+    let logs = books.nodes.iter().flat_map(|node| &node.logs);
+    for (log, entry) in logs.flat_map(|log| log.iter().map(move |entry| (log, entry))) {
         match &entry.body {
-            Body::Debit(debit) => *used.entry((debit.account, debit.day)).or_default() += debit.allowance,
-            Body::Reversal(back) => *used.entry((back.account, back.day)).or_default() -= back.allowance_back,
+            Body::Debit(debit) => {
+                let of_voucher = if entry.actor.proof.has_pin() { Fen::ZERO } else { debit.of_voucher() };
+                *used.entry((debit.account, debit.day)).or_default() += debit.allowance + of_voucher;
+            }
+            Body::Reversal(back) => {
+                *used.entry((back.account, back.day)).or_default() -=
+                    back.allowance_back + of_voucher_back(log, back);
+            }
             _ => {}
         }
     }
     for ((account, day), fen) in used {
         if let Some(daily) = books.daily.get(&account) {
+            // A voucher counts once, in however many buildings it pays.
+            let daily = *daily + books.vouchers.beyond(account);
             promise!(
-                fen <= *daily,
+                fen <= daily,
                 Allowance,
                 "account {account} used {fen} of its allowance of {daily} on {day}"
             );
         }
     }
     Ok(())
+}
+
+/// What of a reversal goes back to the day's allowance though no share of it was used: a voucher had paid, without a PIN.
+fn of_voucher_back(log: &[Entry], back: &Reversal) -> Fen {
+    let debit = usize::try_from(back.debit).ok().and_then(|position| log.get(position.checked_sub(1)?));
+    match debit.map(|entry| (&entry.body, entry.actor.proof.has_pin())) {
+        Some((Body::Debit(debit), false)) if debit.from_voucher.is_some() => back.amount(),
+        _ => Fen::ZERO,
+    }
 }
 
 /// What funds are below zero, open cases amount to exactly, at every moment; and no fen was ever opened twice.
@@ -532,6 +569,7 @@ pub fn all_is_home(books: &Books) -> Checked {
             node.not_ingested().len()
         );
     }
+    all_ended(books)?;
     let posted = books.posted();
     for (key, held) in &books.wallets {
         let posted = posted.get(key).copied().unwrap_or_default();

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use feiqian_node::io::{Input, TapError, Ticket};
 use feiqian_protocol::ids::{CardNumber, Key, LogId};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::tap::{Decision, Pin, ReversalRequest, TapKey, TapRequest};
+use feiqian_protocol::tap::{Decision, DeclineReason, Pin, ReversalRequest, TapKey, TapRequest};
+
+use crate::plan::Plan;
 
 /// What a terminal sends, as often as it likes.
 #[derive(Clone, Debug)]
@@ -140,6 +142,8 @@ pub struct Ledger {
     pub losses: Vec<Loss>,
     /// When the lift of an account's card was last asked for, in nanoseconds.
     pub lifts: BTreeMap<usize, u64>,
+    /// Virtual cards, and whose they are: an index into the plan's accounts.
+    pub phones: BTreeMap<CardNumber, usize>,
     /// Loss reports that buildings took.
     pub building_losses: Vec<BuildingLoss>,
     /// What contradicts what was told before.
@@ -164,6 +168,12 @@ impl Ledger {
         index
     }
 
+    /// The account of a card or virtual card: an index into the plan's.
+    pub fn account_of(&self, plan: &Plan, card: &CardNumber) -> Option<usize> {
+        let own = self.phones.get(card).copied();
+        own.or_else(|| plan.accounts.iter().position(|account| account.card == *card))
+    }
+
     /// The request of a key at a site.
     pub fn find(&self, site: usize, key: &TapKey) -> Option<&Request> {
         self.by_key.get(&(site, key.clone())).and_then(|index| self.requests.get(*index))
@@ -173,6 +183,10 @@ impl Ledger {
     pub fn decided(&mut self, index: usize, decision: Decision, repeat: bool) {
         let request = &mut self.requests[index];
         match &request.told {
+            // Of what is no code of this campus nothing is written: it is judged anew.
+            Some(Told::Decided(first)) if is_unwritten(*first) => {
+                request.told = Some(Told::Decided(decision))
+            }
             Some(Told::Decided(first)) if *first != decision => {
                 let text = format!("{:?} was told {first:?}, and then {decision:?}", request.sent.key());
                 self.contradictions.push(text);
@@ -198,4 +212,17 @@ impl Ledger {
             _ => request.told = Some(Told::Refused(error)),
         }
     }
+}
+
+/// True for what a node decides without writing anything.
+pub const fn is_unwritten(decision: Decision) -> bool {
+    matches!(
+        decision,
+        Decision::Declined(
+            DeclineReason::CodeForeign
+                | DeclineReason::CodeKeyUnknown
+                | DeclineReason::CodeUnreadable
+                | DeclineReason::VoucherForged
+        )
+    )
 }

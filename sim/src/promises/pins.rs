@@ -74,8 +74,9 @@ pub fn check(
         .to_nodes
         .iter()
         .any(|stream| stream.iter().any(|entry| matches!(entry.body, Body::PinVerifiers(_))));
-    let accounts: BTreeMap<&CardNumber, usize> =
+    let mut accounts: BTreeMap<&CardNumber, usize> =
         plan.accounts.iter().enumerate().map(|(index, account)| (&account.card, index)).collect();
+    accounts.extend(ledger.phones.iter().map(|(card, account)| (card, *account)));
     let default = plan.campus().single_limit_fen;
     let mut sent: BTreeSet<&TapKey> = BTreeSet::new();
     for request in &ledger.requests {

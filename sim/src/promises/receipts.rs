@@ -163,8 +163,9 @@ fn broken(promise: Promise, request: &Request, at_centre: bool, what: &str) -> F
 /// # Errors
 /// The first tap of which this is not so.
 pub fn access(plan: &Plan, ledger: &Ledger) -> Checked {
-    let members: BTreeMap<_, _> =
+    let mut members: BTreeMap<_, _> =
         plan.accounts.iter().map(|account| (&account.card, &account.groups)).collect();
+    members.extend(ledger.phones.iter().map(|(card, account)| (card, &plan.accounts[*account].groups)));
     let groups: BTreeMap<_, _> = plan
         .buildings
         .iter()

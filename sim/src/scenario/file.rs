@@ -90,6 +90,8 @@ struct AccountTable {
     card: Option<At<String>>,
     #[serde(default)]
     purse: bool,
+    #[serde(default)]
+    phone: bool,
     count: Option<At<i64>>,
     class: Option<String>,
     opening: At<OneOrTwo>,
@@ -133,6 +135,7 @@ struct WorkloadTable {
     losses: Option<At<i64>>,
     losses_in_buildings: Option<At<i64>>,
     lifts: Option<At<i64>>,
+    thefts: Option<At<i64>>,
 }
 
 #[derive(Deserialize)]
@@ -427,6 +430,7 @@ impl Source<'_> {
         }
         Ok(AccountSpec {
             purse: table.purse,
+            phone: table.phone,
             card: card.transpose()?,
             count: self.number(table.count.as_ref(), "count", 1, 1..=ACCOUNTS_MAX)?,
             patron_class: table.class.clone().unwrap_or_else(|| "student".to_owned()),
@@ -492,6 +496,7 @@ impl Source<'_> {
                 50,
             )?,
             lifts: self.percent(table.lifts.as_ref(), "lifts", 30)?,
+            thefts: self.number(table.thefts.as_ref(), "thefts", 0, 0..=1_000)?,
         }))
     }
 
@@ -598,8 +603,9 @@ impl Source<'_> {
                 What::Loss { account: account()?, building }
             }
             "lift" => What::Lift { account: account()? },
+            "unlock" => What::Unlock { account: account()? },
             other => {
-                let message = format!("{other:?} is no event (tap, reversal, top_up, loss, lift)");
+                let message = format!("{other:?} is no event (tap, reversal, top_up, loss, lift, unlock)");
                 return Err(self.error(Some(kind.span()), Some("kind"), message));
             }
         };
@@ -661,6 +667,7 @@ impl Source<'_> {
             "replayed" => FaultKind::Replayed { building: building()? },
             "forged" => FaultKind::Forged { building: building()?, up: table.up.unwrap_or(false) },
             "revoked" => FaultKind::Revoked { building: building()? },
+            "compromised" => FaultKind::Compromised { building: building()? },
             other => {
                 let message = format!("{other:?} is no fault (there are: {})", FaultKind::NAMES.join(", "));
                 return Err(self.error(Some(kind.span()), Some("kind"), message));
@@ -694,7 +701,12 @@ impl Source<'_> {
 
     fn drawn(&self, table: &DrawnTable, timing: &Timing) -> Result<Drawn, ScenarioError> {
         let kinds = match &table.kinds {
-            None => FaultKind::NAMES.iter().map(|name| (*name).to_owned()).collect(),
+            // A box in wrong hands spends what it holds as it likes: only where a scenario names it.
+            None => FaultKind::NAMES
+                .iter()
+                .filter(|name| **name != "compromised")
+                .map(|name| (*name).to_owned())
+                .collect(),
             Some(kinds) => {
                 let known = |kind: &At<String>| {
                     self.check(kind, "kinds", |name| {

@@ -90,6 +90,7 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
                 ("losses", drawn.losses),
                 ("losses_in_buildings", drawn.losses_in_buildings),
                 ("lifts", drawn.lifts),
+                ("thefts", drawn.thefts),
             ] {
                 writeln!(out, "{key} = {value}")?;
             }
@@ -119,6 +120,9 @@ fn write_account(account: &AccountSpec, out: &mut String) -> std::fmt::Result {
     }
     if account.purse {
         writeln!(out, "purse = true")?;
+    }
+    if account.phone {
+        writeln!(out, "phone = true")?;
     }
     writeln!(out, "class = {}", quoted(&account.patron_class))?;
     writeln!(out, "opening = {}\nsubsidy = {}", range(account.opening), range(account.subsidy))?;
@@ -175,6 +179,7 @@ fn write_action(scenario: &Scenario, action: &Action, out: &mut String) -> std::
             at.map_or(Ok(()), |at| writeln!(out, "building = {}", quoted(&building(scenario, at))))
         }
         What::Lift { account } => writeln!(out, "kind = \"lift\"\ncard = {}", card(*account)),
+        What::Unlock { account } => writeln!(out, "kind = \"unlock\"\ncard = {}", card(*account)),
     }
 }
 
@@ -217,6 +222,7 @@ fn write_fault(scenario: &Scenario, fault: &Fault, out: &mut String) -> std::fmt
         | FaultKind::Clone { building }
         | FaultKind::Destroyed { building }
         | FaultKind::Replayed { building }
+        | FaultKind::Compromised { building }
         | FaultKind::Revoked { building } => writeln!(out, "building = {}", one(*building)),
         FaultKind::Forged { building, up } => writeln!(out, "building = {}\nup = {up}", one(*building)),
     }

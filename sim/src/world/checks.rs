@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
+use feiqian_protocol::account::{AccountSettings, Document, actor_id};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{Body, Entry};
 use feiqian_protocol::ids::{AccountId, NodeId};
@@ -21,13 +22,16 @@ use crate::plan::{Ask, INSTITUTION, LinkQuality, Manner, Tap};
 use crate::promises::books::{Books, Finding, NodeBooks};
 use crate::promises::ledger::{Sent, Told};
 use crate::promises::pins::PROBE;
-use crate::promises::{Coverage, Promise, books, losses, pins, receipts};
+use crate::promises::{Coverage, Promise, books, losses, pins, receipts, settings};
 
 /// How often and how long it is waited for everything to settle at the end, in milliseconds, and how quickly what nobody waits for
 /// is attended to then.
 const SETTLE_MAX: u32 = 8;
 const SETTLE_MS: u64 = 400;
 const ATTEND_AT_END_MS: u64 = 20;
+
+/// Accounts whose documents are read at the end: of a campus with more of them, none.
+const ACCOUNTS_LOOKED_AT: usize = 64;
 
 /// Accounts that are spent to the last fen at the end.
 const PROBED_ACCOUNTS: usize = 2;
@@ -40,6 +44,8 @@ pub(super) struct Bounds {
     pub rotten: bool,
     /// Some clock was wrong.
     pub wrong_clocks: bool,
+    /// The centre's was.
+    pub wrong_centre_clock: bool,
 }
 
 /// What a copied disk held.
@@ -175,7 +181,9 @@ impl World<'_> {
         let slack = self.slack()?;
         let policy = self.plan.policy.clone();
         let rotten = self.bounds.rotten;
+        let was_restored = self.centre_was_restored();
         let mut books = Books::gather(self.centre_tables()?, nodes, policy, slack, rotten)?;
+        books.was_restored = was_restored;
         // With a wrong clock one more share per day opened may be used, per node; closing an epoch lets its share out again.
         if !self.bounds.wrong_clocks && books.closings.is_empty() {
             books.daily = self.daily_limits()?;
@@ -254,6 +262,10 @@ impl World<'_> {
         self.check_copies()?;
         self.check_books_at_rest()?;
         self.check_purses()?;
+        self.check_phones()?;
+        self.check_forged()?;
+        self.check_settings()?;
+        self.check_tries()?;
         self.probe()
     }
 
@@ -338,6 +350,45 @@ impl World<'_> {
         self.check_convergence(&books)?;
         self.count(&books)?;
         self.outcome.ledger = self.ledger_digest(&books);
+        Ok(())
+    }
+
+    /// The limits that an account has, by the plan.
+    pub(super) fn limits_of(&self, account: usize) -> (Fen, Fen) {
+        let campus = self.plan.campus();
+        let account = &self.plan.accounts[account];
+        (
+            account.single_limit.unwrap_or(campus.single_limit_fen),
+            account.daily_limit.unwrap_or(campus.daily_limit_fen),
+        )
+    }
+
+    /// The settings of an account, as the centre's document has them.
+    pub(super) fn settings_of(&mut self, account: AccountId) -> Result<AccountSettings> {
+        let connection = self.centre_tables()?.connection();
+        let saved: Vec<u8> = connection.query_row(
+            "SELECT document FROM accounts WHERE account = ?1",
+            [account.0 as i64],
+            |row| row.get(0),
+        )?;
+        let reader = actor_id(INSTITUTION, NodeId(u16::MAX), 0, 0, account);
+        Ok(Document::load(&saved, reader)?.settings()?)
+    }
+
+    /// What is in force of each account is what somebody has said who may.
+    fn check_settings(&mut self) -> Result<()> {
+        if self.plan.accounts.len() > ACCOUNTS_LOOKED_AT {
+            return Ok(());
+        }
+        let cards = self.centre_tables()?.cards()?;
+        let withdrawn = self.withdrawn_phones();
+        for account in 0..self.plan.accounts.len() {
+            let Some(id) = cards.get(&self.plan.accounts[account].card).copied() else { continue };
+            let settings = self.settings_of(id)?;
+            let limits = self.limits_of(account);
+            let found = settings::check(self.plan, &self.ledger, account, &settings, limits, &withdrawn);
+            self.found(found);
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use feiqian_reconcile::io as centre_io;
 
 use super::hosts::{Site, Trust};
-use super::{Event, MS, World};
+use super::{Event, MS, World, forger};
 use crate::outcome::FaultMark;
 use crate::plan::{FaultKind, Host};
 use crate::promises::Coverage;
@@ -76,6 +76,11 @@ impl World<'_> {
         self.plan.faults.iter().zip(&self.faults).any(|(fault, state)| restores(fault) && state.struck)
     }
 
+    /// True from a fault's beginning to its end.
+    pub(super) fn is_in_force(&self, index: usize) -> bool {
+        self.faults[index].begun && !self.faults[index].ended && !self.healed
+    }
+
     fn place(&self, kind: &FaultKind) -> String {
         let name = |index: &usize| self.plan.buildings[*index].name.to_string();
         match kind {
@@ -95,6 +100,7 @@ impl World<'_> {
             | FaultKind::Destroyed { building }
             | FaultKind::Replayed { building }
             | FaultKind::Revoked { building }
+            | FaultKind::Compromised { building }
             | FaultKind::Forged { building, .. } => name(building),
         }
     }
@@ -159,7 +165,10 @@ impl World<'_> {
                 let now = self.now;
                 self.bounds.wrong_clocks = true;
                 match host {
-                    Host::Centre => self.centre.clock.spoil(now, *wrong),
+                    Host::Centre => {
+                        self.bounds.wrong_centre_clock = true;
+                        self.centre.clock.spoil(now, *wrong);
+                    }
                     Host::Node(building) => {
                         let site = self.site_of(*building);
                         self.sites[site].clock.spoil(now, *wrong);
@@ -203,6 +212,7 @@ impl World<'_> {
                 self.buildings[*building].forging_up += u32::from(*up);
             }
             FaultKind::Revoked { building } => self.revoke(index, *building)?,
+            FaultKind::Compromised { .. } => self.forger_step(forger::Step::TakeOver(index))?,
         }
         self.at(self.now + fault.for_ms * MS, Event::FaultEnd(index));
         Ok(())
@@ -347,6 +357,7 @@ impl World<'_> {
             FaultKind::Clone { building } => self.run_clone(index, *building)?,
             FaultKind::Retire { building, .. }
             | FaultKind::Destroyed { building }
+            | FaultKind::Compromised { building }
             | FaultKind::Revoked { building } => {
                 if self.faults[index].struck {
                     self.enrol_anew(*building)?;
@@ -455,7 +466,7 @@ impl World<'_> {
 
     /// Whether a building's disk may be lost now, which is then remembered. A centre that is taking back what it lacks needs
     /// all of them: two disasters at once are more than is promised.
-    fn may_lose_disk(&mut self) -> Result<bool> {
+    pub(super) fn may_lose_disk(&mut self) -> Result<bool> {
         if self.is_returning()? {
             return Ok(false);
         }

@@ -517,8 +517,8 @@ impl World<'_> {
         }
         for output in outputs {
             match output {
-                node_io::Output::Decided { ticket, decision, repeat, .. } => {
-                    self.answered(site, ticket, decision, repeat);
+                node_io::Output::Decided { ticket, decision, repeat, receipt } => {
+                    self.answered(site, ticket, decision, repeat, receipt.as_deref());
                 }
                 node_io::Output::Refused(ticket, error) => self.refused(site, ticket, error),
                 node_io::Output::Setting(ticket, done) => self.reported(site, ticket, done),

@@ -144,7 +144,7 @@ impl World<'_> {
         }
     }
 
-    fn send(&mut self, link: u64, way: Way, frame: &Frame) {
+    pub(super) fn send(&mut self, link: u64, way: Way, frame: &Frame) {
         let Some(connection) = self.connections.get_mut(&link) else { return };
         let site = connection.site;
         let building = self.sites[site].building;

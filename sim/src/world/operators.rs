@@ -34,6 +34,8 @@ pub(super) enum Wanted {
     Action(usize, Option<usize>),
     /// A building gets a new box.
     Enrol(usize),
+    /// An errand of a phone; the number of its loss report, where it is one.
+    Phone(usize, Option<usize>),
     /// A node's rights are closed, by force or in order.
     Retire(usize, bool),
 }
@@ -48,7 +50,9 @@ impl World<'_> {
     pub(super) fn open_campus(&mut self) -> Result<()> {
         self.start_centre();
         let plan = self.plan;
-        let config = serde_json::to_value(plan.campus())?;
+        let mut campus = plan.campus();
+        campus.voucher_keys = self.voucher_keys();
+        let config = serde_json::to_value(campus)?;
         self.must(Command::PublishCampus { config })?;
         let accounts: Vec<_> = plan
             .accounts
@@ -70,6 +74,7 @@ impl World<'_> {
             self.must(Command::ImportAccounts { accounts: part.to_vec() })?;
         }
         self.choose_pins()?;
+        self.activate_phones()?;
         for building in 0..plan.buildings.len() {
             let identity = self.enrol(building)?.context("the centre is up")?;
             self.sites.push(Site::new(building, identity, Disk::new()));
@@ -173,6 +178,7 @@ impl World<'_> {
             },
             What::Loss { account, .. } => Command::ReportLoss { card: card(*account), operator },
             What::Lift { account } => Command::LiftLoss { card: card(*account), operator },
+            What::Unlock { account } => Command::UnlockPin { card: card(*account) },
             What::Tap(_) | What::Reversal { .. } => return,
         };
         self.tickets += 1;
@@ -230,6 +236,7 @@ impl World<'_> {
         match wanted {
             Wanted::Action(index, _) if !self.confirmed.contains_key(&index) => self.say_to_centre(wanted),
             Wanted::Action(..) => {}
+            Wanted::Phone(errand, _) => self.say_errand(errand),
             Wanted::Enrol(building) => self.enrol_anew(building)?,
             Wanted::Retire(building, force) => self.retire(building, force)?,
         }
@@ -261,11 +268,16 @@ impl World<'_> {
 
     /// The centre answers a command.
     pub(super) fn replied(&mut self, ticket: centre_io::Ticket, reply: centre_io::Reply) {
-        let Some(Wanted::Action(index, loss)) = self.commands.remove(&ticket.0) else { return };
-        self.audit.say(self.now, || format!("the centre answers {reply:?}"));
+        let wanted = self.commands.remove(&ticket.0);
         if is_recovering(&reply) {
             return;
         }
+        let (index, loss) = match wanted {
+            Some(Wanted::Action(index, loss)) => (index, loss),
+            Some(Wanted::Phone(errand, _)) => return self.errand_answered(errand, ticket.0, reply),
+            _ => return,
+        };
+        self.audit.say(self.now, || format!("the centre answers {reply:?}"));
         self.confirmed.insert(index, loss);
         let plan = self.plan;
         match (&plan.actions[index].what, reply) {
@@ -281,6 +293,7 @@ impl World<'_> {
                 }
             }
             (What::Lift { .. }, Ok(_)) => self.reached(Coverage::LossLifted),
+            (What::Unlock { .. }, Ok(_)) => self.reached(Coverage::PinUnlocked),
             // A card that is reported already, or was not.
             _ => {}
         }
@@ -290,7 +303,11 @@ impl World<'_> {
     pub(super) fn note_ingested(&mut self, tickets: &[u64], after: bool) {
         let Ok(positions) = self.ingested() else { return };
         for ticket in tickets {
-            let Some(Wanted::Action(_, Some(loss))) = self.commands.get(ticket).copied() else { continue };
+            let Some(Wanted::Action(_, Some(loss)) | Wanted::Phone(_, Some(loss))) =
+                self.commands.get(ticket).copied()
+            else {
+                continue;
+            };
             if after {
                 self.ingested_at.insert(*ticket, positions.clone());
             } else if let Some(loss) = self.ledger.losses.get_mut(loss)
@@ -405,6 +422,7 @@ impl World<'_> {
             return Ok(());
         }
         self.bring_cards_back();
+        self.bring_receipts();
         for building in 0..self.buildings.len() {
             let site = self.buildings[building].site;
             let host = &self.sites[site];

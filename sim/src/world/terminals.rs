@@ -1,6 +1,7 @@
 //! Terminals: taps and reversals, sent, sent again, doubled, given up; and what they are told.
 
 use feiqian_node::io::{TapError, Ticket};
+use feiqian_protocol::code::SignedReceipt;
 use feiqian_protocol::ids::{Key, TerminalId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason, Pin, ReversalRequest, TapKey, TapKind, TapRequest};
@@ -8,7 +9,7 @@ use feiqian_protocol::tap::{Decision, DeclineReason, Pin, ReversalRequest, TapKe
 use super::hosts::{NodeMessage, TicketFor};
 use super::{Event, MS, World};
 use crate::plan::{Ask, Manner, Tap, What};
-use crate::promises::ledger::{Sent, Told};
+use crate::promises::ledger::{Sent, Told, is_unwritten};
 use crate::promises::{Coverage, Promise};
 
 /// How long a terminal waits for an answer before it asks again, and how often it does.
@@ -36,16 +37,24 @@ impl World<'_> {
         let plan = self.plan;
         match &plan.actions[index].what {
             What::Tap(tap) if self.is_touch(tap) => self.touch(tap),
-            What::Tap(tap) => self.tap(tap),
+            What::Tap(tap) => match self.phone_of(tap) {
+                Some(account) => self.tap_by_phone(account, tap),
+                None => self.tap(tap),
+            },
             What::Reversal { of, amount, number } => self.reverse(*of, *amount, *number),
             other => self.operate(index, other),
         }
     }
 
-    fn tap(&mut self, tap: &Tap) {
+    pub(super) fn tap(&mut self, tap: &Tap) {
         let site = self.route(tap.building, tap.terminal);
         let index = self.begin(site, tap);
         self.outcome.taps.begun += 1;
+        self.go_about(index, tap);
+    }
+
+    /// A terminal sends a tap, in its manner.
+    pub(super) fn go_about(&mut self, index: usize, tap: &Tap) {
         match tap.manner {
             Manner::Overtaken => {
                 // Its reversal is there first.
@@ -135,7 +144,11 @@ impl World<'_> {
         let ticket = Ticket(self.tickets);
         let now = self.now;
         self.sites[site].waiting.insert(ticket, (what, now));
-        self.tell_node(site, NodeMessage::Ask(self.hashed(site, sent).input(ticket)));
+        let sent = match self.hashed(site, sent) {
+            Sent::Tap(tap) => Sent::Tap(self.with_code(site, what, tap)),
+            reversal => reversal,
+        };
+        self.tell_node(site, NodeMessage::Ask(sent.input(ticket)));
     }
 
     /// A terminal looks for its answer, and asks again where it has none.
@@ -171,7 +184,7 @@ impl World<'_> {
         }
         let request = &self.ledger.requests[index];
         // A key that nothing was decided under may still become anything.
-        if request.given_up || !matches!(request.told, Some(Told::Decided(_))) {
+        if request.given_up || !matches!(&request.told, Some(Told::Decided(told)) if !is_unwritten(*told)) {
             return;
         }
         let Sent::Tap(tap) = &request.sent else { return };
@@ -181,7 +194,14 @@ impl World<'_> {
         self.submit(site, TicketFor::Reuse(index), &other);
     }
 
-    pub(super) fn answered(&mut self, site: usize, ticket: Ticket, decision: Decision, repeat: bool) {
+    pub(super) fn answered(
+        &mut self,
+        site: usize,
+        ticket: Ticket,
+        decision: Decision,
+        repeat: bool,
+        receipt: Option<&SignedReceipt>,
+    ) {
         let Some((what, asked)) = self.sites[site].waiting.remove(&ticket) else { return };
         self.audit.event(self.now, 10, ticket.0);
         let index = match what {
@@ -217,8 +237,10 @@ impl World<'_> {
         }
         let first = self.ledger.requests[index].told.is_none();
         self.ledger.decided(index, decision, repeat);
+        self.check_receipt(index, receipt);
         if first {
             self.note_latency(self.now - asked);
+            self.code_decided(index, asked, decision, receipt);
         }
         match decision {
             Decision::Approved { stand_in, .. } if stand_in.is_positive() => {

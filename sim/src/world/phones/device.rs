@@ -1,0 +1,114 @@
+//! One phone: its key, its voucher, its counter; and codes and receipts that somebody makes up.
+
+use ed25519_dalek::SigningKey;
+use feiqian_protocol::code::{
+    Code, PhoneAlgorithm, PhoneSecret, Receipt, SignedReceipt, SignedVoucher, Voucher,
+};
+use feiqian_protocol::ids::CardNumber;
+use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::Timestamp;
+
+use crate::seed::Seed;
+
+/// A phone.
+pub(super) struct Device {
+    pub(super) secret: PhoneSecret,
+    pub(super) card: CardNumber,
+    voucher: Option<SignedVoucher>,
+    /// How far the centre's time is ahead of its own clock, which is right.
+    offset_ms: i64,
+    counter: u16,
+    /// The last voucher of which it knows that it has paid.
+    pub(super) spent: Option<u32>,
+    /// Receipts that it has scanned and not brought yet.
+    pub(super) receipts: Vec<String>,
+}
+
+impl Device {
+    pub(super) fn new(seed: &mut Seed) -> Self {
+        let secret = secret(seed);
+        let card = CardNumber::of_phone(&secret.key());
+        Self { secret, card, voucher: None, offset_ms: 0, counter: 0, spent: None, receipts: Vec::new() }
+    }
+
+    pub(super) const fn centre_time(&self, now: Timestamp) -> Timestamp {
+        now.plus_ms(self.offset_ms)
+    }
+
+    /// Keeps a voucher; the counter goes on where it is the same one.
+    pub(super) fn keep(&mut self, voucher: SignedVoucher, offset_ms: i64) {
+        if self.voucher.as_ref() != Some(&voucher) {
+            (self.voucher, self.counter) = (Some(voucher), 0);
+        }
+        self.offset_ms = offset_ms;
+    }
+
+    /// True where it has none that is worth showing: it has paid, or is half over.
+    pub(super) fn wants_voucher(&self, now: Timestamp) -> bool {
+        self.voucher.as_ref().is_none_or(|signed| {
+            let voucher = signed.voucher();
+            let half_s = (i64::from(voucher.issued) + i64::from(voucher.until())) / 2;
+            self.spent.is_some_and(|spent| spent >= voucher.number) || now.0 >= half_s * 1_000
+        })
+    }
+
+    /// A fresh code, where it has a voucher that is not over.
+    pub(super) fn sign(&mut self, now: Timestamp) -> Option<Code> {
+        let now = self.centre_time(now);
+        let voucher = self.voucher.as_ref()?;
+        let seconds = u32::try_from(now.0.div_euclid(1_000)).ok()?;
+        if seconds >= voucher.voucher().until() {
+            return None;
+        }
+        self.counter = self.counter.checked_add(1)?;
+        Code::sign(voucher, &self.secret, seconds, self.counter)
+    }
+}
+
+fn secret(seed: &mut Seed) -> PhoneSecret {
+    loop {
+        let bytes: [u8; 32] = std::array::from_fn(|_| seed.draw() as u8);
+        // Hardly any 32 bytes are no key of the curve.
+        if let Some(secret) = PhoneSecret::new(PhoneAlgorithm::P256, &bytes) {
+            return secret;
+        }
+    }
+}
+
+fn thief(seed: &mut Seed) -> SigningKey {
+    SigningKey::from_bytes(&std::array::from_fn(|_| seed.draw() as u8))
+}
+
+/// What somebody makes of a code who has neither the centre's key nor the phone's: the same voucher under a key of his own, or a
+/// voucher of his own, with a higher ceiling.
+pub(super) fn forged_code(code: Code, now: Timestamp, seed: &mut Seed) -> Code {
+    let own = secret(seed);
+    let seconds = u32::try_from(now.0.div_euclid(1_000)).unwrap_or_default();
+    let voucher = if seed.chance(1, 2) {
+        code.voucher.clone()
+    } else {
+        let ceiling = Fen::new(code.voucher.voucher().ceiling.get() + 10_000);
+        let richer = Voucher { ceiling, ..code.voucher.voucher().clone() };
+        richer.sign(&thief(seed)).unwrap_or_else(|_| code.voucher.clone())
+    };
+    Code::sign(&voucher, &own, seconds, code.counter).unwrap_or(code)
+}
+
+/// What somebody makes of a receipt so that it says less than was paid, or speaks of another voucher.
+pub(super) fn forged_receipt(signed: &SignedReceipt, seed: &mut Seed) -> String {
+    let receipt = *signed.receipt();
+    let lower = Receipt { amount: Fen::new(1), ..receipt };
+    let other = Receipt { voucher: receipt.voucher + 1, ..receipt };
+    let made_up = match seed.below(3) {
+        0 => lower.sign(&thief(seed)),
+        1 => other.sign(&thief(seed)),
+        _ => {
+            // The building's own signature, under another amount.
+            let mut bytes = signed.as_bytes().to_vec();
+            bytes[29] ^= 1;
+            SignedReceipt::from_bytes(&bytes).ok()
+        }
+    };
+    // Digits that are none of ours.
+    made_up.map_or_else(|| "92123".to_owned(), |receipt| receipt.to_digits())
+}
