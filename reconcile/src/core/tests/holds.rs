@@ -493,7 +493,8 @@ fn what_can_still_be_spent_with_a_lost_phone_includes_its_vouchers_at_each_build
     let mut bench = with_phone(3, 9_000);
     let signed = fetch(&mut bench, 2_000, None);
     let position = pay(&mut bench, 0, &signed, 1, 600);
-    bring(&mut bench, &receipt(&bench, 0, &signed, position, 600), 0).unwrap();
+    let told = receipt(&bench, 0, &signed, position, 600);
+    bring(&mut bench, &told, 0).unwrap();
     bench.command(Command::ReportLoss { card: number(), operator: key("op") }).unwrap();
     let show = |bench: &mut Bench| bench.command(Command::CardLoss { card: number() }).unwrap();
     let shown = show(&mut bench);
