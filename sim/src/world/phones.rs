@@ -19,6 +19,7 @@ use feiqian_protocol::tap::{Decision, DeclineReason, Pin, TapRequest};
 use feiqian_protocol::time::Timestamp;
 use feiqian_reconcile::io::{self as centre_io, Command, SettingCommand};
 
+pub(in crate::world) use checks::Decided;
 use device::{Device, forged_code, forged_receipt};
 
 use super::hosts::{CentreMessage, TicketFor};
@@ -451,11 +452,11 @@ impl World<'_> {
         self.go_for(account, ErrandKind::Bring { receipt: text, forged: false });
     }
 
-    /// A terminal was told what becomes of a code, for the first time.
+    /// A terminal was told what becomes of a code, for the first time it heard.
     pub(super) fn code_decided(
         &mut self,
         index: usize,
-        asked_ns: u64,
+        decided: Decided,
         decision: Decision,
         receipt: Option<&SignedReceipt>,
     ) {
@@ -467,7 +468,7 @@ impl World<'_> {
                 if pin == Pin::Right {
                     self.reached(Coverage::CodePaidByPin);
                 }
-                self.check_approved(index, &shown, asked_ns, receipt);
+                self.check_approved(index, &shown, decided, receipt);
                 if let Some(receipt) = receipt {
                     self.reached(Coverage::VoucherPaid);
                     self.scan(shown.account, receipt);

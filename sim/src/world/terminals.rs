@@ -7,6 +7,7 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason, Pin, ReversalRequest, TapKey, TapKind, TapRequest};
 
 use super::hosts::{NodeMessage, TicketFor};
+use super::phones::Decided;
 use super::{Event, MS, World};
 use crate::plan::{Ask, Manner, Tap, What};
 use crate::promises::ledger::{Sent, Told, is_unwritten};
@@ -240,7 +241,8 @@ impl World<'_> {
         self.check_receipt(index, receipt);
         if first {
             self.note_latency(self.now - asked);
-            self.code_decided(index, asked, decision, receipt);
+            let decided = Decided { asked_ns: asked, repeat };
+            self.code_decided(index, decided, decision, receipt);
         }
         match decision {
             Decision::Approved { stand_in, .. } if stand_in.is_positive() => {

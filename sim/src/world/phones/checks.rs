@@ -20,13 +20,22 @@ use crate::world::{MS, World};
 /// slowest line that a scenario with phones has.
 const DOUBT_MS_MAX: i64 = 10_000;
 
+/// How a terminal heard of a decision.
+#[derive(Clone, Copy)]
+pub(in crate::world) struct Decided {
+    /// When it had asked.
+    pub(in crate::world) asked_ns: u64,
+    /// It is the first answer, given again: what was known when it was given is not known any more.
+    pub(in crate::world) repeat: bool,
+}
+
 impl World<'_> {
     /// A code was approved for the first time under its key.
     pub(super) fn check_approved(
         &mut self,
         index: usize,
         shown: &Shown,
-        asked_ns: u64,
+        decided: Decided,
         receipt: Option<&SignedReceipt>,
     ) {
         let Sent::Tap(tap) = &self.ledger.requests[index].sent else { return };
@@ -42,11 +51,13 @@ impl World<'_> {
         if shown.forged {
             found.push(format!("{what}: approved, and nobody's phone has made it"));
         }
+        let first_ns = self.ledger.requests[index].first_ns;
+        let asked_ns = if decided.repeat { first_ns } else { decided.asked_ns };
         let age_ms = (asked_ns.saturating_sub(shown.made_ns) / MS) as i64;
         if pays && !by_pin && !self.bounds.wrong_centre_clock && age_ms > CODE_AGE_MS_MAX + 2 * DOUBT_MS_MAX {
             found.push(format!("{what}: approved {age_ms} ms after it was made"));
         }
-        if pays && !by_pin && connected_at < opened {
+        if pays && !by_pin && !decided.repeat && connected_at < opened {
             found.push(format!("{what}: approved without a PIN, and the building has not heard the centre since it was started"));
         }
         if shown.known_withdrawn {
