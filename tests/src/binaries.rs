@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+/// What the variables begin with that cargo sets for a test of this package.
+const OF_THE_TEST: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+
 /// The path of a binary of this workspace, of the profile that the tests themselves were built with.
 ///
 /// # Panics
@@ -17,6 +20,13 @@ pub fn binary(name: &str) -> PathBuf {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
         build.args(["build", "--bins", "--quiet"]);
+        // What cargo tells a test of its package, build scripts of dependencies would take for another package than theirs, and all
+        // that depends on them would be built once more.
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| OF_THE_TEST.iter().any(|of| name.starts_with(of))) {
+                build.env_remove(name);
+            }
+        }
         if directory.ends_with("release") {
             build.arg("--release");
         }
