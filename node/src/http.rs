@@ -6,6 +6,7 @@
 pub mod api;
 pub mod auth;
 pub mod body;
+pub mod openapi;
 pub mod purse;
 pub mod server;
 
@@ -167,7 +168,7 @@ pub fn router(terminals: Arc<Terminals>) -> Router {
 }
 
 async fn openapi() -> Response<Body> {
-    respond(Ok(api::openapi_json().into_bytes()), None)
+    respond(Ok(openapi::json().into_bytes()), None)
 }
 
 async fn health(State(terminals): State<Arc<Terminals>>) -> Response<Body> {

@@ -268,7 +268,8 @@ impl Round<'_> {
             return Ok(Err(error));
         }
         if initial {
-            pins::retire(self.db, account, &replaces)?;
+            // Whoever comes with a PIN from before a reset has nothing to show any more.
+            pins::retire(self.db, account, &[])?;
             self.keep_initial_pin(account, pin)?;
             pins::put_tries(self.db, account, NodeId::CENTRE, 0)?;
         } else {
@@ -331,6 +332,8 @@ impl Round<'_> {
         match replaces.as_slice() {
             // Who had told no ID number: the initial PIN is known to everybody, and shows no more than itself.
             [] if settings.pins.is_empty() => Ok(Ok(Some(typed.chosen))),
+            // It is neither the account's PIN nor the one before: no try was made at it.
+            [shown] if pins::hash(self.db, setting.account, *shown)?.is_none() => Ok(Err("pin_changed")),
             [shown] => {
                 let current = HashedPin { generation: *shown, hash: typed.current };
                 let shown = self.shown_pin(setting.account, &[*shown], &[current])?;

@@ -16,7 +16,7 @@ use feiqian_protocol::ids::TerminalId;
 use feiqian_protocol::purse::journal::JournalEntry;
 use feiqian_protocol::purse::load::LoadRequest;
 use feiqian_protocol::purse::recovery::Evidence;
-use feiqian_protocol::purse::values::{CardSerial, CardTime, Counter, Mac, TerminalNumber};
+use feiqian_protocol::purse::values::{CardSerial, CardTime, Mac, TerminalNumber};
 use feiqian_protocol::terminal::{MAC_HEADER, TERMINAL_HEADER, TerminalKey, parse_mac};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -324,7 +324,7 @@ impl Node {
                 ("/v1/purse/purchases", serde_json::to_value(purchase).expect("a report is JSON"))
             }
             Report::Load { serial, counter, tac } => {
-                ("/v1/purse/loads/finish", finished(*serial, *counter, *tac))
+                ("/v1/purse/loads/finish", json!({ "serial": serial, "counter": counter, "tac": tac }))
             }
         };
         let answer: Answer = self.ask(path, &body, ANSWER_WAIT)?;
@@ -427,10 +427,6 @@ fn left(until: Instant) -> Result<Duration, NodeError> {
 /// An answer that says something else than it should.
 fn not_understood(answer: impl fmt::Display) -> NodeError {
     NodeError::Unreachable(format!("an answer that is not understood: {answer}"))
-}
-
-fn finished(serial: CardSerial, counter: Counter, tac: Mac) -> Value {
-    json!({ "serial": serial, "counter": counter, "tac": tac })
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<Certificate<'static>>, NodeSetupError> {

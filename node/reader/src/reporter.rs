@@ -1,6 +1,6 @@
 //! The thread that tells the node what is over, until the node has it.
 //!
-//! In order, one after another; what cannot be told for now is tried again with growing pauses. A report that the node refuses is
+//! In order, one after another; what cannot be told is tried again with growing pauses. A report that the node refuses is
 //! passed by, shown in `status`, and tried again now and then: most refusals end once somebody has set the terminal up. While there
 //! is nothing to tell the node is asked how it is, so that a touch finds a connection that stands.
 

@@ -358,3 +358,24 @@ fn a_hash_that_was_lost_with_the_centre_is_taken_out_of_the_kiosks_log_again() {
     assert_eq!(answers(&bench, one), ["taken", "taken"]);
     bench.check();
 }
+
+#[test]
+fn a_pin_from_before_a_reset_or_from_longer_ago_shows_nothing_at_a_kiosk_and_is_no_try() {
+    let (mut bench, [one, two], before) = two_kiosks();
+    let first = hashed(1, 7);
+    bench.command(set("c1", hashed(2, 8))).unwrap();
+    bench.command(set("c1", hashed(3, 9))).unwrap();
+    change_at(&mut bench, one, Some(&first), &hashed(4, 4), &before);
+    bench.upload(one);
+    assert_eq!(answers(&bench, one), ["pin_changed"]);
+
+    let before = document(&bench);
+    let reset = Command::ResetPin { card: card("c1"), pin: hashed(5, 6), operator: key("op") };
+    bench.command(reset).unwrap();
+    change_at(&mut bench, two, Some(&hashed(3, 9)), &hashed(6, 5), &before);
+    bench.upload(two);
+    assert_eq!(answers(&bench, two), ["pin_changed"]);
+    let status = status(&mut bench, "c1");
+    assert!(status.state == "initial" && status.tries.is_empty(), "{status:?}");
+    bench.check();
+}
