@@ -12,10 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use feiqian_protocol::chain::hex;
 use feiqian_protocol::code::{Code, SignedReceipt, SignedVoucher, VoucherKey};
-use feiqian_protocol::ids::{CardNumber, Key};
+use feiqian_protocol::enrol::Role;
+use feiqian_protocol::ids::{CardNumber, Key, LogId};
 use feiqian_protocol::limits::VOUCHER_CEILING_FEN_DEFAULT;
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::tap::{Decision, DeclineReason, Pin, TapRequest};
+use feiqian_protocol::tap::{Decision, DeclineReason, Pin, TapKind, TapRequest};
 use feiqian_protocol::time::Timestamp;
 use feiqian_reconcile::io::{self as centre_io, Command, SettingCommand};
 
@@ -67,7 +68,7 @@ pub(super) struct Phones {
     /// Codes that were approved: by site, account, voucher and counter, the key's request.
     approved: BTreeMap<(usize, usize, u32, u16), usize>,
     /// Loss reports of virtual cards: how far logs had come, and what could still be spent at most.
-    bounds: Vec<(CardNumber, BTreeMap<feiqian_protocol::ids::LogId, u64>, Fen)>,
+    bounds: Vec<(CardNumber, BTreeMap<LogId, u64>, Fen)>,
     own_taps: u32,
     seed: Seed,
 }
@@ -283,7 +284,7 @@ impl World<'_> {
     fn show_copy(&mut self, copy: usize) {
         let number = self.own_tap();
         let Copied { shown, building, terminal, amount } = &self.phones.copies[copy];
-        let sells = self.plan.buildings[*building].role != feiqian_protocol::enrol::Role::Door;
+        let sells = self.plan.buildings[*building].role != Role::Door;
         let tap = Tap {
             number,
             building: *building,
@@ -299,7 +300,7 @@ impl World<'_> {
     fn show_again_with_pin(&mut self, request: usize) {
         let Some(account) = self.phones.shown.get(&request).map(|shown| shown.account) else { return };
         let Sent::Tap(asked) = self.ledger.requests[request].sent.clone() else { return };
-        let feiqian_protocol::tap::TapKind::Amount(amount) = asked.kind else { return };
+        let TapKind::Amount(amount) = asked.kind else { return };
         let site = self.ledger.requests[request].site;
         let building = self.sites[site].building;
         let terminals = &self.plan.buildings[building].terminals;

@@ -7,7 +7,7 @@ use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{
     ActorKind, Body, Decline, Entry, PinVerifier, PinVerifiers, Proof, SettingAnswered, WrongPin,
 };
-use feiqian_protocol::ids::{AccountId, CardNumber, Key};
+use feiqian_protocol::ids::{AccountId, CardNumber, Key, LogId};
 use feiqian_protocol::pin::{PinDigest, PinGeneration, PinHash, PinKey, TypedPins};
 use feiqian_protocol::tap::{DeclineReason, Pin, TapKind, TapRequest};
 
@@ -262,8 +262,7 @@ fn a_pin_that_is_changed_here_pays_nowhere_before_the_centre_has_taken_it() {
     assert_eq!((typed.current, typed.chosen), (PinHash::new([7; 32]), PinHash::new([9; 32])));
     let frame = world.setting(ALICE, setting.intent.clone());
     world.frame(frame);
-    let stream_position =
-        world.centre.end(feiqian_protocol::ids::LogId::shard(INSTITUTION, ALICE.shard())).position;
+    let stream_position = world.centre.end(LogId::shard(INSTITUTION, ALICE.shard())).position;
     let answered = SettingAnswered { position: position.unwrap(), stream_position, refused: None };
     world.tell(vec![answered.into(), verifier(ALICE, SECOND, 9)]);
     assert_eq!(world.status().settings_waiting, 0);
