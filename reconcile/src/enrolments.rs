@@ -4,11 +4,9 @@ use ed25519_dalek::VerifyingKey;
 use feiqian_protocol::chain::unhex;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{Actor, NodeEnrolled};
-use feiqian_protocol::ids::{Epoch, NodeId, NodeName};
+use feiqian_protocol::ids::{NodeId, NodeName};
 use feiqian_protocol::limits::{ENROL_CODE_SECONDS, ENROL_TRIES_MAX};
-use feiqian_protocol::money::Fen;
 use feiqian_protocol::pin::PinKey;
-use feiqian_protocol::time::Timestamp;
 use serde_json::json;
 
 use crate::accounts::{no_campus, refused};
@@ -101,21 +99,7 @@ impl Round<'_> {
             return Ok(refused("enrolment_used", "all node numbers are used"));
         };
         let (id, incarnation) = (NodeId(number), older.map_or(1, |(_, incarnation)| incarnation + 1));
-        let node = Node {
-            name: code.name.clone(),
-            role: code.role,
-            incarnation,
-            log_key,
-            epoch: Epoch::FIRST,
-            state: NodeState::Open,
-            reason: None,
-            session: 0,
-            to_node_acked: 0,
-            heard: Timestamp(0),
-            out: Fen::ZERO,
-            si_out: Fen::ZERO,
-            pool: None,
-        };
+        let node = Node::enrolled(code.name.clone(), code.role, incarnation, log_key);
         let enrolled = NodeEnrolled {
             node: id,
             name: code.name.clone(),

@@ -32,10 +32,8 @@ use ed25519_dalek::VerifyingKey;
 use feiqian_protocol::chain::{ChainError, Cursor, SignedHead, verify};
 use feiqian_protocol::entry::{Body, Entry, NodeEnrolled};
 use feiqian_protocol::frame::{Ack, Entries, Frame, LogCursor, NodeHello, PROTOCOL_VERSION, RefusalReason};
-use feiqian_protocol::ids::{Epoch, LogId, NodeId, NodeName};
+use feiqian_protocol::ids::{LogId, NodeId, NodeName};
 use feiqian_protocol::limits::SHARDS;
-use feiqian_protocol::money::Fen;
-use feiqian_protocol::time::Timestamp;
 use serde_json::json;
 
 use crate::core::{Round, State, StoreError};
@@ -397,21 +395,7 @@ impl Round<'_> {
             .filter(|(_, node)| node.name == name && node.incarnation < incarnation)
             .map(|(id, _)| *id)
             .collect();
-        let node = Node {
-            name,
-            role,
-            incarnation,
-            log_key,
-            epoch: Epoch::FIRST,
-            state: NodeState::Open,
-            reason: None,
-            session: 0,
-            to_node_acked: 0,
-            heard: Timestamp(0),
-            out: Fen::ZERO,
-            si_out: Fen::ZERO,
-            pool: None,
-        };
+        let node = Node::enrolled(name, role, incarnation, log_key);
         self.state.nodes.insert(node_id, node);
         self.state.pending.insert(node_id, PendingGrants::default());
         self.touched_nodes.insert(node_id);

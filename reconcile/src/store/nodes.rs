@@ -81,6 +81,25 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// One that has just been enrolled.
+    pub const fn enrolled(name: NodeName, role: Role, incarnation: u32, log_key: VerifyingKey) -> Self {
+        Self {
+            name,
+            role,
+            incarnation,
+            log_key,
+            epoch: Epoch::FIRST,
+            state: NodeState::Open,
+            reason: None,
+            session: 0,
+            to_node_acked: 0,
+            heard: Timestamp(0),
+            out: Fen::ZERO,
+            si_out: Fen::ZERO,
+            pool: None,
+        }
+    }
+
     /// The name that tells enrolments of one name apart: `canteen`, then `canteen.2`.
     pub fn display_name(&self) -> String {
         display_name(self.name.as_str(), self.incarnation)
