@@ -12,8 +12,8 @@ use feiqian_protocol::campus::CampusConfig;
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::{Cursor, VerifiedCommit, verify};
 use feiqian_protocol::entry::{
-    AccountOpened, Actor, Body, CampusPublished, Entry, EpochEnd, Grant, PostedHead, Setting, ShareGrant,
-    StandInGrant,
+    AccountOpened, Actor, Body, CampusPublished, DocumentRenewed, Entry, EpochEnd, Grant, PostedHead,
+    Setting, ShareGrant, StandInGrant,
 };
 use feiqian_protocol::frame::Entries;
 use feiqian_protocol::ids::{AccountId, Epoch, LogId};
@@ -304,6 +304,10 @@ impl NodeCore {
                 }
                 touched.accounts.insert(setting.account);
             }
+            Body::DocumentRenewed(renewed) => {
+                self.renew_document(&renewed)?;
+                touched.accounts.insert(renewed.account);
+            }
             Body::Posted(posted) => self.settle(shard, &posted.heads)?,
             Body::CampusPublished(published) => self.publish(&published, touched)?,
             Body::HoldMoved(moved) => {
@@ -330,6 +334,17 @@ impl NodeCore {
         let is_new = self.store.document(opened.account)?.is_none();
         self.keep_document(opened.account, &opened.document, None)?;
         self.state.totals.accounts += u64::from(is_new);
+        Ok(())
+    }
+
+    fn renew_document(&mut self, renewed: &DocumentRenewed) -> Result<(), Fault> {
+        let account = renewed.account;
+        if self.store.document(account)?.is_none() {
+            return Err(Fault::peer(format!(
+                "a document begun anew of account {account}, which was not opened"
+            )));
+        }
+        self.keep_document(account, &renewed.document, None)?;
         Ok(())
     }
 

@@ -14,7 +14,7 @@
 
 use feiqian_protocol::code::{CentreTime, CheckedCode, Receipt, SignedReceipt, VoucherKey};
 use feiqian_protocol::entry::{Actor, ActorKind, Body, CodeUse, Entry, Proof};
-use feiqian_protocol::ids::Key;
+use feiqian_protocol::ids::{AccountId, Key};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{DeclineReason, Pin, TapKind, TapRequest};
 use feiqian_protocol::time::Timestamp;
@@ -179,16 +179,20 @@ impl NodeCore {
         Ok(receipt.sign(&self.identity.log_key).map(Box::new))
     }
 
-    /// All that a tap is judged by. A virtual card is of its account by the voucher, where word of it has not come yet; its
-    /// number alone, without a code, is nobody's.
-    pub(crate) fn facts_of(&self, request: &TapRequest) -> Result<Option<Facts>, StoreError> {
-        let Some(code) = &request.code else {
-            return if request.card.is_virtual() { Ok(None) } else { self.store.facts(&request.card) };
+    /// All that a tap is judged by. A virtual card is of its account by the voucher, or by the centre's word on a short code, where
+    /// word of it has not come yet; its number alone, without a code, is nobody's.
+    pub(crate) fn facts_of(
+        &self,
+        request: &TapRequest,
+        named: Option<AccountId>,
+    ) -> Result<Option<Facts>, StoreError> {
+        let account = match (&request.code, named) {
+            (None, None) if request.card.is_virtual() => return Ok(None),
+            (None, None) => return self.store.facts(&request.card),
+            (Some(code), _) if !code.is_vouched_for() => return Ok(None),
+            (Some(code), _) => code.voucher().account,
+            (None, Some(account)) => account,
         };
-        if !code.is_vouched_for() {
-            return Ok(None);
-        }
-        let account = code.voucher().account;
         match self.store.facts(&request.card)? {
             None => self.store.facts_of_account(account),
             facts => Ok(facts.filter(|facts| facts.holder.account == account)),
@@ -224,7 +228,8 @@ pub(crate) fn code_use(request: &TapRequest) -> Option<CodeUse> {
 /// The terminal, and what showed it whose tap it was.
 pub(crate) fn actor_of(request: &TapRequest, judged: Pin) -> Actor {
     let id = Key::new(request.key.terminal.as_str()).expect("a terminal's name is a name");
-    let proof = match (request.code.is_some(), judged == Pin::Right) {
+    // A virtual card without a voucher came by a short code.
+    let proof = match (request.code.is_some() || request.card.is_virtual(), judged == Pin::Right) {
         (false, false) => Proof::Card,
         (false, true) => Proof::CardAndPin,
         (true, false) => Proof::Code,

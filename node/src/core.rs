@@ -27,6 +27,7 @@ use rusqlite::Connection;
 
 use crate::code::CentreClock;
 use crate::core::attempt::Guard;
+use crate::edge::naming::Naming;
 use crate::edge::{Queues, UnknownCards};
 use crate::io::{Identity, Input, LinkState, Now, Output, Settings, Status};
 use crate::purse::PurseWaits;
@@ -51,6 +52,7 @@ pub struct NodeCore {
     pub(crate) queues: Queues,
     /// Loads of cards that wait for it.
     pub(crate) purses: PurseWaits,
+    pub(crate) naming: Naming,
     /// Recalls that wait for the stream before them.
     pub(crate) recalls: BTreeMap<(AccountId, Unit), Recall>,
     /// Entries and snapshots that came before the Hello: they travel in another lane.
@@ -127,6 +129,7 @@ impl NodeCore {
             sender: Sender::default(),
             queues: Queues::default(),
             purses: PurseWaits::default(),
+            naming: Naming::default(),
             recalls: BTreeMap::new(),
             early: Vec::new(),
             more_to_send: false,
@@ -213,8 +216,8 @@ impl NodeCore {
 
     /// When [`Input::Timer`] is wanted next, as [`Now::mono_ms`].
     pub fn next_timer(&self) -> Option<u64> {
-        let loads = self.purses.next_deadline();
-        [self.queues.next_deadline(), loads, self.next_mark(), self.next_send()].into_iter().flatten().min()
+        let asked = [self.purses.next_deadline(), self.naming.next_deadline()].into_iter().flatten().min();
+        [self.queues.next_deadline(), asked, self.next_mark(), self.next_send()].into_iter().flatten().min()
     }
 
     fn run(&mut self, now: &Now, inputs: Vec<Input>, outputs: &mut Vec<Output>) -> Result<(), StoreError> {
@@ -252,6 +255,7 @@ impl NodeCore {
             }
         }
         self.decide_overdue(now, outputs)?;
+        self.give_up_naming(now, outputs)?;
         self.release_purses(now, outputs);
         self.sign_head()?;
         self.replicate(now, outputs)?;

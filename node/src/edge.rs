@@ -6,6 +6,7 @@
 
 pub(crate) mod asks;
 mod digest;
+pub(crate) mod naming;
 mod replay;
 mod reversal;
 mod unknown;
@@ -62,7 +63,8 @@ impl NodeCore {
         outputs: &mut Vec<Output>,
     ) -> Result<(), StoreError> {
         let digest = request_digest(&request);
-        if let Some(waiting) = self.queues.find_mut(&request.key) {
+        let waits = self.queues.find_mut(&request.key);
+        if let Some(waiting) = waits.or_else(|| self.naming.find_mut(&request.key)) {
             if waiting.digest == digest {
                 waiting.tickets.push(ticket);
             } else {
@@ -70,12 +72,13 @@ impl NodeCore {
             }
             return Ok(());
         }
-        let mut waiting = Waiting {
+        let waiting = Waiting {
             digest,
             tickets: vec![ticket],
             deadline_ms: now.mono_ms + self.settings.ask_deadline_ms,
             asks: Asks::default(),
             pin: Pin::Absent,
+            named: None,
             request,
         };
         let known = self.tap_row(&waiting.request.key)?.filter(|_| !planted(Canary::DedupeSkipped));
@@ -95,7 +98,20 @@ impl NodeCore {
             outputs.push(Output::Refused(ticket, error));
             return Ok(());
         }
-        let facts = self.facts_of(&waiting.request)?;
+        match waiting.request.card.short_code() {
+            Some(code) => self.name(code, waiting, outputs),
+            None => self.take_tap(now, waiting, outputs),
+        }
+    }
+
+    /// Decides a tap whose card is known, or lets it wait.
+    fn take_tap(
+        &mut self,
+        now: &Now,
+        mut waiting: Waiting,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), StoreError> {
+        let facts = self.facts_of(&waiting.request, waiting.named)?;
         let account = facts.as_ref().map(|facts| facts.holder.account);
         if waiting.request.kind != TapKind::Access
             && let Some(account) = account
@@ -125,7 +141,7 @@ impl NodeCore {
         for account in accounts {
             let Some(mut queue) = self.queues.by_account.remove(&account) else { continue };
             while let Some(head) = queue.front_mut() {
-                let facts = self.facts_of(&head.request)?;
+                let facts = self.facts_of(&head.request, head.named)?;
                 let Some(decision) = self.decide(now, head, facts, outputs)? else { break };
                 self.answer(head, decision, outputs)?;
                 self.queues.by_key.remove(&head.request.key);
@@ -161,7 +177,8 @@ impl NodeCore {
         let campus = self.campus.as_ref().ok_or_else(unknown)?;
         let settings = campus.terminals.get(terminal).ok_or_else(unknown)?;
         check_kind(request.kind, terminal.as_str(), merchant(campus, settings))?;
-        if self.queues.len() >= PENDING_TAPS_MAX { Err(TapError::Busy) } else { Ok(()) }
+        let waiting = self.queues.len() + self.naming.len();
+        if waiting >= PENDING_TAPS_MAX { Err(TapError::Busy) } else { Ok(()) }
     }
 
     /// Judges a tap by what is known at this moment; `None` where it waits for the centre.

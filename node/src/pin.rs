@@ -47,7 +47,7 @@ impl NodeCore {
         if self.queues.is_waiting(&tap.key) || self.tap_row(&tap.key)?.is_some() {
             return Ok(None);
         }
-        let Some(account) = self.facts_of(tap)?.map(|facts| facts.holder.account) else {
+        let Some(account) = self.facts_of(tap, None)?.map(|facts| facts.holder.account) else {
             return Ok(None);
         };
         let paying = self.store.paying_pin(account)?;

@@ -204,6 +204,7 @@ impl NodeCore {
         }
         self.link = Link::Down;
         self.drop_purses(outputs);
+        self.drop_naming(outputs)?;
         self.sender = Sender::default();
         self.recalls.clear();
         self.early.clear();
@@ -280,6 +281,7 @@ impl NodeCore {
                 self.on_purse_answer(*answer);
                 Ok(())
             }
+            (Frame::CodeAnswer(answer), Link::Up(..)) => Ok(self.on_code_answer(now, answer, outputs)?),
             (Frame::No(no), Link::Up(..)) => Ok(self.on_no(now, &no, outputs)?),
             (Frame::Recall(recall), Link::Up(..)) => self.on_recall(now, recall, outputs),
             // What was said before a refusal was known.

@@ -7,7 +7,7 @@
 
 use std::mem::discriminant;
 
-use feiqian_protocol::account::{AccountError, AccountSettings, CardStatus, Document, Intent, actor_id};
+use feiqian_protocol::account::{AccountError, AccountSettings, CardStatus, Intent, actor_id};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{Actor, ActorKind, Proof, Setting, SettingAnswered};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, TerminalId};
@@ -19,9 +19,6 @@ use crate::io::{Now, Output, SettingDone, SettingError, Ticket};
 use crate::pin::change::NewPin;
 use crate::store::StoreError;
 use crate::store::settings::OwnSetting;
-
-/// The epoch of documents that the centre has not begun anew.
-const DOCUMENT_EPOCH: u32 = 1;
 
 /// Settings of one kind and account that may wait for the centre: a log and a document are not to be filled at a kiosk, where
 /// somebody presses a button again and again.
@@ -100,10 +97,12 @@ impl NodeCore {
             .ok_or_else(|| StoreError::damaged(format!("account {account} has no document")))?;
         let waiting = self.store.own_settings(account)?;
         let (institution, node) = (self.identity.institution, self.identity.node);
-        let author = actor_id(institution, node, self.identity.incarnation, DOCUMENT_EPOCH, account);
         let damaged =
             |error: AccountError| StoreError::damaged(format!("the document of account {account}: {error}"));
-        let mut document = Document::load(&saved, author).map_err(damaged)?;
+        let document = self.read_document(account, &saved).map_err(damaged)?;
+        let document_epoch = document.epoch().map_err(damaged)?;
+        let author = actor_id(institution, node, self.identity.incarnation, document_epoch, account);
+        let mut document = document.written_by(author);
         let mut settings = document.settings().map_err(damaged)?;
         for own in &waiting {
             settings.narrow(&own.intent);
@@ -136,10 +135,11 @@ impl NodeCore {
         };
         let setting = Setting {
             account,
-            document_epoch: DOCUMENT_EPOCH,
+            document_epoch,
             intent: intent.clone(),
             change: change.clone().into(),
             typed,
+            of: None,
         };
         let (position, _) = self.append(now, self.author(request), setting.into())?;
         self.store.put_own_setting(account, &OwnSetting { position, intent, change })?;

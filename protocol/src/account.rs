@@ -15,6 +15,7 @@
 //! | `legacy` | map card → group | centre | narrowing | written once with its card; present opens that group's doors and pays nothing; the lexically first of concurrent groups |
 //! | `holder` | map [`HolderField`] → text | centre | neither | the lexically first of concurrent values |
 //! | `groups` | map group → time | centre | widening | present is member |
+//! | `epoch` | number | centre | neither | written once, with a document that is [begun anew](Document::renewed) |
 //!
 //! `phones`, `inactive`, `legacy` and `holder` are made with the first that is in them, by the centre, which alone writes them.
 //!
@@ -33,6 +34,7 @@
 mod chunk;
 mod error;
 mod intent;
+mod renewal;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -43,6 +45,7 @@ use automerge::{ActorId, AutoCommit, Change, ObjId, ObjType, ROOT, ReadDoc, Scal
 
 pub use self::error::AccountError;
 pub use self::intent::{HolderField, Intent};
+pub use self::renewal::FIRST_EPOCH;
 pub use self::settings::{AccountSettings, CardStatus, PinReference, phone_text, read_phone};
 use crate::chain::hex;
 use crate::ids::{AccountId, CardNumber, InstitutionId, Key, NodeId};

@@ -105,6 +105,14 @@ impl Projection {
                 document.merge_change(&setting.change)?;
                 *saved = document.save();
             }
+            Body::DocumentRenewed(renewed) => {
+                let reader = self.reader(renewed.account);
+                let new = Document::load(&renewed.document, reader)?;
+                if new.settings()? != self.settings(renewed.account)? {
+                    return Err(AccountError::Shape("renewal"));
+                }
+                self.documents.insert(renewed.account, renewed.document.to_vec());
+            }
             _ => {}
         }
         Ok(())

@@ -29,6 +29,7 @@
 
 mod key;
 mod receipt;
+mod short;
 mod text;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
@@ -37,6 +38,7 @@ use sha2::{Digest, Sha256};
 
 pub use self::key::{KeyError, PhoneAlgorithm, PhoneKey, PhoneSecret};
 pub use self::receipt::{Receipt, SignedReceipt};
+pub use self::short::{ALIAS_END, STEP_S, ShortCode, ShortSecret, step_at};
 use crate::canary::{Canary, planted};
 use crate::chain::{hex, unhex};
 use crate::entry::CodeUse;

@@ -41,6 +41,7 @@
 //! | 44 | [`CaseMoved`] | shard | a case's target, bearer, recovery |
 //! | 45 | [`Refund`] | shard | gives a tap back at the risk fund's cost |
 //! | 46 | [`CampusPublished`] | shard 0 | a new campus configuration |
+//! | 47 | [`DocumentRenewed`] | shard | puts a shorter document that says the same in the place of an account's |
 //! | 50 | [`PurseLoad`] | shard | lowers a balance: money is on its way onto a card |
 //! | 51 | [`PurseLoadSettled`] | shard | the card has it, or the balance is raised again |
 //! | 52 | [`PurseReturned`] | shard | raises a balance by what was left on a withdrawn card |
@@ -62,8 +63,8 @@ pub use self::node::{
     Tombstone, WrongPin,
 };
 pub use self::shard::{
-    AccountOpened, Bearer, CampusPublished, CaseMoved, CaseReason, CloseOrdered, Credit, Delta, EntryRef,
-    HoldMoved, HoldPlaced, Payout, Posted, PostedHead, Refund, Setting,
+    AccountOpened, Bearer, CampusPublished, CaseMoved, CaseReason, CloseOrdered, Credit, Delta,
+    DocumentRenewed, EntryRef, HoldMoved, HoldPlaced, Payout, Posted, PostedHead, Refund, Setting,
 };
 pub use self::to_node::{
     Anchor, CloseRequest, Closed, Grant, Hint, NodeEnrolled, PinVerifier, PinVerifiers, Pool,
@@ -247,6 +248,7 @@ bodies! {
     CaseMoved(CaseMoved) = 44, critical true, "case_moved";
     Refund(Refund) = 45, critical true, "refund";
     CampusPublished(CampusPublished) = 46, critical true, "campus_published";
+    DocumentRenewed(DocumentRenewed) = 47, critical true, "document_renewed";
     PurseLoad(PurseLoad) = 50, critical true, "purse_load";
     PurseLoadSettled(PurseLoadSettled) = 51, critical true, "purse_load_settled";
     PurseReturned(PurseReturned) = 52, critical true, "purse_returned";

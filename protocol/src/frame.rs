@@ -7,12 +7,14 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use crate::chain::{Countersignature, Cursor, SignedHead};
+use crate::code::ShortCode;
 use crate::entry::RecordError;
 use crate::ids::{AccountId, CardNumber, Epoch, InstitutionId, LogId, NodeId, Unit};
 use crate::limits::{ENTRIES_PER_FRAME_MAX, FRAME_BYTES_MAX, FRAME_LIST_MAX, HELLO_LIST_MAX};
 use crate::money::Fen;
 use crate::purse::question::{PurseAnswer, PurseAsk};
 use crate::snapshot::{SignedSnapshot, SnapshotAck, SnapshotPiece};
+use crate::tap::DeclineReason;
 use crate::time::{BusinessDay, Hlc, Timestamp};
 
 /// The version of this protocol. A peer with another major number is refused with a clear word.
@@ -380,6 +382,32 @@ pub struct LossNotice {
     pub position: u64,
 }
 
+/// A node asks whose a short code is.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct CodeAsk {
+    /// Counted up by the node within its process.
+    #[n(0)]
+    pub request: u64,
+    /// The code.
+    #[n(1)]
+    pub code: ShortCode,
+    /// A hash that stands for the tap: the same tap is answered the same again, another one is not.
+    #[n(2)]
+    #[cbor(with = "minicbor::bytes")]
+    pub tap: [u8; 16],
+}
+
+/// Whose it is.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct CodeAnswer {
+    /// Of the question.
+    #[n(0)]
+    pub request: u64,
+    /// Account and virtual card, or why the code is nobody's. It is used up by this tap.
+    #[n(1)]
+    pub named: Result<(AccountId, CardNumber), DeclineReason>,
+}
+
 /// One frame.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum Frame {
@@ -432,6 +460,12 @@ pub enum Frame {
     /// Centre to node.
     #[n(21)]
     PurseAnswer(#[n(0)] Box<PurseAnswer>),
+    /// Node to centre.
+    #[n(22)]
+    CodeAsk(#[n(0)] CodeAsk),
+    /// Centre to node.
+    #[n(23)]
+    CodeAnswer(#[n(0)] CodeAnswer),
 }
 
 /// Why bytes are no frame. The link that carried them is closed.

@@ -100,6 +100,13 @@ pub const DOCUMENT_BYTES_KEPT: usize = 12 * 1024;
 /// Of it kept free for replicas, which may save the same document in somewhat more bytes.
 pub const DOCUMENT_BYTES_SLACK: usize = 1024;
 
+/// Changes in an account document before the centre begins it anew: a holder makes some a year, and of so many it is still read in
+/// about a millisecond.
+pub const DOCUMENT_CHANGES_MAX: u64 = 256;
+
+/// A document of more bytes is begun anew after an eighth of them: before it has no room for what does not narrow.
+pub const DOCUMENT_BYTES_WORN: usize = 16 * 1024;
+
 /// Operations (or changes) in one account document: more than fit into its bytes where each says something of its own.
 pub const DOCUMENT_OPERATIONS_MAX: u64 = 16 * 1024;
 
@@ -181,4 +188,5 @@ const _: () = assert!(DELTAS_PER_POSTED_MAX * 24 < RECORD_BYTES_MAX);
 const _: () = assert!(ENTRIES_PER_FRAME_MAX < FRAME_LIST_MAX && (SHARDS as usize) < HELLO_LIST_MAX);
 const _: () =
     assert!(DOCUMENT_BYTES_SLACK < DOCUMENT_BYTES_KEPT && 2 * DOCUMENT_BYTES_KEPT < DOCUMENT_BYTES_MAX);
+const _: () = assert!(DOCUMENT_BYTES_WORN + 2 * DOCUMENT_BYTES_KEPT < DOCUMENT_BYTES_MAX);
 const _: () = assert!(LOSSES_PER_LIFT_MAX * 4 * NAME_BYTES_MAX < RECORD_BYTES_MAX);

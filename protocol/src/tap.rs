@@ -162,6 +162,10 @@ decline_reasons! {
     CodeForged = 88, "code_forged", false, "Invalid code", "二维码无效";
     /// The code is older than it may be, or from the future.
     CodeExpired = 68, "code_expired", true, "Code expired, show a fresh one", "二维码已失效，请刷新";
+    /// Only the centre can check a short code, and it cannot be asked. ISO 8583 has 92 for what cannot be routed.
+    CodeNeedsCentre = 92, "code_needs_centre", true, "Offline here, show the large code", "本机离线，请出示大码";
+    /// Too many wrong short codes in a row.
+    CodePaused = 65, "code_paused", true, "Too many wrong codes, wait some minutes", "错误次数过多，请稍后再试";
     /// No account has this card.
     UnknownCard = 14, "unknown_card", true, "Unknown card", "无此卡";
     /// The card was replaced.

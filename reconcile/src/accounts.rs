@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 
 use feiqian_protocol::account::{
-    AccountError, AccountSettings, CardStatus, Document, HolderField, Intent, NewAccount, actor_id,
+    AccountError, AccountSettings, CardStatus, Document, FIRST_EPOCH, HolderField, Intent, NewAccount,
+    actor_id,
 };
 use feiqian_protocol::campus::{CampusConfig, Mode};
 use feiqian_protocol::canary::{Canary, planted};
@@ -54,6 +55,8 @@ impl Round<'_> {
             Command::ActivateVirtualCard { card, algorithm, key, operator } => {
                 self.activate_virtual_card(&card, &algorithm, &key, operator)
             }
+            Command::DecideCase { case, refund, operator } => self.decide_case(&case, refund, operator),
+            Command::ShortCode { card } => self.short_code(&card),
             Command::Voucher { card, life_minutes, ceiling_fen, after } => {
                 self.voucher(&card, life_minutes, ceiling_fen, after)
             }
@@ -203,7 +206,7 @@ impl Round<'_> {
         let seasoned = seasoned_on <= self.state.day;
         let entry = AccountOpened { account, document: document.clone().into(), seasoned };
         self.append(log, actor, entry)?;
-        let stored = StoredAccount { document_epoch: 1, document, seasoned_on };
+        let stored = StoredAccount { document_epoch: FIRST_EPOCH, document, seasoned_on };
         accounts::insert(self.db, account, &new.card, &stored, settings, heads)?;
         accounts::insert_card(self.db, &new.card, account)?;
         if !settings.holder.is_empty() {
@@ -371,14 +374,15 @@ impl Round<'_> {
         };
         match document.carry_out(&intent, self.state.time) {
             Ok(change) => {
-                self.write_setting(account, document, intent, change, actor)?;
+                self.write_setting(account, document, intent, change, actor, None)?;
                 Ok(Ok(()))
             }
             Err(error) => Ok(Err(CommandError { code: error.code(), message: error.to_string() })),
         }
     }
 
-    /// Writes a setting that was carried out or merged, and what it means beyond the document.
+    /// Writes a setting that was carried out or merged, and what it means beyond the document. `of` is the entry of the node that
+    /// wrote it, where one did.
     pub(crate) fn write_setting(
         &mut self,
         account: AccountId,
@@ -386,6 +390,7 @@ impl Round<'_> {
         intent: Intent,
         change: Vec<u8>,
         actor: Actor,
+        of: Option<EntryRef>,
     ) -> Result<(), StoreError> {
         if matches!(intent, Intent::ReportLoss { .. }) {
             // What was ingested before a report is posted before it: a centre that comes back from an old copy goes by that.
@@ -393,13 +398,15 @@ impl Round<'_> {
         }
         let log = self.state.shard(account);
         let time = self.state.time;
-        let document_epoch = accounts::load(self.db, account)?.map_or(1, |stored| stored.document_epoch);
+        let document_epoch = document.epoch()?;
         let change = change.into();
-        let setting = Setting { account, document_epoch, intent: intent.clone(), change, typed: None };
+        let setting = Setting { account, document_epoch, intent: intent.clone(), change, typed: None, of };
         let position = self.append(log, actor, setting)?;
         let settings = document.settings()?;
         let heads = document.heads();
-        accounts::update(self.db, account, &document.save(), &settings, &heads)?;
+        let saved = document.save();
+        accounts::update(self.db, account, &saved, &settings, &heads)?;
+        self.renew_worn(account, &document, saved.len())?;
         match intent {
             Intent::ReportLoss { card, loss } => {
                 accounts::insert_loss(self.db, &card, &loss, account, time, position)?;

@@ -4,6 +4,8 @@
 //! and becomes the holder's once every open node has been heard past its debit, or the term is over. What is recovered
 //! is an entry with a place of its own, so a later overspend of the same money is seen as one.
 
+mod decision;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use feiqian_protocol::canary::{Canary, planted};
@@ -82,7 +84,7 @@ impl Round<'_> {
         recover(&mut cases, owed - (-funds).or_zero());
         for (index, case) in cases.iter().enumerate() {
             if before.get(index) != Some(case) {
-                self.move_case(before.get(index), case)?;
+                self.move_case(before.get(index), case, Actor::centre())?;
             }
         }
         let claims = cases.iter().map(CaseState::outstanding).sum();
@@ -104,13 +106,18 @@ impl Round<'_> {
         let horizon = self.horizon();
         for before in money::suspense_cases_before(self.db, institution, horizon, CLAIMS_PER_STEP)? {
             let after = CaseState { bearer: Bearer::Holder, ..before.clone() };
-            self.move_case(Some(&before), &after)?;
+            self.move_case(Some(&before), &after, Actor::centre())?;
         }
         Ok(())
     }
 
     /// Writes a case as it is now, and posts the difference.
-    fn move_case(&mut self, before: Option<&CaseState>, after: &CaseState) -> Result<(), StoreError> {
+    fn move_case(
+        &mut self,
+        before: Option<&CaseState>,
+        after: &CaseState,
+        actor: Actor,
+    ) -> Result<(), StoreError> {
         // A case speaks of debits: they are posted before it.
         self.write_posted()?;
         let log = self.state.shard(after.account);
@@ -123,7 +130,7 @@ impl Round<'_> {
             opened: after.opened,
             recovered: after.recovered,
         };
-        let position = self.append(log, Actor::centre(), moved)?;
+        let position = self.append(log, actor, moved)?;
         self.post_case(EntryRef { log, position }, self.state.time, before, after)
     }
 
@@ -168,7 +175,9 @@ impl Round<'_> {
         (opened, refunded): (Fen, Fen),
     ) -> Result<(), StoreError> {
         let before = money::loss_case(self.db, account, wallet, debit)?;
-        let bearer = if refunded == opened { Bearer::RiskFund } else { Bearer::Suspense };
+        // What a person has decided stays so.
+        let decided = before.as_ref().map(|case| case.bearer).filter(|bearer| *bearer == Bearer::Holder);
+        let bearer = if refunded == opened { Bearer::RiskFund } else { decided.unwrap_or(Bearer::Suspense) };
         let after = CaseState {
             account,
             wallet,
@@ -184,7 +193,7 @@ impl Round<'_> {
         if before.as_ref() == Some(&after) {
             return Ok(());
         }
-        self.move_case(before.as_ref(), &after)
+        self.move_case(before.as_ref(), &after, Actor::centre())
     }
 }
 

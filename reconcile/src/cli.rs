@@ -3,6 +3,7 @@
 
 mod accounts;
 mod cards;
+mod cases;
 pub(crate) mod print;
 
 use std::ffi::OsString;
@@ -167,6 +168,11 @@ enum Action {
     Card {
         #[command(subcommand)]
         what: cards::Card,
+    },
+    /// Decides a case that waits for a person: of a tap after a loss report above the refund cap, or by a code that was used twice.
+    Case {
+        #[command(subcommand)]
+        what: cases::Case,
     },
     /// Purses of cards: what is on them by the books, and what explains a card that says something else.
     Purse {
@@ -372,6 +378,7 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
         Action::Account { what } => accounts::act(what, out)?,
         Action::Card { what } => cards::act(what, out)?,
         Action::Loss { what } => cards::act_on_loss(what, out)?,
+        Action::Case { what } => cases::act(what, out)?,
         Action::Purse { what } => purse::command::act(what, out)?,
         Action::Pin { what } => pin::command::act(what, out)?,
         Action::Login { what } => login::command::act(what, out)?,

@@ -18,7 +18,7 @@ use feiqian_protocol::chain::LogWriter;
 use feiqian_protocol::entry::{Actor, Body, Refund};
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, Epoch, LogId, NodeId, Unit, Wallet};
-use feiqian_protocol::limits::SHARDS;
+use feiqian_protocol::limits::{DOCUMENT_CHANGES_MAX, SHARDS};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::snapshot::SignedSnapshot;
 use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Timestamp};
@@ -67,6 +67,8 @@ pub(crate) struct State {
     pub asks: BTreeMap<(AccountId, Unit), AskQueue>,
     /// How many of them each node has.
     pub asks_of: BTreeMap<NodeId, usize>,
+    /// Changes in a document before it is begun anew.
+    pub document_changes_max: u64,
     pub debts: Debts,
     pub closures: Closures,
     pub pins: Pins,
@@ -130,6 +132,7 @@ impl State {
             links: BTreeMap::new(),
             asks: BTreeMap::new(),
             asks_of: BTreeMap::new(),
+            document_changes_max: DOCUMENT_CHANGES_MAX,
             debts: Debts::default(),
             closures: Closures::load(db, institution)?,
             pins: Pins::load(db)?,
@@ -227,6 +230,12 @@ impl ReconcileCore {
         prepare(&connection, identity.institution)?;
         let state = State::load(&connection, identity)?;
         Ok(Self { connection, state })
+    }
+
+    /// Begins an account's document anew after so many changes, instead of [`DOCUMENT_CHANGES_MAX`]: for whoever looks at what
+    /// that does to the others. Holds until this is opened again.
+    pub const fn renew_documents_after(&mut self, changes: u64) {
+        self.state.document_changes_max = changes;
     }
 
     /// Handles inputs in one transaction. What is pushed to `outputs` must be released only where this returns `Ok`; on

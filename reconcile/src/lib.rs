@@ -29,6 +29,7 @@ mod phones;
 pub mod pin;
 pub mod purse;
 pub mod recovery;
+mod renewal;
 mod revocation;
 pub mod session;
 mod settings;

@@ -10,6 +10,7 @@
 //! by rule, since people can lend codes on purpose: a person decides.
 
 pub(crate) mod command;
+mod short;
 
 use ed25519_dalek::SigningKey;
 use feiqian_protocol::account::{CardStatus, Intent, phone_text, read_phone};

@@ -216,6 +216,7 @@ impl Round<'_> {
                 Ok(())
             }
             (Phase::Accepted, Frame::PurseAsk(ask)) => self.purse_ask(id, node, *ask),
+            (Phase::Accepted, Frame::CodeAsk(ask)) => self.code_ask(id, ask),
             (Phase::Accepted, Frame::SnapshotAck(ack)) => {
                 self.snapshot_acked(id, node, ack);
                 Ok(())
@@ -223,7 +224,7 @@ impl Round<'_> {
             // Said before it was known that the session is refused or provisional.
             (
                 Phase::Provisional | Phase::Refused | Phase::Returning,
-                Frame::Ask(_) | Frame::Recalled(_) | Frame::Mark(_) | Frame::PurseAsk(_),
+                Frame::Ask(_) | Frame::Recalled(_) | Frame::Mark(_) | Frame::PurseAsk(_) | Frame::CodeAsk(_),
             ) => Ok(()),
             _ => {
                 self.close_link(id, SessionError::OutOfPlace.to_string());

@@ -18,7 +18,7 @@ use feiqian_protocol::time::Timestamp;
 
 use crate::core::{Round, StoreError};
 use crate::store::accounts::{self, StoredAccount};
-use crate::store::{StoreError as Store, logs, money};
+use crate::store::{StoreError as Store, logs, money, recovery as notes};
 
 impl Round<'_> {
     /// A node narrowed a setting. `reported` is the place of the entry in time.
@@ -54,7 +54,7 @@ impl Round<'_> {
         if planted(Canary::RoleNotChecked) && !setting.intent.is_open_to(role) {
             if let Ok(change) = document.carry_out(&setting.intent, self.state.time) {
                 let (intent, actor) = (setting.intent.clone(), entry.actor.clone());
-                self.write_setting(setting.account, document, intent, change, actor)?;
+                self.write_setting(setting.account, document, intent, change, actor, Some(at))?;
             }
             return Ok(None);
         }
@@ -62,7 +62,10 @@ impl Round<'_> {
             self.fault(at.log, at.position, "a setting that a node may not change")?;
             return Ok(Some(AccountError::Role(role.name()).code()));
         }
-        if document.is_so(&setting.intent)? || self.was_taken(setting, &document)? {
+        if planted(Canary::SettingOfOlderDocumentLost) && setting.document_epoch < stored.document_epoch {
+            return Ok(None);
+        }
+        if document.is_so(&setting.intent)? || self.was_taken(at, setting, &document)? {
             // Another building was first, or a centre that came back from an old copy has taken its own word of it back.
             self.regain_pin(node, setting, &settings)?;
             return Ok(None);
@@ -99,7 +102,8 @@ impl Round<'_> {
                 }
             }
         };
-        self.write_setting(setting.account, document, intent.clone(), change, entry.actor.clone())?;
+        let actor = entry.actor.clone();
+        self.write_setting(setting.account, document, intent.clone(), change, actor, Some(at))?;
         if let (Intent::SetPin { generation, .. }, Some(hash)) = (&intent, &pin) {
             self.keep_chosen_pin(setting.account, &before, *generation, hash)?;
         }
@@ -112,8 +116,9 @@ impl Round<'_> {
     }
 
     /// True where it was taken before, even if something later has undone it.
-    fn was_taken(&self, setting: &Setting, document: &Document) -> Result<bool, StoreError> {
+    fn was_taken(&self, at: EntryRef, setting: &Setting, document: &Document) -> Result<bool, StoreError> {
         Ok(document.has_change(&setting.change)
+            || notes::was_setting_taken(self.db, at)?
             || match &setting.intent {
                 Intent::ReportLoss { card, loss } => accounts::has_loss(self.db, card, loss)?,
                 _ => false,

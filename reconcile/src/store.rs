@@ -220,6 +220,7 @@ pub(crate) fn prepare(connection: &Connection, institution: InstitutionId) -> Re
     connection.execute_batch(holds::SCHEMA)?;
     connection.execute_batch(pins::SCHEMA)?;
     connection.execute_batch(purses::SCHEMA)?;
+    connection.execute_batch(recovery::SCHEMA)?;
     sync_what_is_read(connection)?;
     check(connection, institution)
 }

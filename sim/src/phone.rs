@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Subcommand, ValueEnum};
 use feiqian_protocol::chain::{hex, unhex};
-use feiqian_protocol::code::{Code, PhoneAlgorithm, PhoneSecret, SignedReceipt, SignedVoucher};
+use feiqian_protocol::code::{
+    Code, PhoneAlgorithm, PhoneSecret, ShortCode, ShortSecret, SignedReceipt, SignedVoucher,
+};
 use feiqian_protocol::ids::CardNumber;
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::Timestamp;
 use feiqian_reconcile::control::Client;
 use feiqian_reconcile::io::Command;
 use qrcode::render::unicode::Dense1x2;
@@ -35,7 +38,8 @@ pub enum Action {
         /// Where the phone is kept.
         file: PathBuf,
     },
-    /// Asks the centre of a data directory for a voucher, as an app's backend does, and keeps it with the centre's time.
+    /// Asks the centre of a data directory for what short codes are made by and for a voucher, as an app's backend does, and keeps them
+    /// with the centre's time.
     Fetch {
         /// Where the phone is kept.
         file: PathBuf,
@@ -59,6 +63,11 @@ pub enum Action {
         data: PathBuf,
         /// Its 240 digits, as scanned.
         digits: String,
+    },
+    /// Prints a short code, for a building that has a link to the centre: twenty digits, good for one tap of this half minute or the next.
+    Short {
+        /// Where the phone is kept.
+        file: PathBuf,
     },
     /// Prints a fresh code. Each is another one, and good for 40 seconds.
     Code {
@@ -96,6 +105,9 @@ pub struct Phone {
     counter: u16,
     /// How far the centre's clock was ahead of ours when the voucher came.
     ahead_ms: i64,
+    /// What short codes are made by: the alias, and the secret in hexadecimal.
+    #[serde(default)]
+    short: Option<(u64, String)>,
 }
 
 impl Phone {
@@ -110,7 +122,15 @@ impl Phone {
             if PhoneSecret::new(algorithm, &random).is_some() {
                 let algorithm = algorithm.to_string();
                 let secret = hex(&random);
-                return Ok(Self { algorithm, secret, voucher: None, spent: None, counter: 0, ahead_ms: 0 });
+                return Ok(Self {
+                    algorithm,
+                    secret,
+                    voucher: None,
+                    spent: None,
+                    counter: 0,
+                    ahead_ms: 0,
+                    short: None,
+                });
             }
         }
     }
@@ -183,6 +203,31 @@ impl Phone {
         Ok(Command::Voucher { card: self.card()?, life_minutes, ceiling_fen, after: self.spent })
     }
 
+    /// Keeps what the centre answered to [`Command::ShortCode`].
+    ///
+    /// # Errors
+    /// Where that is not what it answers.
+    pub fn keep_short(&mut self, answer: &Value, now_ms: i64) -> Result<()> {
+        let text = |field: &str| {
+            answer.get(field).and_then(Value::as_str).context("the centre answers something else")
+        };
+        self.short = Some((text("alias")?.parse()?, text("secret")?.to_owned()));
+        let centre_ms = answer.get("now_ms").and_then(Value::as_i64).context("the centre says no time")?;
+        self.ahead_ms = centre_ms - now_ms;
+        Ok(())
+    }
+
+    /// The short code of a time by our clock.
+    ///
+    /// # Errors
+    /// Where the centre has not said what they are made by.
+    pub fn short_code(&self, now_ms: i64) -> Result<ShortCode> {
+        let (alias, secret) = self.short.as_ref().context("the phone makes no short codes yet; fetch")?;
+        let secret =
+            unhex(secret).and_then(|secret| secret.try_into().ok()).context("a secret that is none")?;
+        Ok(ShortSecret::new(secret).code(*alias, Timestamp(now_ms + self.ahead_ms)))
+    }
+
     /// Takes a receipt for the voucher that it has, and says what to tell the centre. Of any other voucher it is left alone.
     ///
     /// # Errors
@@ -233,6 +278,9 @@ pub fn run(action: Action) -> Result<()> {
         Action::Card { file } => writeln!(out, "{}", Phone::read(&file)?.card()?)?,
         Action::Fetch { file, data, minutes, pay } => {
             let mut phone = Phone::read(&file)?;
+            let answer = Client::connect(&data)?.command(&Command::ShortCode { card: phone.card()? })?;
+            phone.keep_short(&answer, now_ms())?;
+            phone.write(&file)?;
             let command = phone.wants(minutes, pay.unwrap_or_default())?;
             let answer = Client::connect(&data)?.command(&command)?;
             phone.keep(&answer, now_ms())?;
@@ -254,6 +302,7 @@ pub fn run(action: Action) -> Result<()> {
             let yuan = |field: &str| Fen::new(answer.get(field).and_then(Value::as_i64).unwrap_or_default());
             writeln!(out, "{} yuan paid, {} yuan free again", yuan("amount_fen"), yuan("freed_fen"))?;
         }
+        Action::Short { file } => writeln!(out, "{}", Phone::read(&file)?.short_code(now_ms())?)?,
         Action::Code { file, form, qr } => {
             let mut phone = Phone::read(&file)?;
             let code = phone.code(now_ms())?;

@@ -22,6 +22,9 @@ use crate::scenario::{AccountSpec, BuildingSpec, Scenario, ScenarioError, Worklo
 /// The institution of every simulated campus.
 pub const INSTITUTION: InstitutionId = InstitutionId(1);
 
+/// Changes in an account's document before a simulated centre begins it anew: few, so that it often does.
+pub const DOCUMENT_CHANGES_MAX: u64 = 3;
+
 /// One run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {

@@ -192,12 +192,18 @@ named! {
         CodeAskedForPin = "code_asked_for_pin",
         /// A code paid with the PIN.
         CodePaidByPin = "code_paid_by_pin",
+        /// A short code paid, or opened a door.
+        ShortCodePaid = "short_code_paid",
         /// A phone was revoked.
         PhoneRevoked = "phone_revoked",
         /// A withdrawn phone paid where that was not known.
         CodeAfterWithdrawal = "code_after_withdrawal",
         /// A setting that a node forged was refused with its reason.
         SettingRefused = "setting_refused",
+        /// A document was begun anew.
+        DocumentRenewed = "document_renewed",
+        /// A setting that a node had made on the document before was carried out on the new one.
+        SettingCarriedOver = "setting_carried_over",
         /// Whoever wrote into the log of another was not listened to any longer.
         ForeignLogRefused = "foreign_log_refused",
         /// Wrong tries of a PIN were forgotten at the holder's wish.
@@ -214,6 +220,8 @@ named! {
         DeclinedVoid = "declined_void",
         /// A decline: a code that was used.
         DeclinedCodeUsed = "declined_code_used",
+        /// A decline: a short code where the centre cannot be asked.
+        DeclinedCodeNeedsCentre = "declined_code_needs_centre",
         /// A decline: a code whose window is over.
         DeclinedCodeExpired = "declined_code_expired",
         /// A decline: a code that its phone has not signed.

@@ -51,15 +51,17 @@ fn a_document_opens_in_javascript_and_what_is_changed_there_merges_here() -> Res
 
     let directory = tempfile::tempdir()?;
     let path = |name: &str| directory.path().join(name);
-    std::fs::write(path("document"), document.save())?;
-    let output = Command::new("node")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/javascript/documents.mjs"))
-        .args([&packages.canonicalize()?, &path("document"), &path("change"), &path("changed")])
-        .output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let said: Value = serde_json::from_slice(&output.stdout)?;
+    let read = |document: &mut Document| -> Result<Value> {
+        std::fs::write(path("document"), document.save())?;
+        let output = Command::new("node")
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/javascript/documents.mjs"))
+            .args([&packages.canonicalize()?, &path("document"), &path("change"), &path("changed")])
+            .output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
     let at = 1_667_779_200_000_i64;
-    let expected = json!({
+    let mut expected = json!({
         "class": "学生",
         "cards": {"c1": at, "c2": at},
         "void": {"c2": at + 100_000},
@@ -70,6 +72,15 @@ fn a_document_opens_in_javascript_and_what_is_changed_there_merges_here() -> Res
         "groups": {"dorm-1": at},
         "pins": {},
     });
+    let mut renewed = document.renewed(2, author(0))?;
+    let said = read(&mut renewed)?;
+    expected["epoch"] = json!(2);
+    ensure!(said["values"] == expected && said["heads"] == json!(renewed.heads()), "begun anew: {said}");
+    renewed.merge_change(&std::fs::read(path("change"))?)?;
+    ensure!(renewed.settings()?.single_limit == Fen::new(500));
+
+    let said = read(&mut document)?;
+    expected.as_object_mut().expect("an object").remove("epoch");
     ensure!(said["values"] == expected, "{said}");
     ensure!(said["heads"] == json!(document.heads()), "{said}");
 

@@ -208,3 +208,39 @@ fn a_key_that_is_taken_out_of_the_configuration_ends_its_vouchers() -> Result<()
     declined(&show(&till, "3", phone(&["code"]).trim(), 500)?, "code_key_unknown")?;
     stand.finish()
 }
+
+#[test]
+fn a_short_code_pays_where_the_centre_can_be_asked_and_needs_no_voucher() -> Result<()> {
+    let mut stand = Stand::start(Plan { buildings: vec!["canteen", "library"], ..Plan::default() })?;
+    let mut phone = Phone::new(PhoneAlgorithm::P256)?;
+    let key = phone.key()?;
+    stand.centre.run_ok(["virtual-card", "activate", "--card", "card-1001", "--key", &key]);
+    let card = phone.card()?;
+    phone.keep_short(&stand.centre.ask(&json!({"command": "short_code", "card": card}))?, now_ms())?;
+    stand.settle()?;
+    let (till, other) = (stand.till(0)?, stand.till(1)?);
+
+    let code = phone.short_code(now_ms())?.to_string();
+    ensure!(code.len() == 20 && code.starts_with("91"), "{code}");
+    let told = show(&till, "1", &code, 1_250)?;
+    ensure!(told.approved_fen() == 1_250, "{told:?}");
+    let again = show(&till, "1", &code, 1_250)?;
+    ensure!(again.approved_fen() == 1_250 && again.body["repeat"] == true, "{again:?}");
+    declined(&show(&till, "2", &code, 1_250)?, "code_used")?;
+    declined(&show(&other, "1", &code, 1_250)?, "code_used")?;
+    declined(&show(&other, "2", "91000000000000000000", 100)?, "code_forged")?;
+    declined(&show(&other, "3", "9100000000000000000", 100)?, "code_unreadable")?;
+    let body = json!({"epoch": 1, "sequence": "4", "code": code, "kind": "purchase", "amount_fen": 1, "pin": "271828"});
+    let told = other.ask("/v1/taps", body.to_string().as_bytes())?;
+    ensure!(told.status == 400 && told.code() == "malformed", "{told:?}");
+
+    stand.centre.kill()?;
+    wait_for("the building to know that it is alone", || Ok(stand.nodes[0].status()?["link"] != "up"))?;
+    declined(&show(&till, "3", &phone.short_code(now_ms())?.to_string(), 100)?, "code_needs_centre")?;
+    let first = show(&till, "1", &code, 1_250)?;
+    ensure!(first.approved_fen() == 1_250 && first.body["repeat"] == true, "from its log: {first:?}");
+    stand.centre.start()?;
+    stand.settle()?;
+    ensure!(stand.balances()?["card-1001"] == 100_000 - 1_250, "{:?}", stand.balances()?);
+    stand.finish()
+}

@@ -11,6 +11,7 @@ use super::*;
 use crate::core::testing::*;
 use crate::io::{Input, Output, Ticket};
 
+mod short;
 mod vouchers;
 
 /// A phone, and the voucher that it has.

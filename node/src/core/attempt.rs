@@ -13,6 +13,7 @@ use feiqian_protocol::session::Sender;
 
 use super::{NodeCore, State};
 use crate::apply::Fault;
+use crate::edge::naming::Naming;
 use crate::edge::{Queues, UnknownCards};
 use crate::io::{Input, Now, Output};
 use crate::purse::PurseWaits;
@@ -38,6 +39,7 @@ struct Before {
     sender: Sender,
     queues: Queues,
     purses: PurseWaits,
+    naming: Naming,
     recalls: BTreeMap<(AccountId, Unit), Recall>,
     early: Vec<Frame>,
     more_to_send: bool,
@@ -55,7 +57,7 @@ impl NodeCore {
         inputs: Vec<Input>,
         outputs: &mut Vec<Output>,
     ) -> Result<(), StoreError> {
-        if self.queues.len() > WAITING_MAX || !self.early.is_empty() {
+        if self.queues.len() + self.naming.len() > WAITING_MAX || !self.early.is_empty() {
             self.guard = Guard::Input;
             return self.run(now, inputs, outputs);
         }
@@ -141,6 +143,7 @@ impl NodeCore {
             sender: self.sender.clone(),
             queues: self.queues.clone(),
             purses: self.purses.clone(),
+            naming: self.naming.clone(),
             recalls: self.recalls.clone(),
             early: self.early.clone(),
             more_to_send: self.more_to_send,
@@ -158,6 +161,7 @@ impl NodeCore {
             sender,
             queues,
             purses,
+            naming,
             recalls,
             early,
             more_to_send,
@@ -171,6 +175,7 @@ impl NodeCore {
         self.sender = sender;
         self.queues = queues;
         self.purses = purses;
+        self.naming = naming;
         self.recalls = recalls;
         self.early = early;
         self.more_to_send = more_to_send;

@@ -387,7 +387,7 @@ impl World {
     pub(crate) fn setting_body(&mut self, account: AccountId, intent: Intent) -> Body {
         let document = self.centre.documents.get_mut(&account).unwrap();
         let change = document.carry_out(&intent, self.now.wall).unwrap().into();
-        Setting { account, document_epoch: 1, intent, change, typed: None }.into()
+        Setting { account, document_epoch: 1, intent, change, typed: None, of: None }.into()
     }
 
     /// A purchase at the till; what came of it.

@@ -95,7 +95,10 @@ impl Message {
             Self::Ask(..) => true,
             Self::Frame(_, frame, _) => {
                 matches!(frame.lane(), Lane::Urgent)
-                    || matches!(frame, Frame::No(_) | Frame::Recall(_) | Frame::PurseAnswer(_))
+                    || matches!(
+                        frame,
+                        Frame::No(_) | Frame::Recall(_) | Frame::PurseAnswer(_) | Frame::CodeAnswer(_)
+                    )
             }
             Self::Clock(..) | Self::LinkDown(_) | Self::LinkUp(..) | Self::Stop => false,
         }

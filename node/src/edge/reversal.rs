@@ -45,7 +45,7 @@ impl NodeCore {
     ) -> Result<Result<(Decision, bool), TapError>, StoreError> {
         let digest = reversal_digest(request);
         let other_content = || TapError::OtherContent(request.key.clone());
-        if self.queues.find_mut(&request.key).is_some() {
+        if self.queues.find_mut(&request.key).is_some() || self.naming.find_mut(&request.key).is_some() {
             return Ok(Err(other_content()));
         }
         if let Some(row) = self.tap_row(&request.key)? {
@@ -62,6 +62,12 @@ impl NodeCore {
             let declined = self.write_decline(now, &waiting, Some(account), Fen::ZERO, reason)?;
             self.answer(&waiting, declined, outputs)?;
             self.decide_waiting(now, [account], outputs)?;
+            return Ok(Ok((decision, false)));
+        }
+        if let Some(waiting) = self.naming.remove(&request.original) {
+            let original = Some(&request.original);
+            let decision = self.write_tombstone(now, request, digest, AccountId(0), original)?;
+            self.answer(&waiting, Decision::Declined(DeclineReason::Reversed), outputs)?;
             return Ok(Ok((decision, false)));
         }
         let Some(tap) = self.tap_row(&request.original)? else {

@@ -18,6 +18,8 @@ pub(crate) struct Waiting {
     pub(super) deadline_ms: u64,
     /// What the PIN was found to be when it was last judged.
     pub(super) pin: Pin,
+    /// Whose short code it came by, as the centre has said.
+    pub(crate) named: Option<AccountId>,
     /// What was asked of the centre, and what it said.
     pub(crate) asks: Asks,
 }

@@ -21,7 +21,8 @@ pub struct TapBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "c02346", max_length = 64)]
     pub card: Option<String>,
-    /// The code of a phone presented in place of a card, as the scanner read it: digits, or base64url.
+    /// The code of a phone presented in place of a card, as the scanner read it: digits, or base64url. Twenty digits that begin with 91 are
+    /// a short code, which takes the centre, and no PIN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 476)]
     pub code: Option<String>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use feiqian_protocol::code::{CheckedCode, Code};
+use feiqian_protocol::code::{CheckedCode, Code, ShortCode};
 use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{CardNumber, Key, TerminalId};
 use feiqian_protocol::limits::PIN_DIGITS;
@@ -67,7 +67,7 @@ pub fn tap(
     };
     let code = match code {
         None => None,
-        Some(Value::String(text)) => Some(Code::from_text(&text)),
+        Some(Value::String(text)) => Some(text),
         Some(_) => return Err(wrong("code", "must be a text")),
     };
     let amount = fields.amount()?;
@@ -92,13 +92,20 @@ pub fn tap(
         return Err(wrong("pin", "cannot stand in an access"));
     }
     let entered = if pin.is_some() { Pin::NotHashed } else { Pin::Absent };
-    let (card, code) = match (card, code) {
-        (Some(card), _) => (card, None),
-        (None, Some(Ok(code))) => {
-            let code = check(code);
-            (code.voucher().card(), Some(Box::new(code)))
-        }
-        (None, _) => return Ok(Err(DeclineReason::CodeUnreadable)),
+    let short = code.as_deref().and_then(ShortCode::from_text);
+    if short.is_some() && pin.is_some() {
+        return Err(wrong("pin", "cannot stand beside a short code: show the other one"));
+    }
+    let (card, code) = match (card, short, code) {
+        (Some(card), ..) => (card, None),
+        (None, Some(short), _) => (CardNumber::unnamed(&short), None),
+        (None, None, code) => match Code::from_text(&code.unwrap_or_default()) {
+            Ok(code) => {
+                let code = check(code);
+                (code.voucher().card(), Some(Box::new(code)))
+            }
+            Err(_) => return Ok(Err(DeclineReason::CodeUnreadable)),
+        },
     };
     Ok(Ok((TapRequest { key, card, code, kind, pin: entered }, pin)))
 }

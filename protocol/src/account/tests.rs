@@ -1,5 +1,5 @@
 use super::*;
-use crate::limits::PINS_PER_ACCOUNT_MAX;
+use crate::limits::{DOCUMENT_BYTES_WORN, PINS_PER_ACCOUNT_MAX};
 use sha2::Digest;
 
 fn actor(writer: u16) -> ActorId {
@@ -306,4 +306,97 @@ fn what_is_told_of_a_holder_is_bounded_text_of_its_field() {
     ] {
         assert_eq!(describe(field, Some(text)), Err("holder_field"), "{text:?}");
     }
+}
+
+/// The next of a row of numbers that look drawn.
+fn draw(state: &mut u64, below: u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 33) % below
+}
+
+/// What somebody may want of the account, be it possible or not.
+fn drawn(state: &mut u64, number: u64) -> Intent {
+    let cards = ["c1", "c2", "c3"];
+    let card = card(cards[draw(state, 3) as usize]);
+    let limit = |state: &mut u64| Fen::new(draw(state, 9_000) as i64);
+    match draw(state, 14) {
+        0 => Intent::ReportLoss { card, loss: key(&format!("l{number}")) },
+        1 => Intent::LiftLoss { card, losses: vec![key(&format!("l{}", draw(state, number + 1)))] },
+        2 => Intent::SetLimits { single: limit(state), daily: limit(state) },
+        3 => Intent::IssueCard { card },
+        4 => Intent::VoidCard { card },
+        5 => Intent::Freeze { key: key(&format!("f{number}")) },
+        6 => Intent::Unfreeze { keys: vec![key(&format!("f{}", draw(state, number + 1)))] },
+        7 => Intent::JoinGroup { group: key(&format!("g{}", draw(state, 4))) },
+        8 => Intent::LeaveGroup { group: key(&format!("g{}", draw(state, 4))) },
+        9 => Intent::SetPin { generation: pin(number as u8), replaces: vec![] },
+        10 => Intent::ResetPin { generation: pin(number as u8), replaces: vec![pin(draw(state, 9) as u8)] },
+        11 => Intent::IssueInactiveCard { card },
+        12 => Intent::HandOverCard { card },
+        _ => Intent::Describe { field: HolderField::Name, value: Some(format!("name {number}")) },
+    }
+}
+
+#[test]
+fn a_document_begun_anew_says_the_same_whatever_has_met_in_it() {
+    let mut carried_out = 0;
+    for seed in 0..150 {
+        let mut state = seed;
+        let mut replicas = vec![document()];
+        for writer in 1..4 {
+            let copied = copy(&mut replicas[0], writer);
+            replicas.push(copied);
+        }
+        for number in 1..40 {
+            let replica = draw(&mut state, 4) as usize;
+            let intent = drawn(&mut state, number);
+            let Ok(change) = replicas[replica].carry_out(&intent, Timestamp(number as i64)) else { continue };
+            carried_out += 1;
+            for other in (0..4).filter(|other| *other != replica) {
+                // Some never hear of it, and what builds on it does not fit there.
+                if draw(&mut state, 3) > 0 {
+                    let _ = replicas[other].merge_change(&change);
+                }
+            }
+        }
+        for document in &mut replicas {
+            let author = actor_id(InstitutionId(1), NodeId::CENTRE, 1, 2, AccountId(1));
+            let mut new = document.renewed(2, author).unwrap();
+            assert_eq!(new.settings().unwrap(), document.settings().unwrap(), "seed {seed}");
+            assert_eq!((document.epoch().unwrap(), new.epoch().unwrap()), (FIRST_EPOCH, 2));
+            let loaded = copy(&mut new, 1);
+            assert_eq!(loaded.settings().unwrap(), document.settings().unwrap(), "seed {seed}");
+            // Keys stay what they were, so what was seen before can be undone after.
+            if let Some((loss, lost)) = document.settings().unwrap().losses.into_iter().next()
+                && !document.settings().unwrap().closed
+            {
+                let lift = Intent::LiftLoss { card: lost, losses: vec![loss.clone()] };
+                new.carry_out(&lift, Timestamp(99)).unwrap();
+                assert!(!new.settings().unwrap().losses.contains_key(&loss));
+            }
+        }
+    }
+    assert!(carried_out > 2_000, "{carried_out} intents were possible");
+}
+
+#[test]
+fn what_was_made_on_a_document_before_does_not_fit_the_one_begun_anew() {
+    let mut before = document();
+    let mut kiosk = copy(&mut before, 1);
+    for number in 0..20_u32 {
+        let group = key(&hex(&sha2::Sha256::digest(number.to_be_bytes())));
+        before.carry_out(&Intent::JoinGroup { group: group.clone() }, Timestamp(2)).unwrap();
+        before.carry_out(&Intent::LeaveGroup { group }, Timestamp(2)).unwrap();
+    }
+    let long = before.save().len();
+    assert!(!before.is_worn(long, 41) && before.is_worn(long, 40));
+    assert!(before.is_worn(DOCUMENT_BYTES_WORN + 1, 300) && !before.is_worn(DOCUMENT_BYTES_WORN + 1, 336));
+    let report = Intent::ReportLoss { card: card("c1"), loss: key("l1") };
+    let change = kiosk.carry_out(&report, Timestamp(3)).unwrap();
+    let mut new = before.renewed(2, actor_id(InstitutionId(1), NodeId(0), 1, 2, AccountId(1))).unwrap();
+    let short = new.save().len();
+    assert!(short * 2 < long && !new.is_worn(DOCUMENT_BYTES_MAX, 40), "{short} bytes of {long}");
+    assert!(matches!(new.merge_change(&change), Err(AccountError::Change)));
+    assert!(!new.has_change(&change) && new.settings().unwrap().losses.is_empty());
+    before.merge_change(&change).unwrap();
 }

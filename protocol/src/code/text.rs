@@ -10,7 +10,7 @@ use data_encoding::BASE64URL_NOPAD;
 
 use super::{Code, CodeFault, PhoneAlgorithm, SignedVoucher};
 
-/// What the digits begin with; `91` is left for codes that only the centre can check, and receipts begin with `92`.
+/// What the digits begin with; `91` are codes that only the centre can check ([`super::ShortCode`]), and receipts begin with `92`.
 const PREFIX: &str = "90";
 
 /// Digits of a block of so many bytes.

@@ -45,6 +45,24 @@ pub struct Setting {
     #[n(4)]
     #[serde(skip)]
     pub typed: Option<SealedPins>,
+    /// In an account's stream: the entry of the node that wrote it, where one did.
+    #[n(5)]
+    pub of: Option<EntryRef>,
+}
+
+/// The account's document, begun anew: it says what the one before said, without how it came to that.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct DocumentRenewed {
+    /// The account.
+    #[n(0)]
+    pub account: AccountId,
+    /// The epoch of the new document, one above that of the one before.
+    #[n(1)]
+    pub document_epoch: u32,
+    /// The new document (automerge, saved).
+    #[n(2)]
+    #[serde(skip)]
+    pub document: ByteVec,
 }
 
 /// Money in.

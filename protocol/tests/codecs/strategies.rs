@@ -2,17 +2,18 @@
 
 use feiqian_protocol::account::{HolderField, Intent};
 use feiqian_protocol::chain::{Countersignature, Cursor, Head, SignedHead};
+use feiqian_protocol::code::ShortCode;
 use feiqian_protocol::enrol::{EnrolAnswer, EnrolRequest, Enrolled, Role};
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
-    CloseOrdered, CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, Entry, EntryRef, EpochEnd,
-    Grant, Hint, HoldMoved, HoldPlaced, Measured, NodeEnrolled, Payout, PinVerifier, PinVerifiers, Pool,
-    Posted, PostedHead, Proof, Refund, Release, Reversal, Setting, SettingAnswered, ShareGrant, ShareRelease,
-    StandInGrant, TakenIn, TapRef, Tombstone, WrongPin,
+    CloseOrdered, CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, DocumentRenewed, Entry,
+    EntryRef, EpochEnd, Grant, Hint, HoldMoved, HoldPlaced, Measured, NodeEnrolled, Payout, PinVerifier,
+    PinVerifiers, Pool, Posted, PostedHead, Proof, Refund, Release, Reversal, Setting, SettingAnswered,
+    ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone, WrongPin,
 };
 use feiqian_protocol::frame::{
-    Ack, Ask, Branch, CentreHello, Entries, Frame, LogCursor, LossNotice, Mark, No, NodeHello, Recall,
-    Recalled, RefusalReason,
+    Ack, Ask, Branch, CentreHello, CodeAnswer, CodeAsk, Entries, Frame, LogCursor, LossNotice, Mark, No,
+    NodeHello, Recall, Recalled, RefusalReason,
 };
 use feiqian_protocol::ids::{
     AccountId, CampusId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,
@@ -333,13 +334,17 @@ pub fn shard_body() -> impl Strategy<Value = Body> {
     let opened = (account(), bytes(), any::<bool>()).prop_map(|(account, document, seasoned)| {
         Body::from(AccountOpened { account, document: document.into(), seasoned })
     });
-    let setting = (account(), any::<u32>(), intent(), bytes(), option::of(any::<[u8; 32]>())).prop_map(
-        |(account, document_epoch, intent, change, pins)| {
+    let of = option::of(entry_ref());
+    let renewed = (account(), any::<u32>(), bytes()).prop_map(|(account, document_epoch, document)| {
+        Body::from(DocumentRenewed { account, document_epoch, document: document.into() })
+    });
+    let setting = (account(), any::<u32>(), intent(), bytes(), option::of(any::<[u8; 32]>()), of).prop_map(
+        |(account, document_epoch, intent, change, pins, of)| {
             let typed = pins.map(|pin| {
                 let typed = TypedPins { current: PinHash::new(pin), chosen: PinHash::new(pin) };
                 PinKey::new(pin).seal(account, PinGeneration([1; 16]), &typed)
             });
-            Body::from(Setting { account, document_epoch, intent, change: change.into(), typed })
+            Body::from(Setting { account, document_epoch, intent, change: change.into(), typed, of })
         },
     );
     let credit =
@@ -387,7 +392,9 @@ pub fn shard_body() -> impl Strategy<Value = Body> {
             Body::from(HoldMoved { account, voucher, until, kept, debit })
         },
     );
-    prop_oneof![opened, setting, credit, posted, case, refund, campus, closing, payout, placed, moved]
+    prop_oneof![
+        opened, setting, renewed, credit, posted, case, refund, campus, closing, payout, placed, moved
+    ]
 }
 
 pub fn known_body() -> impl Strategy<Value = Body> {
@@ -475,6 +482,13 @@ pub fn frame() -> impl Strategy<Value = Frame> {
         .prop_map(|(log, first, records, heads)| Frame::Entries(Entries { log, first, records, heads }));
     let ack = (log(), any::<u64>(), option::of(countersignature()))
         .prop_map(|(log, position, countersignature)| Frame::Ack(Ack { log, position, countersignature }));
+    let short = (any::<u64>(), any::<u32>()).prop_map(|(alias, digits)| ShortCode { alias, digits });
+    let code_ask = (any::<u64>(), short, any::<[u8; 16]>())
+        .prop_map(|(request, code, tap)| Frame::CodeAsk(CodeAsk { request, code, tap }));
+    let named =
+        prop_oneof![(account(), card()).prop_map(Ok), select(DeclineReason::ALL.to_vec()).prop_map(Err)];
+    let code_answer =
+        (any::<u64>(), named).prop_map(|(request, named)| Frame::CodeAnswer(CodeAnswer { request, named }));
     let ask = (account(), unit(), epoch(), fen(), any::<u64>(), any::<u64>()).prop_map(
         |(account, unit, epoch, want, at, ms_left)| {
             Frame::Ask(Ask { account, unit, epoch, want, at, ms_left })
@@ -498,6 +512,8 @@ pub fn frame() -> impl Strategy<Value = Frame> {
         Frame::LossNotice(LossNotice { account, card, log, position })
     });
     prop_oneof![
+        code_ask,
+        code_answer,
         node_hello,
         centre_hello,
         entries,

@@ -385,7 +385,7 @@ impl Round<'_> {
         Ok(())
     }
 
-    fn refund(
+    pub(crate) fn refund(
         &mut self,
         debit: EntryRef,
         account: AccountId,

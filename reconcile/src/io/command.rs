@@ -61,6 +61,15 @@ pub enum Command {
         /// Who lifted it.
         operator: Key,
     },
+    /// A person decides a case of a tap after a loss report above the cap, or of a code that was used twice.
+    DecideCase {
+        /// Its name, as exports have it.
+        case: String,
+        /// True where the holder gets it back, at the risk fund's cost; false where it stays the holder's.
+        refund: bool,
+        /// Who decides.
+        operator: Key,
+    },
     /// How far a card's loss is known: [`CardLoss`].
     CardLoss {
         /// The card.
@@ -91,6 +100,11 @@ pub enum Command {
         /// The number of the last one that the phone has used up. Without it, or said again, an unspent one is given again.
         #[serde(default)]
         after: Option<u32>,
+    },
+    /// What the phone of a virtual card makes short codes by. Answered with `alias`, `secret` (hexadecimal), `step_s` and the centre's time.
+    ShortCode {
+        /// The virtual card.
+        card: CardNumber,
     },
     /// A phone brings the receipt that a terminal showed: what the voucher did not spend is free at once.
     Receipt {

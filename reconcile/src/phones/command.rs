@@ -69,6 +69,13 @@ pub enum VirtualCard {
         #[arg(long)]
         json: bool,
     },
+    /// Prints, as JSON, what a phone makes short codes by: the alias, and the secret of an RFC 6238 generator (SHA-256, 8 digits, 30 s).
+    Short {
+        /// The virtual card.
+        card: CardNumber,
+        #[command(flatten)]
+        data: Data,
+    },
     /// Takes the receipt that a terminal gave for what a voucher paid: what the voucher did not spend is free at once.
     Receipt {
         /// Its 240 digits.
@@ -111,6 +118,9 @@ pub fn act(what: VirtualCard, out: &mut impl Write) -> anyhow::Result<()> {
             } else {
                 writeln!(out, "{}", reply.get("voucher").and_then(Value::as_str).unwrap_or_default())?;
             }
+        }
+        VirtualCard::Short { card, data } => {
+            writeln!(out, "{}", without_ok(say(data.path(), &Command::ShortCode { card })?))?;
         }
         VirtualCard::Receipt { digits, data } => {
             let reply = say(data.path(), &Command::Receipt { receipt: digits })?;

@@ -1,6 +1,6 @@
 //! Replaying: what was collected acts, into the tables and not into the streams, which have it already.
 
-use feiqian_protocol::account::{Document, Intent, actor_id};
+use feiqian_protocol::account::{Document, FIRST_EPOCH, Intent, actor_id};
 use feiqian_protocol::campus::{CampusConfig, Mode};
 use feiqian_protocol::entry::{
     AccountOpened, ActorKind, Body, CampusPublished, CaseMoved, CaseReason, Credit, Entry, EntryRef, Refund,
@@ -147,6 +147,7 @@ impl Round<'_> {
         match entry.body {
             Body::AccountOpened(opened) => self.replay_opened(&opened),
             Body::Setting(setting) => self.replay_setting(at, time, &setting),
+            Body::DocumentRenewed(renewed) => self.keep_renewed(&renewed),
             Body::Credit(credit) => {
                 let by_channel = entry.actor.kind == ActorKind::Channel;
                 self.replay_credit(at, time, &credit, by_channel)
@@ -200,7 +201,7 @@ impl Round<'_> {
 
     fn replay_opened(&mut self, opened: &AccountOpened) -> Result<(), StoreError> {
         let account = opened.account;
-        let reader = actor_id(self.state.identity.institution, NodeId::CENTRE, 1, 1, account);
+        let reader = actor_id(self.state.identity.institution, NodeId::CENTRE, 1, FIRST_EPOCH, account);
         let mut document = Document::load(&opened.document, reader)?;
         let (settings, heads) = (document.settings()?, document.heads());
         // The entry does not say since when it was young: the longest that it can be.
@@ -209,7 +210,8 @@ impl Round<'_> {
         } else {
             BusinessDay(self.state.day.0.saturating_add(YOUNG_DAYS))
         };
-        let stored = StoredAccount { document_epoch: 1, document: opened.document.to_vec(), seasoned_on };
+        let stored =
+            StoredAccount { document_epoch: FIRST_EPOCH, document: opened.document.to_vec(), seasoned_on };
         let first = settings.cards.keys().next().cloned();
         let first = first.ok_or_else(|| StoreError::Corrupt(format!("account {account} has no card")))?;
         accounts::insert(self.db, account, &first, &stored, &settings, &heads)?;
@@ -235,6 +237,9 @@ impl Round<'_> {
         document.merge_change(&setting.change)?;
         let (settings, heads) = (document.settings()?, document.heads());
         accounts::update(self.db, account, &document.save(), &settings, &heads)?;
+        if let Some(of) = setting.of {
+            notes::put_setting_taken(self.db, of)?;
+        }
         match &setting.intent {
             Intent::ReportLoss { card, loss } => {
                 accounts::insert_loss(self.db, card, loss, account, time, at.position)?;

@@ -83,6 +83,21 @@ pub(crate) fn update(
     Ok(())
 }
 
+/// Puts a document of the next epoch, which says the same, in the place of the one before.
+pub(crate) fn renew(
+    db: &Connection,
+    account: AccountId,
+    document_epoch: u32,
+    document: &[u8],
+    heads: &[String],
+) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "UPDATE accounts SET document_epoch = ?2, document = ?3, heads = ?4 WHERE account = ?1",
+    )?
+    .execute(params![account.0 as i64, document_epoch, document, heads.join(" ")])?;
+    Ok(())
+}
+
 /// An account's document.
 pub(crate) fn load(db: &Connection, account: AccountId) -> Result<Option<StoredAccount>, StoreError> {
     let mut statement =

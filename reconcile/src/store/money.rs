@@ -597,6 +597,14 @@ pub(crate) fn loss_case(
     Ok(cases_by(db, debit.log.institution, condition, parameters)?.pop())
 }
 
+/// All cases of debits that a holder may have back.
+pub(crate) fn refundable_cases(
+    db: &Connection,
+    institution: InstitutionId,
+) -> Result<Vec<CaseState>, StoreError> {
+    cases_by(db, institution, "loss = 1 ORDER BY order_key, log, position, wallet", [])
+}
+
 /// Cases in suspense whose debit is before a time.
 pub(crate) fn suspense_cases_before(
     db: &Connection,

@@ -1,5 +1,6 @@
 //! What the centre notes while it takes back what an old copy of it lacks, and what of it stays.
 
+use feiqian_protocol::entry::EntryRef;
 use feiqian_protocol::ids::{AccountId, CardNumber, InstitutionId, Key, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
@@ -7,6 +8,12 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::StoreError;
 use super::money::wallet_of;
+
+/// Entries of nodes that settings in the account streams were of, as far as those were taken back.
+pub(super) const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS settings_taken (log INTEGER NOT NULL, position INTEGER NOT NULL,
+  PRIMARY KEY (log, position)) WITHOUT ROWID;
+";
 
 /// Nodes that have given back all that they hold.
 pub(crate) fn heard(db: &Connection) -> Result<Vec<NodeId>, StoreError> {
@@ -81,6 +88,20 @@ pub(crate) fn put_report(db: &Connection, card: &CardNumber, loss: &Key, at: u64
         params![card.as_str(), loss.as_str(), at as i64],
     )?;
     Ok(())
+}
+
+/// Notes that a node's setting is in the account's stream that was taken back. It stays noted: a building that was given up may still
+/// come with it.
+pub(crate) fn put_setting_taken(db: &Connection, of: EntryRef) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR IGNORE INTO settings_taken VALUES (?1, ?2)")?
+        .execute(params![of.log.key(), of.position as i64])?;
+    Ok(())
+}
+
+/// True where it is noted.
+pub(crate) fn was_setting_taken(db: &Connection, of: EntryRef) -> Result<bool, StoreError> {
+    let mut statement = db.prepare_cached("SELECT 1 FROM settings_taken WHERE log = ?1 AND position = ?2")?;
+    Ok(statement.exists(params![of.log.key(), of.position as i64])?)
 }
 
 /// For each report of a card that stands, or was lifted at or after a time: at which position it was taken back, 0 for one

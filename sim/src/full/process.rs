@@ -29,6 +29,7 @@ use tokio::task::AbortHandle;
 
 use super::clock::HostClock;
 use super::network::{CENTRE, Network};
+use crate::plan::DOCUMENT_CHANGES_MAX;
 use crate::seed::Seed;
 use crate::vfs::Disk;
 
@@ -388,6 +389,7 @@ impl CentreProcess {
         let mut restored = start.restored;
         let open = move || {
             let mut core = ReconcileCore::open(disk.open("centre.db")?, identity.clone())?;
+            core.renew_documents_after(DOCUMENT_CHANGES_MAX);
             if std::mem::take(&mut restored) {
                 core.restored()?;
             }

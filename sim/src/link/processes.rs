@@ -6,6 +6,7 @@ use feiqian_node::io as node_io;
 use feiqian_reconcile::core::ReconcileCore;
 
 use super::{Notice, Site, World};
+use crate::plan::DOCUMENT_CHANGES_MAX;
 use crate::vfs::{Disk, Image};
 
 impl World {
@@ -36,7 +37,9 @@ impl World {
     pub fn start_centre(&mut self) -> Result<()> {
         let connection = self.centre.disk.open("centre.db")?;
         let identity = self.centre.identity.clone();
-        self.centre.core = Some(ReconcileCore::open(connection, identity).context("opening the centre")?);
+        let mut core = ReconcileCore::open(connection, identity).context("opening the centre")?;
+        core.renew_documents_after(DOCUMENT_CHANGES_MAX);
+        self.centre.core = Some(core);
         self.centre.reader = None;
         self.centre.opened_at = self.now_ms;
         Ok(())

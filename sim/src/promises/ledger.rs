@@ -56,6 +56,8 @@ pub struct Request {
     pub given_up: bool,
     /// True where the log that had it may be lost, before it came to the centre.
     pub may_be_lost: bool,
+    /// True where it was a short code: until the centre has said whose, nothing is written of it.
+    pub short_code: bool,
 }
 
 /// What a terminal was told.
@@ -68,6 +70,29 @@ pub enum Told {
 }
 
 impl Request {
+    /// True for what a node decides without writing anything: what is no code of this campus, and a short code that the centre does
+    /// not say whose it is.
+    pub const fn is_unwritten(&self, decision: Decision) -> bool {
+        match decision {
+            Decision::Declined(
+                DeclineReason::CodeForeign
+                | DeclineReason::CodeKeyUnknown
+                | DeclineReason::CodeUnreadable
+                | DeclineReason::VoucherForged,
+            ) => true,
+            Decision::Declined(
+                DeclineReason::CodeExpired
+                | DeclineReason::CodeForged
+                | DeclineReason::CodeNeedsCentre
+                | DeclineReason::CodePaused
+                | DeclineReason::CodeUsed
+                | DeclineReason::Lost
+                | DeclineReason::Void,
+            ) => self.short_code,
+            _ => false,
+        }
+    }
+
     /// Fen approved; `None` where it was not, or nothing was told.
     pub const fn approved(&self) -> Option<Fen> {
         match &self.told {
@@ -164,6 +189,7 @@ impl Ledger {
             told: None,
             given_up: false,
             may_be_lost: false,
+            short_code: false,
         });
         index
     }
@@ -184,7 +210,7 @@ impl Ledger {
         let request = &mut self.requests[index];
         match &request.told {
             // Of what is no code of this campus nothing is written: it is judged anew.
-            Some(Told::Decided(first)) if is_unwritten(*first) => {
+            Some(Told::Decided(first)) if request.is_unwritten(*first) => {
                 request.told = Some(Told::Decided(decision))
             }
             Some(Told::Decided(first)) if *first != decision => {
@@ -212,17 +238,4 @@ impl Ledger {
             _ => request.told = Some(Told::Refused(error)),
         }
     }
-}
-
-/// True for what a node decides without writing anything.
-pub const fn is_unwritten(decision: Decision) -> bool {
-    matches!(
-        decision,
-        Decision::Declined(
-            DeclineReason::CodeForeign
-                | DeclineReason::CodeKeyUnknown
-                | DeclineReason::CodeUnreadable
-                | DeclineReason::VoucherForged
-        )
-    )
 }

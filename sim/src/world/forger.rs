@@ -174,8 +174,10 @@ impl World<'_> {
                     document.carry_out(&does, Timestamp(0)).ok()
                 });
                 let change = change.unwrap_or_default().into();
-                forged
-                    .push((Setting { account: id, document_epoch: 1, intent, change, typed: None }, refused));
+                forged.push((
+                    Setting { account: id, document_epoch: 1, intent, change, typed: None, of: None },
+                    refused,
+                ));
             };
             let raise = Intent::SetLimits { single: Fen::new(9_000), daily: Fen::new(90_000) };
             match index % 4 {
@@ -215,6 +217,7 @@ impl World<'_> {
             intent: nobody,
             change: Vec::new().into(),
             typed: None,
+            of: None,
         };
         forged.push((setting, Some("no_such_account")));
         // Of a role that may write some of these, what is as good as nothing is; of another all of it is refused.
@@ -284,6 +287,7 @@ impl World<'_> {
             intent,
             change: Vec::new().into(),
             typed: None,
+            of: None,
         };
         let appended = writer.append(wall, CampusId(1), Actor::centre(), Body::Setting(setting));
         let head =

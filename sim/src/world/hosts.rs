@@ -16,7 +16,7 @@ use super::clock::Clock;
 use super::network::Way;
 use super::{End, Event, MS, World};
 use crate::link::tables::{CentreTables, NodeTables};
-use crate::plan::{Host, INSTITUTION};
+use crate::plan::{DOCUMENT_CHANGES_MAX, Host, INSTITUTION};
 use crate::promises::{Coverage, Promise};
 use crate::vfs::Disk;
 
@@ -691,6 +691,7 @@ impl World<'_> {
         let opened = host.disk.open("centre.db").map_err(anyhow::Error::from);
         let opened = opened.and_then(|connection| {
             let mut core = ReconcileCore::open(connection, identity)?;
+            core.renew_documents_after(DOCUMENT_CHANGES_MAX);
             if let Some(purses) = purses {
                 core.serve_purses(purses);
             }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use feiqian_protocol::chain::hex;
-use feiqian_protocol::code::{Code, SignedReceipt, SignedVoucher, VoucherKey};
+use feiqian_protocol::code::{Code, ShortCode, SignedReceipt, SignedVoucher, VoucherKey};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, LogId};
 use feiqian_protocol::limits::VOUCHER_CEILING_FEN_DEFAULT;
@@ -46,6 +46,9 @@ const OFFLINE_EVERY: u64 = 4;
 const KEPT_EVERY: u64 = 3;
 const BROUGHT_TWICE_EVERY: u64 = 5;
 
+/// Taps for which a phone that is online shows a short code: one in so many.
+const SHORT_EVERY: u64 = 4;
+
 /// Codes that somebody copies, codes that are made up, and receipts that are made up: one in so many.
 const COPIED_EVERY: u64 = 5;
 const FORGED_CODE_EVERY: u64 = 25;
@@ -67,17 +70,26 @@ pub(super) struct Phones {
     copies: Vec<Copied>,
     /// Codes that were approved: by site, account, voucher and counter, the key's request.
     approved: BTreeMap<(usize, usize, u32, u16), usize>,
+    /// Short codes that were approved, and the key's request: wherever that was.
+    approved_short: BTreeMap<ShortCode, usize>,
     /// Loss reports of virtual cards: how far logs had come, and what could still be spent at most.
     bounds: Vec<(CardNumber, BTreeMap<LogId, u64>, Fen)>,
     own_taps: u32,
     seed: Seed,
 }
 
+/// What a phone shows.
+#[derive(Clone)]
+enum Made {
+    Code(Box<Code>),
+    Short(ShortCode),
+}
+
 /// A code at a terminal.
 #[derive(Clone)]
 struct Shown {
     account: usize,
-    code: Code,
+    code: Made,
     /// When the phone signed it.
     made_ns: u64,
     /// It is not as a phone has made it.
@@ -131,6 +143,7 @@ impl Phones {
             errands: Vec::new(),
             copies: Vec::new(),
             approved: BTreeMap::new(),
+            approved_short: BTreeMap::new(),
             bounds: Vec::new(),
             own_taps: 0,
             seed,
@@ -157,13 +170,16 @@ impl World<'_> {
                 continue;
             }
             let device = Device::new(&mut self.phones.seed);
+            let card = device.card.clone();
             self.must(Command::ActivateVirtualCard {
                 card: self.plan.accounts[account].card.clone(),
                 algorithm: device.secret.key().algorithm().name().to_owned(),
                 key: hex(device.secret.key().as_bytes()),
                 operator: Key::new("app")?,
             })?;
-            self.ledger.phones.insert(device.card.clone(), account);
+            let mut device = device;
+            device.keep_short(&self.must(Command::ShortCode { card: card.clone() })?);
+            self.ledger.phones.insert(card, account);
             self.phones.devices.insert(account, device);
         }
         Ok(())
@@ -198,6 +214,9 @@ impl World<'_> {
         let now = device.centre_time(self.true_time());
         if online {
             self.bring_kept(account);
+            if self.phones.seed.chance(1, SHORT_EVERY) {
+                return self.show_short(account, tap);
+            }
         }
         if !online || self.centre.core.is_none() || !self.phones.devices[&account].wants_voucher(now) {
             return self.show(account, tap);
@@ -248,6 +267,23 @@ impl World<'_> {
         let made_ns = self.now;
         let forged = self.phones.seed.chance(1, FORGED_CODE_EVERY);
         let code = if forged { forged_code(code, now, &mut self.phones.seed) } else { code };
+        let code = Made::Code(Box::new(code));
+        let shown = Shown { account, code, made_ns, forged, known_withdrawn: false, receipt: None };
+        if !forged && self.phones.seed.chance(1, COPIED_EVERY) {
+            self.copy(&shown, tap);
+        }
+        self.present(&Tap { card, ..tap.clone() }, shown);
+    }
+
+    /// Shows a short code, or what somebody takes for one.
+    fn show_short(&mut self, account: usize, tap: &Tap) {
+        let now = self.true_time();
+        let device = &self.phones.devices[&account];
+        let Some(code) = device.short_code(now) else { return };
+        let card = device.card.clone();
+        let forged = self.phones.seed.chance(1, FORGED_CODE_EVERY);
+        let code = ShortCode { digits: code.digits ^ u32::from(forged), ..code };
+        let (code, made_ns) = (Made::Short(code), self.now);
         let shown = Shown { account, code, made_ns, forged, known_withdrawn: false, receipt: None };
         if !forged && self.phones.seed.chance(1, COPIED_EVERY) {
             self.copy(&shown, tap);
@@ -261,6 +297,7 @@ impl World<'_> {
         shown.known_withdrawn =
             self.node_tables(site).and_then(|tables| tables.is_lost(&tap.card)).unwrap_or(false);
         let index = self.begin(site, tap);
+        self.ledger.requests[index].short_code = matches!(shown.code, Made::Short(_));
         self.phones.shown.insert(index, shown);
         self.outcome.taps.begun += 1;
         self.go_about(index, tap);
@@ -502,7 +539,7 @@ impl World<'_> {
             let Some(code) = self.phones.devices.get_mut(&account).and_then(|device| device.sign(now)) else {
                 return;
             };
-            let made_ns = self.now;
+            let (code, made_ns) = (Made::Code(Box::new(code)), self.now);
             let shown =
                 Shown { account, code, made_ns, forged: false, known_withdrawn: false, receipt: None };
             let amount = Fen::new(100 + 10 * self.phones.seed.below(60) as i64);
@@ -517,7 +554,13 @@ impl World<'_> {
     pub(super) fn with_code(&self, site: usize, what: TicketFor, tap: TapRequest) -> TapRequest {
         let (TicketFor::Request(request) | TicketFor::Reuse(request)) = what else { return tap };
         let Some(shown) = self.phones.shown.get(&request) else { return tap };
-        let keys = self.sites[site].core.as_ref().map_or(&[][..], |core| core.voucher_keys().1);
-        TapRequest { code: Some(Box::new(shown.code.clone().check(INSTITUTION, keys))), ..tap }
+        match &shown.code {
+            Made::Short(code) => TapRequest { card: CardNumber::unnamed(code), ..tap },
+            Made::Code(code) => {
+                let keys = self.sites[site].core.as_ref().map_or(&[][..], |core| core.voucher_keys().1);
+                let code = Code::clone(code).check(INSTITUTION, keys);
+                TapRequest { code: Some(Box::new(code)), ..tap }
+            }
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! Time lines for the report: read from the disks, so that looking changes nothing.
 
 use anyhow::Result;
-use feiqian_protocol::ids::NodeId;
+use feiqian_protocol::ids::{LogId, NodeId};
+use feiqian_protocol::limits::SHARDS;
+use rusqlite::Connection;
 
 use super::{Event, World};
-use crate::link::tables::to_node_log;
 use crate::outcome::NodeTimeline;
+use crate::plan::INSTITUTION;
 
 impl World<'_> {
     fn timeline(&mut self, site: usize) -> Option<&mut NodeTimeline> {
@@ -52,18 +54,10 @@ impl World<'_> {
             let (acked, heard): (i64, Option<i64>) =
                 connection
                     .query_row("SELECT acked, heard FROM state", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            let own = feiqian_protocol::ids::LogId::node(crate::plan::INSTITUTION, node).key();
-            let end: i64 = connection.query_row(
-                "SELECT coalesce(max(position), 0) FROM entries WHERE log = ?1",
-                [own],
-                |row| row.get(0),
-            )?;
-            let applied: i64 = connection.query_row(
-                "SELECT coalesce(sum(last), 0) FROM (SELECT max(position) AS last FROM entries
-                 WHERE log <> ?1 AND log <> ?2 GROUP BY log)",
-                [own, to_node_log(node).key()],
-                |row| row.get(0),
-            )?;
+            let end = last_position(connection, LogId::node(INSTITUTION, node))?;
+            let applied =
+                (0..SHARDS).map(|shard| last_position(connection, LogId::shard(INSTITUTION, shard)));
+            let applied = applied.sum::<Result<i64>>()?;
             let exposed: i64 = connection.query_row(
                 "SELECT coalesce(sum(amount), 0) FROM debits WHERE position > ?1",
                 [acked],
@@ -104,4 +98,11 @@ impl World<'_> {
         )?;
         Ok(sum)
     }
+}
+
+/// Where a log ends. Of one log that is found at once; the last of each log by itself is found by reading them all.
+fn last_position(connection: &Connection, log: LogId) -> Result<i64> {
+    let mut statement =
+        connection.prepare_cached("SELECT coalesce(max(position), 0) FROM entries WHERE log = ?1")?;
+    Ok(statement.query_row([log.key()], |row| row.get(0))?)
 }

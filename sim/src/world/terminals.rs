@@ -10,7 +10,7 @@ use super::hosts::{NodeMessage, TicketFor};
 use super::phones::Decided;
 use super::{Event, MS, World};
 use crate::plan::{Ask, Manner, Tap, What};
-use crate::promises::ledger::{Sent, Told, is_unwritten};
+use crate::promises::ledger::{Sent, Told};
 use crate::promises::{Coverage, Promise};
 
 /// How long a terminal waits for an answer before it asks again, and how often it does.
@@ -185,7 +185,9 @@ impl World<'_> {
         }
         let request = &self.ledger.requests[index];
         // A key that nothing was decided under may still become anything.
-        if request.given_up || !matches!(&request.told, Some(Told::Decided(told)) if !is_unwritten(*told)) {
+        if request.given_up
+            || !matches!(&request.told, Some(Told::Decided(told)) if !request.is_unwritten(*told))
+        {
             return;
         }
         let Sent::Tap(tap) = &request.sent else { return };

@@ -464,8 +464,14 @@ impl Rig {
             Document::load(&saved, reader).ok()?.carry_out(&other, self.now.wall).ok()
         });
         let change = carried_out.unwrap_or_else(|| bytes.to_vec()).into();
-        let setting =
-            Setting { account, document_epoch: u32::from(!script.rarely(12)), intent, change, typed: None };
+        let setting = Setting {
+            account,
+            document_epoch: u32::from(!script.rarely(12)),
+            intent,
+            change,
+            typed: None,
+            of: None,
+        };
         let (wall, actor) = (self.now.wall, script.actor());
         let writer = &mut self.nodes[node];
         writer.write(wall, actor, setting.into());

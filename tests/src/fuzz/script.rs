@@ -5,9 +5,9 @@ use feiqian_protocol::account::Intent;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
-    CloseRequest, Closed, Credit, Debit, Decline, Delta, EntryRef, EpochEnd, Grant, Hint, NodeEnrolled,
-    PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof, Refund, Release, Reversal, Setting,
-    ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone, WrongPin,
+    CloseRequest, Closed, Credit, Debit, Decline, Delta, DocumentRenewed, EntryRef, EpochEnd, Grant, Hint,
+    NodeEnrolled, PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof, Refund, Release, Reversal,
+    Setting, ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone, WrongPin,
 };
 use feiqian_protocol::ids::{
     AccountId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,
@@ -389,12 +389,12 @@ impl<'a> Script<'a> {
     /// What the centre writes into an account stream; `change` is what goes along with a setting.
     pub fn shard_body(&mut self, account: AccountId, change: impl FnOnce(&Intent) -> Vec<u8>) -> Body {
         let wallet = self.wallet();
-        match self.choice(7) {
+        match self.choice(8) {
             0 => Credit { account, wallet, amount: self.fen(), channel: self.key(), key: self.key() }.into(),
             1 => {
                 let intent = self.intent();
                 let change = change(&intent).into();
-                Setting { account, document_epoch: 1, intent, change, typed: None }.into()
+                Setting { account, document_epoch: 1, intent, change, typed: None, of: None }.into()
             }
             2 => Posted {
                 heads: (0..self.choice(3))
@@ -423,9 +423,13 @@ impl<'a> Script<'a> {
                 let document = self.bytes(256).to_vec().into();
                 AccountOpened { account, document, seasoned: self.rarely(2) }.into()
             }
-            _ => {
+            6 => {
                 let config = self.bytes(256).to_vec().into();
                 CampusPublished { version: self.u32(), config }.into()
+            }
+            _ => {
+                let document = self.bytes(256).to_vec().into();
+                DocumentRenewed { account, document_epoch: self.u32(), document }.into()
             }
         }
     }

@@ -233,8 +233,14 @@ fn a_loss_of_before_is_still_taken_and_what_was_paid_after_it_is_paid_out() {
     bench.cut(kiosk);
     let mut write = |bench: &mut Bench, intent: Intent| {
         let change = document.carry_out(&intent, wall).unwrap();
-        let setting =
-            Setting { account: AccountId(1), document_epoch: 1, intent, change: change.into(), typed: None };
+        let setting = Setting {
+            account: AccountId(1),
+            document_epoch: 1,
+            intent,
+            change: change.into(),
+            typed: None,
+            of: None,
+        };
         bench.nodes[kiosk].write(wall, Proof::Login, setting);
     };
     write(&mut bench, Intent::ReportLoss { card: card("c1"), loss: key("n2-1") });

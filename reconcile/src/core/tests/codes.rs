@@ -1,7 +1,11 @@
 //! Virtual cards: activation, vouchers, and codes that were used at two buildings.
 
-use feiqian_protocol::code::{PhoneAlgorithm, PhoneSecret, SignedVoucher, VoucherKey};
+use feiqian_protocol::code::{
+    PhoneAlgorithm, PhoneSecret, ShortCode, ShortSecret, SignedVoucher, VoucherKey,
+};
 use feiqian_protocol::entry::{Access, CodeUse};
+use feiqian_protocol::frame::{CodeAnswer, CodeAsk};
+use feiqian_protocol::tap::DeclineReason;
 
 use super::*;
 use crate::io::SettingCommand;
@@ -223,6 +227,58 @@ fn a_code_that_was_used_at_two_buildings_is_found_and_given_back() {
     assert_eq!(faults(&bench).len(), 3);
     assert_eq!(bench.number("SELECT COUNT(*) FROM cases"), 1);
     bench.check();
+
+    // A person gives it back, once.
+    let balance = bench.number("SELECT funds FROM wallets");
+    let decide =
+        |case: &str, refund| Command::DecideCase { case: case.to_owned(), refund, operator: key("op") };
+    assert_eq!(code_of(bench.command(decide("n2:2", true))), "case");
+    let decided = bench.command(decide("n2:1", true)).unwrap();
+    assert_eq!((&decided["bearer"], &decided["refunded_fen"]), (&json!("risk_fund"), &json!(700)));
+    assert_eq!(bench.number("SELECT funds FROM wallets"), balance + 700);
+    for refund in [true, false] {
+        assert_eq!(code_of(bench.command(decide("n2:1", refund))), "case_decided");
+    }
+    assert_eq!(bench.number("SELECT SUM(amount) FROM postings"), 0);
+    bench.check();
+}
+
+#[test]
+fn what_a_person_leaves_to_the_holder_stays_so() {
+    let mut bench = campus_of(Mode::Strict, 2, &[5_000]);
+    for node in 0..2 {
+        bench.cut(node);
+    }
+    use_code(&mut bench, 0, 400, 1, Proof::Code);
+    use_code(&mut bench, 1, 700, 1, Proof::Code);
+    for node in 0..2 {
+        bench.connect(node);
+        bench.upload(node);
+    }
+    let decide = |refund| Command::DecideCase { case: "n2:1".to_owned(), refund, operator: key("op") };
+    assert_eq!(bench.command(decide(false)).unwrap()["bearer"], "holder");
+    // The building reverses a part of it later.
+    let Ok(Entry { body: Body::Debit(debit), .. }) = Entry::from_record(&bench.nodes[1].records[0]) else {
+        panic!("no debit")
+    };
+    let (wall, part) = (bench.now.wall, Fen::new(200));
+    let reversal = Reversal {
+        tap: TapRef { epoch: 1, sequence: key("back") },
+        debit: 1,
+        account: debit.account,
+        wallet: debit.wallet,
+        epoch: debit.epoch,
+        right_back: Fen::ZERO,
+        right_home: part,
+        stand_in_home: Fen::ZERO,
+        allowance_back: Fen::ZERO,
+        day: debit.day,
+    };
+    bench.nodes[1].write(wall, Proof::None, reversal);
+    bench.upload(1);
+    assert_eq!(bench.text("SELECT bearer || ' ' || opened || ' ' || refunded FROM cases"), "1 500 0");
+    assert_eq!(code_of(bench.command(decide(true))), "case_decided");
+    bench.check();
 }
 
 #[test]
@@ -246,5 +302,76 @@ fn one_tap_of_two_wallets_uses_its_code_once() {
     bench.upload(0);
     assert_eq!(faults(&bench), ["1 3 code 1 of voucher 7 was used before, in node-1 1"]);
     assert_eq!(bench.number("SELECT opened FROM cases"), 30);
+    bench.check();
+}
+
+/// A terminal of the first building shows a short code for a tap; what the centre says.
+fn whose(bench: &mut Bench, code: ShortCode, tap: u8) -> Result<(AccountId, CardNumber), DeclineReason> {
+    bench.frame(0, Frame::CodeAsk(CodeAsk { request: 7, code, tap: [tap; 16] }));
+    let Some(Frame::CodeAnswer(CodeAnswer { request: 7, named })) = bench.nodes[0].heard.last().cloned()
+    else {
+        panic!("no answer: {:?}", bench.nodes[0].heard.last())
+    };
+    named
+}
+
+#[test]
+fn a_short_code_is_whose_phone_made_it_for_one_tap_of_its_minute() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000, 5_000]);
+    let wanted = |bench: &mut Bench, of: &CardNumber| bench.command(Command::ShortCode { card: of.clone() });
+    assert_eq!(code_of(wanted(&mut bench, &card("c1"))), "not_virtual");
+    let number = CardNumber::of_phone(&phone(1).key());
+    assert_eq!(code_of(wanted(&mut bench, &number)), "unknown_card");
+    activate(&mut bench, "c1", &phone(1)).unwrap();
+    let told = wanted(&mut bench, &number).unwrap();
+    assert_eq!(wanted(&mut bench, &number).unwrap(), told, "said again it is the same");
+    let alias: u64 = told["alias"].as_str().unwrap().parse().unwrap();
+    let secret = feiqian_protocol::chain::unhex(told["secret"].as_str().unwrap()).unwrap();
+    let secret = ShortSecret::new(secret.try_into().unwrap());
+    let named = Ok((AccountId(1), number.clone()));
+
+    let now = bench.now.wall;
+    let code = |ms: i64| secret.code(alias, now.plus_ms(ms));
+    assert_eq!(whose(&mut bench, code(-30_000), 1), named);
+    assert_eq!(whose(&mut bench, code(-30_000), 1), named, "the same tap again");
+    assert_eq!(whose(&mut bench, code(-30_000), 2), Err(DeclineReason::CodeUsed));
+    assert_eq!(whose(&mut bench, code(30_000), 3), named);
+    assert_eq!(whose(&mut bench, code(0), 4), Err(DeclineReason::CodeUsed), "older than one that was used");
+    assert_eq!(whose(&mut bench, code(-90_000), 5), Err(DeclineReason::CodeExpired));
+    assert_eq!(whose(&mut bench, code(90_000), 5), Err(DeclineReason::CodeForged), "from the future");
+    assert_eq!(
+        whose(&mut bench, ShortCode { alias: alias ^ 1, ..code(0) }, 5),
+        Err(DeclineReason::CodeForged)
+    );
+
+    // Guessing pauses the alias, and a right one ends the count.
+    bench.advance(120_000);
+    let wrong = ShortCode { alias, digits: secret.digits(0) ^ 1 };
+    for _ in 0..3 {
+        assert_eq!(whose(&mut bench, wrong, 6), Err(DeclineReason::CodeForged));
+    }
+    let now = bench.now.wall;
+    assert_eq!(whose(&mut bench, secret.code(alias, now), 7), named);
+    for _ in 0..5 {
+        assert_eq!(whose(&mut bench, wrong, 6), Err(DeclineReason::CodeForged));
+    }
+    bench.advance(60_000);
+    let now = bench.now.wall;
+    assert_eq!(whose(&mut bench, secret.code(alias, now), 8), Err(DeclineReason::CodePaused));
+    bench.advance(5 * 60_000);
+    let now = bench.now.wall;
+    assert_eq!(whose(&mut bench, secret.code(alias, now), 8), named);
+
+    // Another phone has others, and one that is withdrawn has none.
+    let other = CardNumber::of_phone(&phone(2).key());
+    activate(&mut bench, "c1", &phone(2)).unwrap();
+    let told_other = wanted(&mut bench, &other).unwrap();
+    assert!(told_other["alias"] != told["alias"] && told_other["secret"] != told["secret"]);
+    let change = SettingCommand::VoidCard;
+    bench.command(Command::ChangeSetting { card: number.clone(), change, operator: key("op") }).unwrap();
+    bench.advance(60_000);
+    let now = bench.now.wall;
+    assert_eq!(whose(&mut bench, secret.code(alias, now), 9), Err(DeclineReason::Void));
+    assert_eq!(code_of(wanted(&mut bench, &number)), "card_void");
     bench.check();
 }

@@ -165,7 +165,8 @@ fn a_kiosk_that_reports_without_end_keeps_nobody_from_lifting_and_reporting() {
             let loss = key(&feiqian_protocol::chain::hex(&mark.hash));
             let intent = Intent::ReportLoss { card: card("c1"), loss };
             let change = document.carry_out(&intent, wall).unwrap().into();
-            let setting = Setting { account: AccountId(1), document_epoch: 1, intent, change, typed: None };
+            let setting =
+                Setting { account: AccountId(1), document_epoch: 1, intent, change, typed: None, of: None };
             bench.nodes[kiosk].write(wall, Proof::Login, setting);
         }
         bench.upload(kiosk);

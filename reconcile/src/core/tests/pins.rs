@@ -219,7 +219,8 @@ fn change_at(
     let typed = TypedPins { current, chosen: chosen.hash };
     let typed = PinKey::new([index as u8 + 1; 32]).seal(AccountId(1), chosen.generation, &typed);
     let account = AccountId(1);
-    let setting = Setting { account, document_epoch: 1, intent, change: change.into(), typed: Some(typed) };
+    let setting =
+        Setting { account, document_epoch: 1, intent, change: change.into(), typed: Some(typed), of: None };
     bench.nodes[index].write(wall, Proof::CardAndPin, setting);
 }
 
@@ -294,6 +295,7 @@ fn a_pin_changed_at_a_kiosk_is_taken_where_the_one_before_was_shown() {
             intent: intent.clone(),
             change: change.clone().into(),
             typed,
+            of: None,
         };
         bench.nodes[one].write(wall, Proof::CardAndPin, setting);
     }

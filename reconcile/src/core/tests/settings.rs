@@ -32,6 +32,7 @@ impl Kiosk {
             intent: says.clone(),
             change: change.into(),
             typed: None,
+            of: None,
         };
         bench.nodes[self.node].write(wall, Proof::Login, setting);
     }
@@ -93,6 +94,7 @@ fn a_kiosk_may_report_a_loss_but_not_lift_it() {
             intent: says,
             change: change.into(),
             typed: None,
+            of: None,
         };
         bench.nodes[kiosk].write(wall, Proof::Login, setting);
         bench.upload(kiosk);
@@ -214,5 +216,67 @@ fn a_card_is_replaced_in_one_step_and_an_account_frozen_and_thawed() {
     assert_eq!(settings(&bench)["groups"], json!([]));
     let unknown = Command::Account { card: card("nobody") };
     assert_eq!(bench.command(unknown).unwrap_err().code, "unknown_card");
+    bench.check();
+}
+
+#[test]
+fn a_worn_document_is_begun_anew_and_what_was_made_on_the_one_before_is_carried_out() {
+    let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
+    let mut kiosk = Kiosk::of(&mut bench, Role::Kiosk);
+    bench.core.renew_documents_after(3);
+    let renewed = |bench: &Bench| -> Vec<u32> {
+        let shard = LogId::shard(INSTITUTION, AccountId(1).shard());
+        let mut statement = bench
+            .core
+            .connection()
+            .prepare("SELECT record FROM entries WHERE log = ?1 ORDER BY position")
+            .unwrap();
+        let records = statement.query_map([shard.key()], |row| row.get::<_, Vec<u8>>(0)).unwrap();
+        records
+            .filter_map(|record| match Entry::from_record(&record.unwrap()).unwrap().body {
+                Body::DocumentRenewed(renewed) => Some(renewed.document_epoch),
+                _ => None,
+            })
+            .collect()
+    };
+    for single in [1_900, 1_800] {
+        let limits =
+            SettingCommand::Limits { single_limit_fen: Some(Fen::new(single)), daily_limit_fen: None };
+        change(&mut bench, limits).unwrap();
+    }
+    assert!(renewed(&bench).is_empty());
+    change(&mut bench, SettingCommand::Freeze).unwrap();
+    assert_eq!(renewed(&bench), [2]);
+
+    // The kiosk has heard of none of it.
+    kiosk.set(&mut bench, Intent::ReportLoss { card: card("c1"), loss: key("k-1") });
+    kiosk.set(&mut bench, limits(700, 9_000));
+    assert_eq!(kiosk.answers(&bench), [None, None], "both are taken");
+    let after = settings(&bench);
+    assert_eq!(after["losses"], json!({ "k-1": "c1" }));
+    assert_eq!((&after["single_limit"], &after["frozen"]), (&json!(700), &Value::Bool(true)));
+
+    // What is made on the new one is merged as it is.
+    let saved: Vec<u8> =
+        bench.core.connection().query_row("SELECT document FROM accounts", [], |row| row.get(0)).unwrap();
+    let actor = actor_id(INSTITUTION, bench.nodes[kiosk.node].id, 1, 2, AccountId(1));
+    kiosk.document = Document::load(&saved, actor).unwrap();
+    assert_eq!(kiosk.document.epoch().unwrap(), 2);
+    let wall = bench.now.wall;
+    let lower = limits(600, 900);
+    let made = kiosk.document.carry_out(&lower, wall).unwrap();
+    let setting = Setting {
+        account: AccountId(1),
+        document_epoch: 2,
+        intent: lower,
+        change: made.clone().into(),
+        typed: None,
+        of: None,
+    };
+    bench.nodes[kiosk.node].write(wall, Proof::Login, setting);
+    bench.upload(kiosk.node);
+    assert_eq!(kiosk.answers(&bench).len(), 3);
+    assert_eq!(renewed(&bench), [2, 3], "the fourth change of it");
+    assert_eq!(settings(&bench)["single_limit"], json!(600));
     bench.check();
 }

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use feiqian_protocol::code::{CODE_AGE_MS_MAX, SignedReceipt};
+use feiqian_protocol::code::{CODE_AGE_MS_MAX, STEP_S, SignedReceipt};
 use feiqian_protocol::entry::Body;
 use feiqian_protocol::ids::{CardNumber, LogId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Pin, TapKind};
 use feiqian_reconcile::io::{self as centre_io, CardLoss, Command};
 
-use super::{Device, Shown};
+use super::{Device, Made, Shown};
 use crate::promises::ledger::Sent;
 use crate::promises::{Coverage, Promise};
 use crate::world::hosts::Trust;
@@ -42,9 +42,13 @@ impl World<'_> {
         let (key, by_pin, pays) = (tap.key.clone(), tap.pin == Pin::Right, tap.kind != TapKind::Access);
         let site = self.ledger.requests[index].site;
         let name = self.site_name(site);
-        let code = &shown.code;
-        let voucher = code.voucher.voucher();
-        let what = format!("{key:?} at {name}, code {} of voucher {}", code.counter, voucher.number);
+        let what = match &shown.code {
+            Made::Code(code) => {
+                let number = code.voucher.voucher().number;
+                format!("{key:?} at {name}, code {} of voucher {number}", code.counter)
+            }
+            Made::Short(code) => format!("{key:?} at {name}, short code {code}"),
+        };
         let host = &self.sites[site];
         let (sound, opened, connected_at) = (host.trust == Trust::Sound, host.opened, host.connected_at);
         let mut found = Vec::new();
@@ -54,7 +58,11 @@ impl World<'_> {
         let first_ns = self.ledger.requests[index].first_ns;
         let asked_ns = if decided.repeat { first_ns } else { decided.asked_ns };
         let age_ms = (asked_ns.saturating_sub(shown.made_ns) / MS) as i64;
-        if pays && !by_pin && !self.bounds.wrong_centre_clock && age_ms > CODE_AGE_MS_MAX + 2 * DOUBT_MS_MAX {
+        let age_ms_max = match &shown.code {
+            Made::Code(_) => CODE_AGE_MS_MAX + 2 * DOUBT_MS_MAX,
+            Made::Short(_) => 2 * STEP_S * 1_000 + DOUBT_MS_MAX,
+        };
+        if pays && !by_pin && !self.bounds.wrong_centre_clock && age_ms > age_ms_max {
             found.push(format!("{what}: approved {age_ms} ms after it was made"));
         }
         if pays && !by_pin && !decided.repeat && connected_at < opened {
@@ -63,15 +71,30 @@ impl World<'_> {
         if shown.known_withdrawn {
             found.push(format!("{what}: approved, and the building knew that the phone is withdrawn"));
         }
-        let used = (site, shown.account, voucher.number, code.counter);
-        match self.phones.approved.insert(used, index) {
+        let other = match &shown.code {
+            Made::Code(code) => {
+                let used = (site, shown.account, code.voucher.voucher().number, code.counter);
+                self.phones.approved.insert(used, index)
+            }
+            Made::Short(code) => {
+                self.reached(Coverage::ShortCodePaid);
+                self.phones.approved_short.insert(*code, index)
+            }
+        };
+        match other {
+            // A centre that comes back from an old copy has forgotten the last short codes, too.
+            Some(_) if matches!(shown.code, Made::Short(_)) && self.centre_was_restored() => {}
             Some(other) if sound && self.ledger.requests[other].sent.key() != &key => {
                 let other = self.ledger.requests[other].sent.key();
                 found.push(format!("{what}: approved, as it was before for {other:?}"));
             }
             _ => {}
         }
-        if let Some(receipt) = receipt {
+        if let (Made::Short(_), Some(_)) = (&shown.code, receipt) {
+            found.push(format!("{what}: a receipt, though it has no voucher"));
+        }
+        if let (Made::Code(code), Some(receipt)) = (&shown.code, receipt) {
+            let voucher = code.voucher.voucher();
             let said = receipt.receipt();
             let fits = receipt.is_signed_by(&self.sites[site].identity.log_key.verifying_key())
                 && said.node == self.sites[site].identity.node

@@ -1,12 +1,14 @@
 //! One phone: its key, its voucher, its counter; and codes and receipts that somebody makes up.
 
 use ed25519_dalek::SigningKey;
+use feiqian_protocol::chain::unhex;
 use feiqian_protocol::code::{
-    Code, PhoneAlgorithm, PhoneSecret, Receipt, SignedReceipt, SignedVoucher, Voucher,
+    Code, PhoneAlgorithm, PhoneSecret, Receipt, ShortCode, ShortSecret, SignedReceipt, SignedVoucher, Voucher,
 };
 use feiqian_protocol::ids::CardNumber;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
+use serde_json::Value;
 
 use crate::seed::Seed;
 
@@ -22,13 +24,30 @@ pub(super) struct Device {
     pub(super) spent: Option<u32>,
     /// Receipts that it has scanned and not brought yet.
     pub(super) receipts: Vec<String>,
+    /// What it makes short codes by: alias and secret.
+    short: Option<(u64, ShortSecret)>,
 }
 
 impl Device {
     pub(super) fn new(seed: &mut Seed) -> Self {
         let secret = secret(seed);
         let card = CardNumber::of_phone(&secret.key());
-        Self { secret, card, voucher: None, offset_ms: 0, counter: 0, spent: None, receipts: Vec::new() }
+        let (voucher, spent, receipts, short) = (None, None, Vec::new(), None);
+        Self { secret, card, voucher, offset_ms: 0, counter: 0, spent, receipts, short }
+    }
+
+    /// Keeps what the centre has said of short codes.
+    pub(super) fn keep_short(&mut self, told: &Value) {
+        let alias = told["alias"].as_str().and_then(|alias| alias.parse().ok());
+        let secret =
+            unhex(told["secret"].as_str().unwrap_or_default()).and_then(|bytes| bytes.try_into().ok());
+        self.short = alias.zip(secret).map(|(alias, secret)| (alias, ShortSecret::new(secret)));
+    }
+
+    /// The short code of a time, where it makes such.
+    pub(super) fn short_code(&self, now: Timestamp) -> Option<ShortCode> {
+        let (alias, secret) = self.short.as_ref()?;
+        Some(secret.code(*alias, self.centre_time(now)))
     }
 
     pub(super) const fn centre_time(&self, now: Timestamp) -> Timestamp {

@@ -1,0 +1,75 @@
+//! What a person decides of a case that no rule decides: a tap after a loss report above the refund cap, or by a code that had been
+//! used at another building.
+
+use feiqian_protocol::entry::{Actor, ActorKind, Bearer, Proof};
+use feiqian_protocol::ids::{Key, LogId};
+use feiqian_protocol::money::Fen;
+use serde_json::json;
+
+use crate::accounts::refused;
+use crate::core::{Round, StoreError};
+use crate::io::Reply;
+use crate::store::StoreError as Store;
+use crate::store::money::{self, CaseState};
+
+impl Round<'_> {
+    /// Gives the holder back what such a case is about, at the risk fund's cost, or leaves it to the holder.
+    pub(crate) fn decide_case(
+        &mut self,
+        name: &str,
+        refund: bool,
+        operator: Key,
+    ) -> Result<Reply, StoreError> {
+        let mut cases = Vec::new();
+        for case in money::refundable_cases(self.db, self.state.identity.institution)? {
+            if self.case_name(case.debit.log, case.debit.position) == name {
+                cases.push(case);
+            }
+        }
+        if cases.is_empty() {
+            let message = format!("{name} is no case that a person decides; export cases has their names");
+            return Ok(refused("case", message));
+        }
+        cases.retain(|case| case.bearer == Bearer::Suspense);
+        if cases.is_empty() {
+            return Ok(refused("case_decided", format!("{name} is decided already")));
+        }
+        let actor = Actor { kind: ActorKind::Operator, id: operator, proof: Proof::Login };
+        let mut given_back = Fen::ZERO;
+        for case in cases {
+            let back = if refund { case.opened - case.refunded } else { Fen::ZERO };
+            self.settle_case(&case, back, actor.clone())?;
+            given_back += back;
+        }
+        let bearer = if refund { Bearer::RiskFund } else { Bearer::Holder };
+        Ok(Ok(json!({ "case": name, "bearer": bearer.name(), "refunded_fen": given_back })))
+    }
+
+    fn settle_case(&mut self, case: &CaseState, back: Fen, actor: Actor) -> Result<(), StoreError> {
+        let CaseState { account, wallet, debit, reason, .. } = *case;
+        let refunded = case.refunded + back;
+        let bearer = if refunded == case.opened { Bearer::RiskFund } else { Bearer::Holder };
+        let after = CaseState { bearer, refunded, ..case.clone() };
+        self.move_case(Some(case), &after, actor)?;
+        if !back.is_positive() {
+            return Ok(());
+        }
+        let mut movement = money::movement(self.db, account, wallet, debit)?.ok_or_else(|| {
+            Store::Corrupt(format!("{} {} has a case and no debit", debit.log, debit.position))
+        })?;
+        movement.refunded += back;
+        money::put_movement(self.db, account, wallet, debit, &movement)?;
+        self.refund(debit, account, wallet, back, reason)
+    }
+
+    /// A case as exports name it.
+    fn case_name(&self, log: LogId, position: u64) -> String {
+        let node = self.state.nodes.get(&log.writer);
+        let node = node.map_or_else(|| log.to_string(), |node| node.display_name());
+        if log.stream == 0 {
+            format!("{node}:{position}")
+        } else {
+            format!("{node}/b{}:{position}", log.stream)
+        }
+    }
+}
