@@ -216,9 +216,10 @@ impl NodeCore {
 
 #[cfg(test)]
 mod tests {
+    use feiqian_protocol::account::Document;
     use feiqian_protocol::campus::Mode;
-    use feiqian_protocol::entry::Body;
-    use feiqian_protocol::ids::LogId;
+    use feiqian_protocol::entry::{Body, DocumentRenewed};
+    use feiqian_protocol::ids::{AccountId, LogId};
     use feiqian_protocol::tap::{DeclineReason, TapKind};
 
     use super::*;
@@ -349,5 +350,42 @@ mod tests {
         door.key = feiqian_protocol::tap::TapKey { terminal: TerminalId::new("door").unwrap(), ..key("1") };
         assert_eq!(decided(&desk.tap(door)), declined(DeclineReason::Void));
         desk.check();
+    }
+
+    #[test]
+    fn a_document_begun_anew_takes_the_place_of_the_one_before() {
+        let mut world = world_of(Role::Desk);
+        world.grant(ALICE, 9_000);
+        world.share_grant(ALICE, 9_000);
+        set(&mut world, request(SettingKind::ReportLoss)).unwrap();
+        let saved = world.core.store.document(ALICE).unwrap().unwrap();
+        let reader = |epoch| actor_id(INSTITUTION, feiqian_protocol::ids::NodeId::CENTRE, 1, epoch, ALICE);
+        let before = Document::load(&saved, reader(1)).unwrap();
+        let mut new = before.renewed(2, reader(2)).unwrap();
+        let renewed = |account, document: Vec<u8>| -> Body {
+            DocumentRenewed { account, document_epoch: 2, document: document.into() }.into()
+        };
+        let log = LogId::shard(INSTITUTION, ALICE.shard());
+        let wall = world.now.wall;
+        let frame = world.centre.write(log, wall, vec![renewed(ALICE, new.save())]);
+        world.frame(frame);
+        let kept = world.core.store.document(ALICE).unwrap().unwrap();
+        let mut kept = Document::load(&kept, reader(2)).unwrap();
+        assert_eq!((kept.epoch().unwrap(), kept.heads()), (2, new.heads()));
+        // What was said here still acts, and what is said from now on is made on the new one.
+        assert_eq!(decided(&world.buy("1", "alice", 100)), declined(DeclineReason::Lost));
+        set(&mut world, request(SettingKind::Freeze)).unwrap();
+        let epochs: Vec<u32> = written(&world).iter().map(|(_, setting)| setting.document_epoch).collect();
+        assert_eq!(epochs, [1, 2]);
+        let (_, freeze) = written(&world).pop().unwrap();
+        kept.merge_change(&freeze.change).unwrap();
+        assert!(kept.settings().unwrap().frozen);
+        world.check();
+
+        // Of nobody's account it is no entry that the centre writes.
+        let nobody = AccountId(ALICE.0 + u64::from(feiqian_protocol::limits::SHARDS) * 100);
+        let frame = world.centre.write(log, wall, vec![renewed(nobody, new.save())]);
+        let outputs = world.frame(frame);
+        assert!(outputs.iter().any(|output| matches!(output, Output::CloseLink(..))), "{outputs:?}");
     }
 }
