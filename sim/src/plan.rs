@@ -22,8 +22,9 @@ use crate::scenario::{AccountSpec, BuildingSpec, Scenario, ScenarioError, Worklo
 /// The institution of every simulated campus.
 pub const INSTITUTION: InstitutionId = InstitutionId(1);
 
-/// Changes in an account's document before a simulated centre begins it anew: few, so that it often does.
-pub const DOCUMENT_CHANGES_MAX: u64 = 3;
+/// Changes in an account's document before a simulated centre begins it anew, by seed: few, so that it often does, and what a building
+/// has set is about the one before; or so many that changes meet in one document.
+const DOCUMENT_CHANGES_MAX: [u64; 3] = [1, 3, 8];
 
 /// One run.
 #[derive(Clone, Debug, PartialEq)]
@@ -479,6 +480,11 @@ impl Plan {
             merchants,
             buildings,
         }
+    }
+
+    /// Changes in an account's document before the centre begins it anew.
+    pub const fn document_changes_max(&self) -> u64 {
+        DOCUMENT_CHANGES_MAX[(self.seed % DOCUMENT_CHANGES_MAX.len() as u64) as usize]
     }
 
     /// A scenario of fixed events that gives this plan with any seed.

@@ -76,6 +76,7 @@ pub struct Campus {
     processes: u64,
     idle_timeout: Duration,
     ask_deadline_ms: u64,
+    document_changes_max: u64,
 }
 
 impl Campus {
@@ -117,6 +118,7 @@ impl Campus {
             processes: 0,
             idle_timeout: Duration::from_millis(plan.timing.idle_timeout_ms),
             ask_deadline_ms: plan.timing.ask_deadline_ms,
+            document_changes_max: plan.document_changes_max(),
         };
         Ok((campus, read))
     }
@@ -135,6 +137,7 @@ impl Campus {
             authority: &self.centre.authority,
             clock: &self.centre.clock,
             idle_timeout: self.idle_timeout,
+            document_changes_max: self.document_changes_max,
         };
         let process = CentreProcess::start(start, &self.network, &mut self.chance, &self.news)?;
         self.centre.process = Some((self.processes, process));

@@ -29,7 +29,6 @@ use tokio::task::AbortHandle;
 
 use super::clock::HostClock;
 use super::network::{CENTRE, Network};
-use crate::plan::DOCUMENT_CHANGES_MAX;
 use crate::seed::Seed;
 use crate::vfs::Disk;
 
@@ -341,6 +340,8 @@ pub struct CentreStart<'a> {
     pub clock: &'a HostClock,
     /// As in its configuration.
     pub idle_timeout: Duration,
+    /// Changes in an account's document before it is begun anew.
+    pub document_changes_max: u64,
 }
 
 /// The running process of the centre.
@@ -386,10 +387,10 @@ impl CentreProcess {
         });
         let (disk, identity) = (start.disk.clone(), start.identity.clone());
         let tell = (start.number, news.clone());
-        let mut restored = start.restored;
+        let (mut restored, document_changes_max) = (start.restored, start.document_changes_max);
         let open = move || {
             let mut core = ReconcileCore::open(disk.open("centre.db")?, identity.clone())?;
-            core.renew_documents_after(DOCUMENT_CHANGES_MAX);
+            core.renew_documents_after(document_changes_max);
             if std::mem::take(&mut restored) {
                 core.restored()?;
             }

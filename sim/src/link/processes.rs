@@ -6,8 +6,10 @@ use feiqian_node::io as node_io;
 use feiqian_reconcile::core::ReconcileCore;
 
 use super::{Notice, Site, World};
-use crate::plan::DOCUMENT_CHANGES_MAX;
 use crate::vfs::{Disk, Image};
+
+/// Changes in an account's document before the centre begins it anew: so few that it often does, and that some still meet in one.
+const DOCUMENT_CHANGES_MAX: u64 = 2;
 
 impl World {
     /// Starts a building's process (again).

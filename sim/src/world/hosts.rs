@@ -16,7 +16,7 @@ use super::clock::Clock;
 use super::network::Way;
 use super::{End, Event, MS, World};
 use crate::link::tables::{CentreTables, NodeTables};
-use crate::plan::{DOCUMENT_CHANGES_MAX, Host, INSTITUTION};
+use crate::plan::{Host, INSTITUTION};
 use crate::promises::{Coverage, Promise};
 use crate::vfs::Disk;
 
@@ -681,6 +681,7 @@ impl World<'_> {
     pub(super) fn start_centre(&mut self) {
         let now = self.now;
         let purses = (!self.purses.is_empty()).then(|| std::sync::Arc::new(self.purses.of_centre()));
+        let document_changes_max = self.plan.document_changes_max();
         let host = &mut self.centre;
         if host.core.is_some() {
             return;
@@ -691,7 +692,7 @@ impl World<'_> {
         let opened = host.disk.open("centre.db").map_err(anyhow::Error::from);
         let opened = opened.and_then(|connection| {
             let mut core = ReconcileCore::open(connection, identity)?;
-            core.renew_documents_after(DOCUMENT_CHANGES_MAX);
+            core.renew_documents_after(document_changes_max);
             if let Some(purses) = purses {
                 core.serve_purses(purses);
             }
