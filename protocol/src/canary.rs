@@ -104,8 +104,6 @@ canaries! {
     RoundedTwice = "rounded-twice",
     /// The centre lets a short code stand for another tap.
     ShortCodeUsedAgain = "short-code-used-again",
-    /// What a building had set on a document that was begun anew since is answered as taken, and left out.
-    SettingOfOlderDocumentLost = "setting-of-older-document-lost",
     /// A snapshot is installed without its balances.
     SnapshotWithoutBalances = "snapshot-without-balances",
     /// A Hello that shows fewer grants than were acknowledged is accepted.

@@ -100,8 +100,8 @@ pub const DOCUMENT_BYTES_KEPT: usize = 12 * 1024;
 /// Of it kept free for replicas, which may save the same document in somewhat more bytes.
 pub const DOCUMENT_BYTES_SLACK: usize = 1024;
 
-/// Changes in an account document before the centre begins it anew: a holder makes some a year, and of so many it is still read in
-/// about a millisecond.
+/// Changes in an account document before the centre begins it anew: a holder makes some a year, and every change makes each later one
+/// dearer to read.
 pub const DOCUMENT_CHANGES_MAX: u64 = 256;
 
 /// A document of more bytes is begun anew after an eighth of them: before it has no room for what does not narrow.

@@ -8,8 +8,7 @@ use crate::core::{Round, StoreError};
 use crate::store::accounts;
 
 impl Round<'_> {
-    /// Begins a document anew where it has so many changes, or bytes, that it is time. One that says too much to become shorter
-    /// stays as it is.
+    /// Begins a document anew where it has so many changes, or bytes, that it is time.
     pub(crate) fn renew_worn(
         &mut self,
         account: AccountId,
@@ -28,9 +27,6 @@ impl Round<'_> {
                 return Ok(());
             }
         };
-        if saved.len() >= bytes {
-            return Ok(());
-        }
         tracing::debug!(%account, document_epoch, before = bytes, after = saved.len(), "document begun anew");
         let renewed = DocumentRenewed { account, document_epoch, document: saved.into() };
         self.keep_renewed(&renewed)?;

@@ -62,9 +62,6 @@ impl Round<'_> {
             self.fault(at.log, at.position, "a setting that a node may not change")?;
             return Ok(Some(AccountError::Role(role.name()).code()));
         }
-        if planted(Canary::SettingOfOlderDocumentLost) && setting.document_epoch < stored.document_epoch {
-            return Ok(None);
-        }
         if document.is_so(&setting.intent)? || self.was_taken(at, setting, &document)? {
             // Another building was first, or a centre that came back from an old copy has taken its own word of it back.
             self.regain_pin(node, setting, &settings)?;

@@ -70,7 +70,6 @@ const PLACES: &[Place] = &[
     message(Canary::RightNotDebitedOnRetry, "flapping-link"),
     message(Canary::RoleNotChecked, "wrong-hands"),
     message(Canary::RoundedTwice, "lunch-uplink-cut"),
-    message(Canary::SettingOfOlderDocumentLost, "loss-during-outage"),
     message(Canary::ShortCodeUsedAgain, "phones"),
     message(Canary::SnapshotWithoutBalances, "long-away"),
     message(Canary::StaleGrantsAccepted, "clone-and-restore"),

@@ -202,8 +202,6 @@ named! {
         SettingRefused = "setting_refused",
         /// A document was begun anew.
         DocumentRenewed = "document_renewed",
-        /// A setting that a node had made on the document before was carried out on the new one.
-        SettingCarriedOver = "setting_carried_over",
         /// Whoever wrote into the log of another was not listened to any longer.
         ForeignLogRefused = "foreign_log_refused",
         /// Wrong tries of a PIN were forgotten at the holder's wish.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use feiqian_protocol::campus::{Mode, Policy};
-use feiqian_protocol::entry::{Bearer, Body, CaseReason, Entry, Reversal, Setting};
+use feiqian_protocol::entry::{Bearer, Body, CaseReason, Entry, Reversal};
 use feiqian_protocol::ids::{AccountId, LogId, NodeId, Wallet};
 use feiqian_protocol::limits::SHARDS;
 use feiqian_protocol::money::Fen;
@@ -216,18 +216,6 @@ impl Books {
         nodes.chain(&self.shards).chain(&self.to_nodes).map(|log| log.len() as u64).sum()
     }
 
-    /// True where the document was begun anew after a node made this setting on it.
-    fn is_carried_over(&self, setting: &Setting) -> bool {
-        let Some(of) = setting.of else { return false };
-        let node = self.nodes.iter().find(|node| node.node == of.log.writer);
-        let written = node.and_then(|node| node.logs.first()?.get(of.position as usize - 1));
-        let made = written.and_then(|entry| match &entry.body {
-            Body::Setting(made) => Some(made.document_epoch),
-            _ => None,
-        });
-        made.is_some_and(|made| made < setting.document_epoch)
-    }
-
     /// Rare paths that the books show, and how often.
     pub fn coverage(&self) -> Vec<(Coverage, u64)> {
         let mut counts: BTreeMap<Coverage, u64> = BTreeMap::new();
@@ -283,9 +271,6 @@ impl Books {
             match &entry.body {
                 Body::Refund(_) => reach(Coverage::LossRefunded),
                 Body::DocumentRenewed(_) => reach(Coverage::DocumentRenewed),
-                Body::Setting(setting) if self.is_carried_over(setting) => {
-                    reach(Coverage::SettingCarriedOver)
-                }
                 _ => {}
             }
         }
