@@ -22,7 +22,7 @@ use self::figures::Figures;
 use self::measure::Scale;
 
 /// Everything that can be measured, by its name in the JSON.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 19] = [
     "tap_one",
     "tap_open_100",
     "pin_10",
@@ -33,6 +33,8 @@ pub const NAMES: [&str; 17] = [
     "catch_up_1m",
     "downlink",
     "downlink_busy",
+    "loss_busy",
+    "documents_50k",
     "wire_bytes_per_entry",
     "cpu_10_taps_percent",
     "cpu_idle_percent",

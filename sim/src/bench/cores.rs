@@ -1,5 +1,7 @@
 //! Both cores in this process, on files or on the crash disk, with nothing between them but frames.
 
+mod edits;
+
 use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -54,7 +56,8 @@ const LINK: u64 = 1;
 /// # Errors
 /// Where a core does not do what it should.
 pub fn measure(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> Result<()> {
-    let names = ["core_64", "slow_disk_64", "catch_up", "catch_up_1m", "wire_bytes_per_entry"];
+    let names =
+        ["core_64", "slow_disk_64", "catch_up", "catch_up_1m", "wire_bytes_per_entry", "documents_50k"];
     if !names.iter().any(|name| wanted.has(name)) {
         return Ok(());
     }
@@ -66,6 +69,10 @@ pub fn measure(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> Result<
     }
     if wanted.has("slow_disk_64") {
         figures.slow_disk_64 = Some(slow_disk_64(scale, &pair)?);
+    }
+    if wanted.has("documents_50k") {
+        let (centre, node) = edits::edits(scale, &pair, root.path())?;
+        figures.edits_by_cores = Some((centre, node));
     }
     if wanted.has("catch_up") || wanted.has("wire_bytes_per_entry") {
         let frames = pair.backlog(scale.entries)?;

@@ -72,6 +72,23 @@ pub struct Downlink {
     pub p99_ms: f64,
 }
 
+/// What the documents of all accounts take of a node.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Documents {
+    /// MiB of its database, stopped and checkpointed.
+    pub node_db_mib: f64,
+    /// The same once every account has had its PIN set, and one in ten its limits changed.
+    pub node_db_pins_mib: f64,
+    /// Peak resident size while all that arrived.
+    pub node_rss_kb: u64,
+    /// 1,000 edits, one account in fifty: from the first command at the centre until the node has committed the last.
+    pub edits_1000_s: f64,
+    /// What they take the centre's core alone.
+    pub edits_1000_centre_core_s: f64,
+    /// What they take the node's core alone.
+    pub edits_1000_node_core_s: f64,
+}
+
 /// All figures; those that were not asked for are left out.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Figures {
@@ -111,6 +128,15 @@ pub struct Figures {
     /// The same while a backlog is on the link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub downlink_busy: Option<Downlink>,
+    /// A loss report alone while a backlog is on the link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_busy: Option<Downlink>,
+    /// The documents of all accounts at a node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub documents_50k: Option<Documents>,
+    /// What a thousand edits of them take the cores of centre and node alone: shown with them.
+    #[serde(skip)]
+    pub edits_by_cores: Option<(Duration, Duration)>,
     /// Bytes of frames by entries, in bulk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wire_bytes_per_entry: Option<f64>,
@@ -156,6 +182,11 @@ pub fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100.0).round() / 100.0
 }
 
+/// MiB with one decimal.
+pub fn mib(bytes: u64) -> f64 {
+    (bytes as f64 / 104_857.6).round() / 10.0
+}
+
 /// The one by the other in percent, with two decimals.
 pub fn percent(part: Duration, whole: Duration) -> f64 {
     (part.as_secs_f64() / whole.as_secs_f64().max(f64::MIN_POSITIVE) * 10_000.0).round() / 100.0
@@ -183,6 +214,19 @@ impl Rate {
     /// From both rates.
     pub fn new(per_s: u64, baseline_per_s: u64) -> Self {
         Self { per_s, baseline_per_s, ratio: ratio(per_s, baseline_per_s) }
+    }
+}
+
+impl Documents {
+    fn lines(&self, table: &mut Table) {
+        let Self { node_db_mib, node_db_pins_mib, node_rss_kb, edits_1000_s, .. } = *self;
+        table.alone("documents: database", format!("{node_db_mib} MiB"), "<= 120 MiB", node_db_mib <= 120.0);
+        let met = node_db_pins_mib <= 120.0;
+        table.alone("  with PINs", format!("{node_db_pins_mib} MiB"), "<= 120 MiB", met);
+        table.alone("  node_rss_kb", node_rss_kb.to_string(), "<= 65536", node_rss_kb <= 65_536);
+        table.alone("  1,000 edits", format!("{edits_1000_s} s"), "<= 1 s", edits_1000_s <= 1.0);
+        table.alone("    centre's core", format!("{} s", self.edits_1000_centre_core_s), "", true);
+        table.alone("    node's core", format!("{} s", self.edits_1000_node_core_s), "", true);
     }
 }
 
@@ -241,6 +285,13 @@ impl Figures {
                 table.alone(&format!("{name} p50"), format!("{p50_ms} ms"), "<= 5 ms", p50_ms <= 5.0);
                 table.alone(&format!("{name} p99"), format!("{p99_ms} ms"), "<= 20 ms", p99_ms <= 20.0);
             }
+        }
+        if let Some(Downlink { p50_ms, p99_ms }) = self.loss_busy {
+            table.alone("loss_busy p50", format!("{p50_ms} ms"), "", true);
+            table.alone("loss_busy p99", format!("{p99_ms} ms"), "<= 20 ms", p99_ms <= 20.0);
+        }
+        if let Some(documents) = &self.documents_50k {
+            documents.lines(&mut table);
         }
         if let Some(bytes) = self.wire_bytes_per_entry {
             table.alone("wire_bytes_per_entry", bytes.to_string(), "<= 80", bytes <= 80.0);

@@ -1,5 +1,8 @@
 //! What a real centre and real nodes do, as processes of their own over HTTPS and QUIC on loopback.
 
+mod documents;
+mod downlink;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -7,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use axum::Router;
 use axum::routing::post;
-use feiqian_node::http::api::BalanceAnswer;
 use feiqian_protocol::campus::Mode;
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, NodeName, TerminalId};
@@ -21,10 +23,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
+pub(super) use self::documents::{EDITED_ONE_IN, OPERATORS};
+use self::downlink::{CARDS_TO_CHANGE, Changes, DOWNLINK_SAMPLES, Link};
 use super::Wanted;
 use super::bare::{self, BareTaps};
 use super::client::{Building, Till, approved};
-use super::figures::{Beside, Downlink, Figures, Open, Rate, TapOne, micros, millis, percent, seconds};
+use super::figures::{Beside, Figures, Open, Rate, TapOne, micros, percent, seconds};
 use super::measure::{Scale, median, median_rate, percentile, rate};
 use crate::campus::layout::Layout;
 use crate::campus::process::{Process, RECONCILE, run_to_end};
@@ -45,11 +49,6 @@ const BENCH_PIN: &str = "271829";
 const OPENING_FEN: u64 = 1_000_000;
 /// Longest wait for a state that must come.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Credits and loss reports that are timed: on an idle link, and at most beside a backlog.
-const DOWNLINK_SAMPLES: usize = 200;
-/// The terminal that looks whether they have arrived enquires so often: what it adds to a time is less than this, and more often
-/// it would take a processor from those that are measured.
-const ENQUIRE_EVERY: Duration = Duration::from_millis(1);
 
 /// Measures what needs processes.
 ///
@@ -63,19 +62,30 @@ pub async fn measure(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> R
         "http_64",
         "downlink",
         "downlink_busy",
+        "loss_busy",
         "cpu_10_taps_percent",
         "cpu_idle_percent",
         "node_rss_kb",
         "first_sync_s",
         "cold_start_ms",
     ];
-    if !names.iter().any(|name| wanted.has(name)) {
-        return Ok(());
+    if names.iter().any(|name| wanted.has(name)) {
+        measure_taps(scale, wanted, figures).await?;
     }
+    if wanted.has("documents_50k") {
+        // In a town of its own: the database has nothing else in it.
+        let mut town = Town::new(scale).await?;
+        figures.documents_50k = Some(town.documents(figures.edits_by_cores.unwrap_or_default()).await?);
+        town.campus.stop().await?;
+    }
+    Ok(())
+}
+
+async fn measure_taps(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> Result<()> {
     let mut town = Town::new(scale).await?;
     if wanted.has("downlink") {
         let samples = if scale.entries < 100_000 { 20 } else { DOWNLINK_SAMPLES };
-        figures.downlink = Some(town.downlink(samples, false).await?);
+        figures.downlink = Some(town.downlink(samples, Changes::Both, Link::Idle).await?);
     }
     if wanted.has("cold_start_ms") || wanted.has("tap_one") {
         figures.cold_start_ms = Some(town.cold_start().await?);
@@ -114,13 +124,19 @@ pub async fn measure(scale: &Scale, wanted: &Wanted, figures: &mut Figures) -> R
     if wanted.has("http_64") {
         figures.http_64 = Some(town.http_64().await?);
     }
-    if wanted.has("node_rss_kb") || wanted.has("downlink_busy") {
+    if wanted.has("node_rss_kb") || wanted.has("downlink_busy") || wanted.has("loss_busy") {
         town.fill().await?;
         figures.node_rss_kb = Some(town.peak_kb());
     }
     if wanted.has("downlink_busy") {
-        town.campus.nodes[0].relay.set_cut(false);
-        figures.downlink_busy = Some(town.downlink(DOWNLINK_SAMPLES, true).await?);
+        figures.downlink_busy = Some(town.downlink_busy(Changes::Both).await?);
+    }
+    if wanted.has("loss_busy") {
+        if wanted.has("downlink_busy") {
+            town.cut().await?;
+            town.fill().await?;
+        }
+        figures.loss_busy = Some(town.downlink_busy(Changes::Losses).await?);
     }
     town.campus.stop().await
 }
@@ -140,9 +156,9 @@ fn card(number: u64) -> String {
     format!("c{number:05}")
 }
 
-/// The card of a tap: far from the one before. The last ones are kept for loss reports.
+/// The card of a tap: far from the one before. The last ones are kept for what is changed at the centre.
 fn payer(tap: u64, accounts: u64) -> String {
-    card(1 + tap * 7_919 % (accounts - 2 * DOWNLINK_SAMPLES as u64))
+    card(1 + tap * 7_919 % (accounts - CARDS_TO_CHANGE))
 }
 
 impl Town {
@@ -477,64 +493,6 @@ impl Town {
         self.load(self.address, PATIENCE, self.scale.entries).await?;
         Ok(())
     }
-
-    /// Credits and loss reports at the centre, each until the canteen says so over HTTPS.
-    async fn downlink(&mut self, samples: usize, busy: bool) -> Result<Downlink> {
-        let mut till = self.till(TILLS).await?;
-        if busy {
-            self.until("the link", |node, _| node["link"] == "up").await?;
-        }
-        let mut took = Vec::new();
-        for index in 0..samples {
-            let (command, card) = self.change(index, busy);
-            let body = json!({"card": card}).to_string();
-            let before = enquire(&mut till, &body).await?;
-            let begun = Instant::now();
-            self.campus.centre.control.send(&command).await?;
-            // Only what the command changes: the time of the centre's newest word moves with every batch that it posts.
-            let is_there = |after: &BalanceAnswer| match &command["amount_fen"] {
-                Value::Null => after.reason.as_deref() == Some("lost"),
-                amount => {
-                    after.cash_fen == before.cash_fen.zip(amount.as_i64()).map(|(cash, more)| cash + more)
-                }
-            };
-            let mut next = tokio::time::Instant::now();
-            while !is_there(&enquire(&mut till, &body).await?) {
-                ensure!(begun.elapsed() < PATIENCE, "the canteen does not hear of {command}");
-                next = (next + ENQUIRE_EVERY).max(tokio::time::Instant::now());
-                sleep_until(next).await;
-            }
-            took.push(begun.elapsed());
-            self.campus.centre.control.receive::<Value>().await?;
-            if busy && self.is_drained().await? {
-                break;
-            }
-        }
-        ensure!(!took.is_empty(), "nothing was measured");
-        Ok(Downlink { p50_ms: millis(median(&mut took)), p99_ms: millis(percentile(&mut took, 99)) })
-    }
-
-    /// Every other time a credit, otherwise a loss report.
-    fn change(&self, index: usize, busy: bool) -> (Value, String) {
-        let card = card(self.scale.accounts - index as u64 - if busy { DOWNLINK_SAMPLES as u64 } else { 0 });
-        let command = if index.is_multiple_of(2) {
-            json!({"command": "topup", "card": card, "amount_fen": 100, "channel": "bench", "key": card})
-        } else {
-            json!({"command": "report_loss", "card": card, "operator": "bench"})
-        };
-        (command, card)
-    }
-
-    async fn is_drained(&mut self) -> Result<bool> {
-        let status: Value = self.node().control.call(&json!({"command": "status"})).await?;
-        Ok(status["acked"] == status["position"])
-    }
-}
-
-/// What a terminal is told of a card.
-async fn enquire(till: &mut Till, body: &str) -> Result<BalanceAnswer> {
-    let (_, answer) = till.send(till.request("/v1/balance", body.to_owned())?).await?;
-    serde_json::from_slice(&answer).with_context(|| String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Where a node of a run listens for terminals.
