@@ -37,6 +37,13 @@ use crate::tls::CertificateTime;
 const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// Frames that come in bulk and share a step: each is a millisecond or so of work, for which everything else waits, and a commit
+/// for each by itself would cost a slow disk too much.
+const BULK_FRAMES_PER_STEP: usize = 4;
+
+/// The same where somebody waits: what is not taken now goes in the next step but one.
+const BULK_FRAMES_BESIDE_OTHERS: usize = 1;
+
 /// Opens the node's database, again after every step that failed.
 pub type OpenDatabase = Box<dyn FnMut() -> rusqlite::Result<rusqlite::Connection> + Send>;
 
@@ -311,9 +318,16 @@ impl Driver {
             if self.taken.is_empty() && matches!(self.take(wait).await, Taken::Closed) {
                 return Ok(());
             }
+            self.take_what_came();
             // What a person waits for goes before what comes in bulk, but not twice in a row, so that this comes in all the
             // same.
-            stood_back = !stood_back && self.taken.iter().any(Message::is_waited_for);
+            let others = self.taken.iter().any(Message::is_waited_for);
+            let mut room = match (others, stood_back) {
+                (false, _) => BULK_FRAMES_PER_STEP,
+                (true, false) => 0,
+                (true, true) => BULK_FRAMES_BESIDE_OTHERS,
+            };
+            stood_back = room == 0;
             let mut bulk = VecDeque::new();
             while inputs.len() < INPUTS_PER_STEP_MAX
                 && let Some(message) = self.taken.pop_front()
@@ -324,7 +338,7 @@ impl Driver {
                     );
                 }
                 match message {
-                    message if stood_back && message.is_bulk() => bulk.push_back(message),
+                    message if room == 0 && message.is_bulk() => bulk.push_back(message),
                     Message::Stop => return self.step(&mut core, &opened, &mut inputs),
                     Message::Clock(to, reply) => {
                         // What came before goes by the time before.
@@ -336,10 +350,13 @@ impl Driver {
                         let _ = reply.send(in_force);
                         result?;
                     }
-                    message => inputs.extend(self.input(message)),
+                    message => {
+                        room -= usize::from(message.is_bulk());
+                        inputs.extend(self.input(message));
+                    }
                 }
             }
-            stood_back = !bulk.is_empty();
+            stood_back &= !bulk.is_empty();
             bulk.append(&mut self.taken);
             self.taken = bulk;
             if due.is_some_and(|due| due <= self.now(&opened).mono_ms) {
@@ -511,6 +528,15 @@ impl Driver {
             None => Taken::Timeout,
             Some(0) => Taken::Closed,
             Some(_) => Taken::Messages,
+        }
+    }
+
+    /// Takes what has come while something taken before was left, which it may go before.
+    fn take_what_came(&mut self) {
+        while self.taken.len() < INPUTS_PER_STEP_MAX
+            && let Ok(message) = self.messages.try_recv()
+        {
+            self.taken.push_back(message);
         }
     }
 

@@ -34,6 +34,10 @@ const STEP_TIME: Duration = Duration::from_millis(32);
 /// The same where there was something of the kind not long ago: then there is more to come.
 const BUSY_STEP_TIME: Duration = Duration::from_millis(3);
 
+/// After such a step over entries none are taken for as long as it took: what comes in that time waits for nothing, and a machine
+/// that has little more to do than to take a backlog in is not kept busy by it alone.
+const REST_PER_STEP: u32 = 1;
+
 /// How long that counts as not long ago.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
@@ -300,6 +304,7 @@ pub async fn run_cores<C: Core, E>(
             links: BTreeMap::new(),
             urgent: None,
             pace: Pace::default(),
+            rest_until: Instant::now(),
             statuses: VecDeque::new(),
             frames_taken: 0,
         };
@@ -357,6 +362,8 @@ struct Run<C, R> {
     /// When there was something that must not wait for a long step.
     urgent: Option<Instant>,
     pace: Pace,
+    /// Until when no entries are taken.
+    rest_until: Instant,
     /// Statuses that wait until so many frames of entries are taken.
     statuses: VecDeque<(u64, Ticket)>,
     frames_taken: u64,
@@ -444,7 +451,7 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
                 self.urgent = Some(Instant::now());
             }
             let busy = self.urgent.is_some_and(|since| since.elapsed() < BUSY_FOR);
-            let entries = self.pace.entries(urgent, busy);
+            let entries = if self.rests() { 0 } else { self.pace.entries(urgent, busy) };
             let taken = self.admit_bulk(events, &mut inputs, if entries > 0 { room } else { 0 }, entries);
             self.admit_statuses(&mut inputs, self.frames_taken);
             if self.core.next_timer().is_some_and(|due| due <= self.mono_ms()) {
@@ -453,7 +460,11 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
             if !inputs.is_empty() {
                 let begun = Instant::now();
                 self.step(inputs)?;
-                self.pace.learn(taken, begun.elapsed());
+                let took = begun.elapsed();
+                self.pace.learn(taken, took);
+                if busy && taken > 0 {
+                    self.rest_until = Instant::now() + took * REST_PER_STEP;
+                }
             }
         }
     }
@@ -496,7 +507,8 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
         if let Ok(event) = events.events.try_recv() {
             return Some(event);
         }
-        if events.first_bulk.is_some() {
+        let rests = self.rests();
+        if events.first_bulk.is_some() && !rests {
             return None;
         }
         let timer = async {
@@ -514,12 +526,17 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
             biased;
             // All senders gone is a stop, too.
             event = events.recv() => Some(event.unwrap_or(Event::Stop)),
-            Some(frame) = bulk.recv() => {
+            Some(frame) = bulk.recv(), if !rests => {
                 *first_bulk = Some(frame);
                 None
             }
+            () = tokio::time::sleep_until(self.rest_until), if rests => None,
             () = timer => None,
         }
+    }
+
+    fn rests(&self) -> bool {
+        Instant::now() < self.rest_until
     }
 
     fn mono_ms(&self) -> u64 {
@@ -714,6 +731,7 @@ mod tests {
             links: BTreeMap::from([(LinkId(1), Some(outgoing))]),
             urgent: None,
             pace: Pace::default(),
+            rest_until: Instant::now(),
             statuses: VecDeque::new(),
             frames_taken: 0,
         };
@@ -736,5 +754,33 @@ mod tests {
         assert!(matches!(events.events.try_recv(), Ok(Event::Frame(..))));
         assert!(run.admit(Event::LinkDown(LinkId(1))).is_some());
         assert!(run.admit(Event::LinkDown(LinkId(1))).is_none());
+    }
+    #[tokio::test]
+    async fn while_it_rests_from_a_backlog_it_takes_what_somebody_waits_for() {
+        let (handle, mut events) = queue();
+        let mut run = Run {
+            core: FakeCore(Arc::default()),
+            real: real_now,
+            opened: Instant::now(),
+            driven: None,
+            tickets: 0,
+            waiting: BTreeMap::new(),
+            links: BTreeMap::new(),
+            urgent: None,
+            pace: Pace::default(),
+            rest_until: Instant::now() + Duration::from_secs(3_600),
+            statuses: VecDeque::new(),
+            frames_taken: 0,
+        };
+        let log = feiqian_protocol::ids::LogId::node(feiqian_protocol::ids::InstitutionId(1), NodeId(1));
+        let entries =
+            feiqian_protocol::frame::Entries { log, first: 1, records: Vec::new(), heads: Vec::new() };
+        handle.frame(LinkId(1), Frame::Entries(entries)).await.unwrap();
+        handle.frame(LinkId(1), mark()).await.unwrap();
+        assert!(matches!(run.wait(&mut events).await, Some(Event::Frame(..))));
+        let later = tokio::time::timeout(Duration::from_millis(20), run.wait(&mut events)).await;
+        assert!(later.is_err() && events.first_bulk.is_none(), "the backlog waits");
+        run.rest_until = Instant::now();
+        assert!(run.wait(&mut events).await.is_none() && events.first_bulk.is_some(), "until it has rested");
     }
 }
