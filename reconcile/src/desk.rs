@@ -114,22 +114,27 @@ impl Round<'_> {
             SettingCommand::JoinGroup { group } => vec![Intent::JoinGroup { group }],
             SettingCommand::LeaveGroup { group } => vec![Intent::LeaveGroup { group }],
         };
-        // All of it or nothing: each is tried on the settings that those before it leave.
-        let mut tried = document;
-        for intent in &intents {
-            if let Err(error) = tried.carry_out(intent, self.state.time) {
-                return Ok(refused(error.code(), error.to_string()));
+        // All of it or nothing: each of several is tried on the settings that those before it leave.
+        if intents.len() > 1 {
+            let mut tried = document;
+            for intent in &intents {
+                if let Err(error) = tried.carry_out(intent, self.state.time) {
+                    return Ok(refused(error.code(), error.to_string()));
+                }
             }
         }
         for intent in intents {
-            if let Intent::IssueCard { card }
-            | Intent::IssueInactiveCard { card }
-            | Intent::IssueLegacyCard { card, .. } = &intent
-            {
-                holders::take_blank(self.db, card)?;
-            }
+            let issued = match &intent {
+                Intent::IssueCard { card }
+                | Intent::IssueInactiveCard { card }
+                | Intent::IssueLegacyCard { card, .. } => Some(card.clone()),
+                _ => None,
+            };
             if let Err(error) = self.settle(account, intent, operator.clone())? {
                 return Ok(Err(error));
+            }
+            if let Some(card) = issued {
+                holders::take_blank(self.db, &card)?;
             }
         }
         self.account(card)
