@@ -338,22 +338,20 @@ impl NodeCore {
     }
 
     fn renew_document(&mut self, renewed: &DocumentRenewed) -> Result<(), Fault> {
-        let account = renewed.account;
-        if self.store.document(account)?.is_none() {
-            return Err(Fault::peer(format!(
-                "a document begun anew of account {account}, which was not opened"
-            )));
-        }
-        self.keep_document(account, &renewed.document, None)?;
+        self.opened_document(renewed.account, "a document begun anew")?;
+        self.keep_document(renewed.account, &renewed.document, None)?;
         Ok(())
     }
 
     fn apply_setting(&mut self, setting: &Setting) -> Result<(), Fault> {
-        let saved = self.store.document(setting.account)?.ok_or_else(|| {
-            Fault::peer(format!("a setting of account {}, which was not opened", setting.account))
-        })?;
+        let saved = self.opened_document(setting.account, "a setting")?;
         self.keep_document(setting.account, &saved, Some(&setting.change))?;
         Ok(())
+    }
+
+    fn opened_document(&self, account: AccountId, what: &str) -> Result<Vec<u8>, Fault> {
+        let saved = self.store.document(account)?;
+        saved.ok_or_else(|| Fault::peer(format!("{what} of account {account}, which was not opened")))
     }
 
     /// Merges a change into a document, where there is one, and keeps the document with what taps read of it.

@@ -360,7 +360,7 @@ impl NodeCore {
             acked: saved.acked,
             applied: to_node.position,
             shards: shards.iter().map(|cursor| cursor.position).collect(),
-            pending: self.queues.len(),
+            pending: self.waiting_taps(),
             settings_waiting,
             settings_refused,
             unknown_cards_not_kept: self.unknown_cards.not_kept,

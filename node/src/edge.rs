@@ -21,7 +21,7 @@ use feiqian_protocol::ids::{AccountId, CardNumber};
 use feiqian_protocol::limits::PENDING_TAPS_MAX;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::rights::Share;
-use feiqian_protocol::tap::{Decision, DeclineReason, Pin, TapKind, TapRequest};
+use feiqian_protocol::tap::{Decision, DeclineReason, Pin, TapKey, TapKind, TapRequest};
 use feiqian_protocol::time::BusinessDay;
 
 use crate::authorizer::{Cover, Funds, Split, check_kind, cover, price, standing};
@@ -63,8 +63,7 @@ impl NodeCore {
         outputs: &mut Vec<Output>,
     ) -> Result<(), StoreError> {
         let digest = request_digest(&request);
-        let waits = self.queues.find_mut(&request.key);
-        if let Some(waiting) = waits.or_else(|| self.naming.find_mut(&request.key)) {
+        if let Some(waiting) = self.waiting_tap(&request.key) {
             if waiting.digest == digest {
                 waiting.tickets.push(ticket);
             } else {
@@ -171,14 +170,23 @@ impl NodeCore {
         self.losses.get(card).is_some_and(|accounts| accounts.contains(&account))
     }
 
+    /// The waiting tap of a key.
+    fn waiting_tap(&mut self, key: &TapKey) -> Option<&mut Waiting> {
+        self.queues.find_mut(key).or_else(|| self.naming.find_mut(key))
+    }
+
+    /// Taps that wait for the centre.
+    pub(crate) fn waiting_taps(&self) -> usize {
+        self.queues.len() + self.naming.len()
+    }
+
     fn check_tap(&self, request: &TapRequest) -> Result<(), TapError> {
         let terminal = &request.key.terminal;
         let unknown = || TapError::UnknownTerminal(terminal.to_string());
         let campus = self.campus.as_ref().ok_or_else(unknown)?;
         let settings = campus.terminals.get(terminal).ok_or_else(unknown)?;
         check_kind(request.kind, terminal.as_str(), merchant(campus, settings))?;
-        let waiting = self.queues.len() + self.naming.len();
-        if waiting >= PENDING_TAPS_MAX { Err(TapError::Busy) } else { Ok(()) }
+        if self.waiting_taps() >= PENDING_TAPS_MAX { Err(TapError::Busy) } else { Ok(()) }
     }
 
     /// Judges a tap by what is known at this moment; `None` where it waits for the centre.

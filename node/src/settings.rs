@@ -363,7 +363,7 @@ mod tests {
         let before = Document::load(&saved, reader(1)).unwrap();
         let mut new = before.renewed(2, reader(2)).unwrap();
         let renewed = |account, document: Vec<u8>| -> Body {
-            DocumentRenewed { account, document_epoch: 2, document: document.into() }.into()
+            DocumentRenewed { account, document: document.into() }.into()
         };
         let log = LogId::shard(INSTITUTION, ALICE.shard());
         let wall = world.now.wall;

@@ -108,7 +108,10 @@ impl Projection {
             Body::DocumentRenewed(renewed) => {
                 let reader = self.reader(renewed.account);
                 let new = Document::load(&renewed.document, reader)?;
-                if new.settings()? != self.settings(renewed.account)? {
+                let before = self.documents.get(&renewed.account).ok_or(AccountError::Shape("document"))?;
+                let before = Document::load(before, self.reader(renewed.account))?;
+                let follows = before.epoch()?.checked_add(1) == Some(new.epoch()?);
+                if !follows || new.settings()? != before.settings()? {
                     return Err(AccountError::Shape("renewal"));
                 }
                 self.documents.insert(renewed.account, renewed.document.to_vec());

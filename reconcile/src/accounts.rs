@@ -27,7 +27,7 @@ use crate::store::accounts::{self, StoredAccount};
 use crate::store::holders;
 use crate::store::money::{self, MovementState};
 use crate::store::nodes::{self};
-use crate::store::{StoreError as Store, meta_number, put_meta};
+use crate::store::{StoreError as Store, cases, meta_number, put_meta};
 
 /// An account so young is not stood in for: nothing is known of its habits, and an account is easily opened to be emptied.
 pub(crate) const YOUNG_DAYS: i32 = 14;
@@ -402,10 +402,8 @@ impl Round<'_> {
         let change = change.into();
         let setting = Setting { account, document_epoch, intent: intent.clone(), change, typed: None, of };
         let position = self.append(log, actor, setting)?;
-        let settings = document.settings()?;
-        let heads = document.heads();
         let saved = document.save();
-        accounts::update(self.db, account, &saved, &settings, &heads)?;
+        let settings = accounts::update(self.db, account, &saved, &mut document)?;
         self.renew_worn(account, &document, saved.len())?;
         match intent {
             Intent::ReportLoss { card, loss } => {
@@ -513,7 +511,7 @@ impl Round<'_> {
                 stand_in_out_fen: node.si_out.get(),
             });
         }
-        let (open_cases, open_cases_fen) = money::open_cases(self.db)?;
+        let (open_cases, open_cases_fen) = cases::open_cases(self.db)?;
         let revoked = self.state.revoked.iter().filter_map(|(id, at)| {
             let node = self.state.nodes.get(id)?;
             Some(Revoked { node: node.name.to_string(), enrolment: node.incarnation, number: *id, at: *at })

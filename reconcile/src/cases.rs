@@ -17,7 +17,8 @@ use feiqian_protocol::time::Timestamp;
 use crate::core::{Round, StoreError};
 use crate::ledger::{claims_ledger, wallet_ledger};
 use crate::overspend::{Movement, targets};
-use crate::store::money::{self, CaseState, MovementState};
+use crate::store::cases::{self, CaseState};
+use crate::store::money::{self, MovementState};
 
 /// Cases that one step takes out of suspense; the rest follow in the next steps.
 const CLAIMS_PER_STEP: usize = 256;
@@ -46,7 +47,7 @@ impl Round<'_> {
         let last = self.holding(account, wallet)?.wallet.last;
         let history: BTreeMap<EntryRef, MovementState> = money::movements(self.db, account, wallet, last)?;
         let targets = targets(history.iter().map(|(at, state)| replayed(*at, state)).collect());
-        let before = money::overspend_cases(self.db, institution, account, wallet)?;
+        let before = cases::overspend_cases(self.db, institution, account, wallet)?;
         let mut cases = before.clone();
         let known: BTreeSet<EntryRef> = before.iter().map(|case| case.debit).collect();
         for (at, state) in &history {
@@ -104,7 +105,7 @@ impl Round<'_> {
     pub(crate) fn open_claims(&mut self) -> Result<(), StoreError> {
         let institution = self.state.identity.institution;
         let horizon = self.horizon();
-        for before in money::suspense_cases_before(self.db, institution, horizon, CLAIMS_PER_STEP)? {
+        for before in cases::suspense_cases_before(self.db, institution, horizon, CLAIMS_PER_STEP)? {
             let after = CaseState { bearer: Bearer::Holder, ..before.clone() };
             self.move_case(Some(&before), &after, Actor::centre())?;
         }
@@ -161,7 +162,7 @@ impl Round<'_> {
         }
         // Grants and hints go by open cases.
         self.state.hand_out.later(after.account);
-        money::put_case(self.db, after)
+        cases::put_case(self.db, after)
     }
 
     /// Writes how the case of a debit stands that the holder is to have back; above the refund cap a person looks at it.
@@ -174,7 +175,7 @@ impl Round<'_> {
         reason: CaseReason,
         (opened, refunded): (Fen, Fen),
     ) -> Result<(), StoreError> {
-        let before = money::loss_case(self.db, account, wallet, debit)?;
+        let before = cases::loss_case(self.db, account, wallet, debit)?;
         // What a person has decided stays so.
         let decided = before.as_ref().map(|case| case.bearer).filter(|bearer| *bearer == Bearer::Holder);
         let bearer = if refunded == opened { Bearer::RiskFund } else { decided.unwrap_or(Bearer::Suspense) };

@@ -39,7 +39,7 @@ pub use crate::store::StoreError;
 use crate::store::logs::{self, BranchState, LogState};
 use crate::store::money::{self, Rows, WalletState};
 use crate::store::nodes::{self, Node};
-use crate::store::{accounts, meta_number, meta_text, prepare, put_meta, recovery, snapshots};
+use crate::store::{accounts, habits, meta_number, meta_text, prepare, put_meta, recovery, snapshots};
 
 /// The centre.
 pub struct ReconcileCore {
@@ -468,7 +468,7 @@ impl<'a> Round<'a> {
     fn finish(mut self) -> Result<Vec<Output>, StoreError> {
         self.recover()?;
         for ((node, day), (purchases, fen)) in std::mem::take(&mut self.turnover) {
-            money::add_turnover(self.db, node, day, purchases, fen)?;
+            habits::add_turnover(self.db, node, day, purchases, fen)?;
         }
         self.post_gathered()?;
         self.write_refunds()?;

@@ -13,7 +13,7 @@ use crate::accounts::{no_campus, refused};
 use crate::core::{Round, StoreError};
 use crate::io::{CommandError, Reply};
 use crate::store::nodes::{self, Enrolment, Node, NodeState};
-use crate::store::{meta_number, money};
+use crate::store::{habits, meta_number};
 
 impl Round<'_> {
     pub(crate) fn create_enrolment(
@@ -120,7 +120,7 @@ impl Round<'_> {
             self.end_sessions(older, "the node was enrolled anew");
             self.shut_out(older, "enrolled anew", NodeState::Retired)?;
             // It stands where the old one stood.
-            money::move_habits(self.db, older, id)?;
+            habits::move_habits(self.db, older, id)?;
         }
         Ok(Ok(json!({
             "node": id,

@@ -28,7 +28,7 @@ use crate::core::{Round, State, StoreError};
 use crate::habit::{AccountHabits, CampusMeans};
 use crate::store::money::{self, ShareState};
 use crate::store::nodes::{self, NodeState};
-use crate::store::{accounts, logs, recovery};
+use crate::store::{accounts, habits, logs, recovery};
 
 /// Rows (an account at a node) that handing out looks at in one step, give or take an account, those first that somebody
 /// waits for: what comes meanwhile waits no longer than this takes, some milliseconds.
@@ -365,7 +365,7 @@ impl Round<'_> {
         }
         let from = BusinessDay(self.state.day.0.saturating_sub(self.history_days()));
         let today = self.state.day;
-        let mut turnover = money::turnover(self.db, from)?;
+        let mut turnover = habits::turnover(self.db, from)?;
         turnover.retain(|(_, day, ..)| *day < today);
         let nodes: Vec<NodeId> = self
             .state
@@ -385,7 +385,7 @@ impl Round<'_> {
     pub(crate) fn habits(&mut self, account: AccountId) -> Result<(AccountHabits, CampusMeans), StoreError> {
         let from = BusinessDay(self.state.day.0.saturating_sub(self.history_days()));
         let means = self.means()?;
-        let history = money::habits(self.db, account, from)?;
+        let history = habits::habits(self.db, account, from)?;
         Ok((AccountHabits::new(&history, &means, self.state.day), means))
     }
 
@@ -607,7 +607,7 @@ impl Round<'_> {
         seasoned: bool,
         refresh: bool,
     ) -> Result<(), StoreError> {
-        let sent = money::hints(self.db, account)?;
+        let sent = habits::hints(self.db, account)?;
         for id in receivers {
             let hint = habits.hint(account, *id, means, seasoned);
             let due = match sent.get(id) {
@@ -616,7 +616,7 @@ impl Round<'_> {
             };
             if due {
                 self.append(self.state.to_node(*id), Actor::centre(), hint)?;
-                money::put_hint(self.db, *id, &hint)?;
+                habits::put_hint(self.db, *id, &hint)?;
             }
         }
         Ok(())

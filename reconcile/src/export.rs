@@ -17,7 +17,8 @@ use feiqian_protocol::time::BusinessDay;
 use rusqlite::Connection;
 use serde_json::{Map, Value, json};
 
-use crate::store::money::{bearer_of, reason_of, wallet_of};
+use crate::store::cases::{bearer_of, reason_of};
+use crate::store::money::wallet_of;
 use crate::store::{StoreError, check, nodes, purses};
 
 /// What can be exported.
@@ -208,6 +209,12 @@ fn entries(db: &Connection, institution: InstitutionId, sink: &mut Sink<'_>) -> 
     Ok(())
 }
 
+/// What a case is called: after its debit, in the log of a node of this name.
+pub(crate) fn case_name(node: Option<String>, log: LogId, position: u64) -> String {
+    let node = node.unwrap_or_else(|| log.to_string());
+    if log.stream == 0 { format!("{node}:{position}") } else { format!("{node}/b{}:{position}", log.stream) }
+}
+
 fn cases(db: &Connection, institution: InstitutionId, sink: &mut Sink<'_>) -> Result<(), StoreError> {
     let names: BTreeMap<NodeId, String> =
         nodes::all(db)?.into_iter().map(|(id, node)| (id, node.display_name())).collect();
@@ -218,11 +225,10 @@ fn cases(db: &Connection, institution: InstitutionId, sink: &mut Sink<'_>) -> Re
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let log = LogId::from_key(institution, row.get(0)?);
-        let name = names.get(&log.writer).cloned().unwrap_or_else(|| log.to_string());
-        let name = if log.stream == 0 { name } else { format!("{name}/b{}", log.stream) };
+        let name = case_name(names.get(&log.writer).cloned(), log, row.get::<_, i64>(1)? as u64);
         let fen = |index| Ok::<_, StoreError>(json!(row.get::<_, i64>(index)?));
         sink.row(vec![
-            format!("{name}:{}", row.get::<_, i64>(1)?).into(),
+            name.into(),
             row.get::<_, String>(2)?.into(),
             reason_of(row.get(3)?)?.name().into(),
             bearer_of(row.get(4)?)?.name().into(),
@@ -234,10 +240,9 @@ fn cases(db: &Connection, institution: InstitutionId, sink: &mut Sink<'_>) -> Re
     for (serial, purchase) in purses::all_purchases(db, institution)? {
         let Some(reason) = purchase.became.case() else { continue };
         let log = purchase.at.log;
-        let name = names.get(&log.writer).cloned().unwrap_or_else(|| log.to_string());
-        let name = if log.stream == 0 { name } else { format!("{name}/b{}", log.stream) };
+        let name = case_name(names.get(&log.writer).cloned(), log, purchase.at.position);
         sink.row(vec![
-            format!("{name}:{}", purchase.at.position).into(),
+            name.into(),
             serial.to_string().into(),
             reason.into(),
             Bearer::Suspense.name().into(),

@@ -13,7 +13,7 @@ pub(crate) mod command;
 mod short;
 
 use ed25519_dalek::SigningKey;
-use feiqian_protocol::account::{CardStatus, Intent, phone_text, read_phone};
+use feiqian_protocol::account::{AccountSettings, CardStatus, Intent, phone_text, read_phone};
 use feiqian_protocol::chain::unhex;
 use feiqian_protocol::code::{PhoneAlgorithm, PhoneKey, SignedVoucher, Voucher};
 use feiqian_protocol::entry::{Actor, CaseReason, CodeUse, EntryRef, TapRef};
@@ -26,10 +26,10 @@ use sha2::{Digest, Sha256};
 
 use crate::accounts::refused;
 use crate::core::{Round, StoreError};
-use crate::io::{Identity, Reply};
+use crate::io::{CommandError, Identity, Reply};
 use crate::store::codes::{self, FirstUse};
 use crate::store::holds::{self, HoldStage, HoldState};
-use crate::store::{StoreError as Store, accounts, money};
+use crate::store::{StoreError as Store, accounts, cases};
 
 /// Virtual cards that an account may have at once: a few devices.
 const VIRTUAL_CARDS_MAX: usize = 4;
@@ -102,6 +102,29 @@ impl Round<'_> {
         Ok(self.settle(account, intent, operator)?.map(|()| reply))
     }
 
+    /// The key of a virtual card's phone, and the settings of its account, where it can be used; and paid with, where that is wanted.
+    fn phone_in_use(
+        &self,
+        account: AccountId,
+        card: &CardNumber,
+        pays: bool,
+    ) -> Result<Result<(AccountSettings, PhoneKey), CommandError>, StoreError> {
+        let refused = |code, message: &str| Ok(Err(CommandError { code, message: message.to_owned() }));
+        let Some((_, settings)) = self.document(account)? else {
+            return refused("account", "the account has no document");
+        };
+        let Some(phone) = settings.phones.get(card).and_then(|phone| read_phone(phone)) else {
+            return refused("not_virtual", "the card is no virtual card");
+        };
+        match settings.cards.get(card) {
+            _ if settings.closed => refused("closed", "the account is closed"),
+            _ if settings.frozen && pays => refused("frozen", "the account is frozen"),
+            Some(CardStatus::Active) => Ok(Ok((settings, phone))),
+            Some(CardStatus::Lost) => refused("card_lost", "the phone is reported lost"),
+            _ => refused("card_void", "the virtual card was revoked"),
+        }
+    }
+
     /// Signs a voucher for a virtual card. It stands for the account, and up to its ceiling money is held for it: what is asked
     /// for, or as much as there is. Asked for again after the same one, an unspent voucher is given again.
     pub(crate) fn voucher(
@@ -128,19 +151,10 @@ impl Round<'_> {
             let message = format!("a voucher holds from 0 to {VOUCHER_CEILING_FEN_MAX} yuan");
             return Ok(refused("ceiling", message));
         }
-        let Some((_, settings)) = self.document(account)? else {
-            return Ok(refused("account", "the account has no document"));
+        let (settings, phone) = match self.phone_in_use(account, card, pays)? {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error)),
         };
-        let Some(phone) = settings.phones.get(card).and_then(|phone| read_phone(phone)) else {
-            return Ok(refused("not_virtual", "the card is no virtual card"));
-        };
-        match settings.cards.get(card) {
-            _ if settings.closed => return Ok(refused("closed", "the account is closed")),
-            _ if settings.frozen && pays => return Ok(refused("frozen", "the account is frozen")),
-            Some(CardStatus::Active) => {}
-            Some(CardStatus::Lost) => return Ok(refused("card_lost", "the phone is reported lost")),
-            _ => return Ok(refused("card_void", "the virtual card was revoked")),
-        }
         let now = self.state.time;
         let Ok(issued) = u32::try_from(now.0.div_euclid(1_000)) else {
             return Ok(refused("time", "the clock of the centre is none that a voucher can carry"));
@@ -247,7 +261,7 @@ impl Round<'_> {
         }
         for wallet in Wallet::SPENDING_ORDER {
             // A centre that has come back from an old copy may hear the two in the other order.
-            let case = money::loss_case(self.db, account, wallet, first)?;
+            let case = cases::loss_case(self.db, account, wallet, first)?;
             if case.is_some_and(|case| case.reason == CaseReason::CodeReplayed) {
                 return Ok(false);
             }

@@ -40,7 +40,7 @@ use crate::core::{Round, State, StoreError};
 use crate::escrow::PendingGrants;
 use crate::io::{LinkId, NotHeard, Output, RecoveryStatus, Reply};
 use crate::store::nodes::{GIVEN_UP, Node, NodeState};
-use crate::store::{logs, meta_number, money, put_meta, recovery as notes};
+use crate::store::{habits, logs, meta_number, put_meta, recovery as notes};
 
 /// How far the centre has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -403,7 +403,7 @@ impl Round<'_> {
         for older in older {
             self.end_sessions(older, "the node was enrolled anew");
             self.shut_out(older, "enrolled anew", NodeState::Retired)?;
-            money::move_habits(self.db, older, node_id)?;
+            habits::move_habits(self.db, older, node_id)?;
         }
         self.close_link(id, "the centre knows this node again");
         Ok(())

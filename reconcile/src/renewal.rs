@@ -18,17 +18,17 @@ impl Round<'_> {
         if !document.is_worn(bytes, self.state.document_changes_max) {
             return Ok(());
         }
-        let document_epoch = document.epoch()?.checked_add(1).ok_or(AccountError::Shape("epoch"))?;
-        let author = actor_id(self.state.identity.institution, NodeId::CENTRE, 1, document_epoch, account);
-        let saved = match document.renewed(document_epoch, author) {
+        let epoch = document.epoch()?.checked_add(1).ok_or(AccountError::Shape("epoch"))?;
+        let author = actor_id(self.state.identity.institution, NodeId::CENTRE, 1, epoch, account);
+        let saved = match document.renewed(epoch, author) {
             Ok(mut renewed) => renewed.save(),
             Err(error) => {
                 tracing::warn!(%account, %error, "the document cannot be begun anew");
                 return Ok(());
             }
         };
-        tracing::debug!(%account, document_epoch, before = bytes, after = saved.len(), "document begun anew");
-        let renewed = DocumentRenewed { account, document_epoch, document: saved.into() };
+        tracing::debug!(%account, epoch, before = bytes, after = saved.len(), "document begun anew");
+        let renewed = DocumentRenewed { account, document: saved.into() };
         self.keep_renewed(&renewed)?;
         self.append(self.state.shard(account), Actor::centre(), renewed)?;
         Ok(())
@@ -36,9 +36,9 @@ impl Round<'_> {
 
     /// Keeps a document that was begun anew.
     pub(crate) fn keep_renewed(&mut self, renewed: &DocumentRenewed) -> Result<(), StoreError> {
-        let DocumentRenewed { account, document_epoch, ref document } = *renewed;
-        let reader = actor_id(self.state.identity.institution, NodeId::CENTRE, 1, document_epoch, account);
-        let heads = Document::load(document, reader)?.heads();
-        accounts::renew(self.db, account, document_epoch, document, &heads)
+        let reader = actor_id(self.state.identity.institution, NodeId::CENTRE, 1, 0, renewed.account);
+        let mut document = Document::load(&renewed.document, reader)?;
+        accounts::update(self.db, renewed.account, &renewed.document, &mut document)?;
+        Ok(())
     }
 }

@@ -18,7 +18,7 @@ use feiqian_protocol::time::Timestamp;
 
 use crate::core::{Round, StoreError};
 use crate::store::accounts::{self, StoredAccount};
-use crate::store::{StoreError as Store, logs, money, recovery as notes};
+use crate::store::{StoreError as Store, cases, logs, money, recovery as notes};
 
 impl Round<'_> {
     /// A node narrowed a setting. `reported` is the place of the entry in time.
@@ -190,7 +190,7 @@ impl Round<'_> {
                     || movement.order_key <= reported
                     || !left.is_positive()
                     || movement.refunded != Fen::ZERO
-                    || money::loss_case(self.db, account, wallet, at)?.is_some()
+                    || cases::loss_case(self.db, account, wallet, at)?.is_some()
                     || self.is_proven_by_pin(at)?
                 {
                     continue;

@@ -48,8 +48,10 @@
 //! | `faults` | an entry that breaks a rule, and which | once |
 
 pub mod accounts;
+pub(crate) mod cases;
 pub(crate) mod closures;
 pub(crate) mod codes;
+pub(crate) mod habits;
 pub(crate) mod holders;
 pub(crate) mod holds;
 pub mod logs;

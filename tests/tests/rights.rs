@@ -7,6 +7,7 @@ mod rights {
     pub mod random;
     pub mod resolution;
     pub mod restored_centre;
+    pub mod restored_words;
     pub mod settings;
     pub mod shortcuts;
     pub mod snapshots;

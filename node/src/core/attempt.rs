@@ -57,7 +57,7 @@ impl NodeCore {
         inputs: Vec<Input>,
         outputs: &mut Vec<Output>,
     ) -> Result<(), StoreError> {
-        if self.queues.len() + self.naming.len() > WAITING_MAX || !self.early.is_empty() {
+        if self.waiting_taps() > WAITING_MAX || !self.early.is_empty() {
             self.guard = Guard::Input;
             return self.run(now, inputs, outputs);
         }

@@ -28,7 +28,7 @@ pub(crate) struct Naming {
 
 impl Naming {
     /// How many there are.
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
 

@@ -45,7 +45,7 @@ impl NodeCore {
     ) -> Result<Result<(Decision, bool), TapError>, StoreError> {
         let digest = reversal_digest(request);
         let other_content = || TapError::OtherContent(request.key.clone());
-        if self.queues.find_mut(&request.key).is_some() || self.naming.find_mut(&request.key).is_some() {
+        if self.waiting_tap(&request.key).is_some() {
             return Ok(Err(other_content()));
         }
         if let Some(row) = self.tap_row(&request.key)? {

@@ -435,6 +435,14 @@ mod tests {
             assert_eq!(request.card, CardNumber::of_phone(&secret.key()));
             assert_eq!(request.code, Some(Box::new(code.clone().check(InstitutionId(1), &[]))));
         }
+        let (request, _) = read(body(r#""code":"91000000004200000007""#).as_bytes()).unwrap().unwrap();
+        assert_eq!(
+            (request.card.short_code(), request.code),
+            (ShortCode::from_text("91000000004200000007"), None)
+        );
+        let with_pin = r#"{"epoch":1,"sequence":"2","kind":"purchase","amount_fen":1,"code":"91000000004200000007","pin":"271828"}"#;
+        let error = read(with_pin.as_bytes()).unwrap_err().to_string();
+        assert_eq!(error, "field \"pin\" cannot stand beside a short code: show the other one");
         let misread = read(body(r#""code":"9012""#).as_bytes());
         assert_eq!(misread, Ok(Err(DeclineReason::CodeUnreadable)));
         for (fields, expected) in [

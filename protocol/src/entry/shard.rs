@@ -56,11 +56,8 @@ pub struct DocumentRenewed {
     /// The account.
     #[n(0)]
     pub account: AccountId,
-    /// The epoch of the new document, one above that of the one before.
+    /// The new document (automerge, saved); its epoch is one above that of the one before.
     #[n(1)]
-    pub document_epoch: u32,
-    /// The new document (automerge, saved).
-    #[n(2)]
     #[serde(skip)]
     pub document: ByteVec,
 }

@@ -335,9 +335,8 @@ pub fn shard_body() -> impl Strategy<Value = Body> {
         Body::from(AccountOpened { account, document: document.into(), seasoned })
     });
     let of = option::of(entry_ref());
-    let renewed = (account(), any::<u32>(), bytes()).prop_map(|(account, document_epoch, document)| {
-        Body::from(DocumentRenewed { account, document_epoch, document: document.into() })
-    });
+    let renewed = (account(), bytes())
+        .prop_map(|(account, document)| Body::from(DocumentRenewed { account, document: document.into() }));
     let setting = (account(), any::<u32>(), intent(), bytes(), option::of(any::<[u8; 32]>()), of).prop_map(
         |(account, document_epoch, intent, change, pins, of)| {
             let typed = pins.map(|pin| {

@@ -2,15 +2,18 @@
 //! used at another building.
 
 use feiqian_protocol::entry::{Actor, ActorKind, Bearer, Proof};
-use feiqian_protocol::ids::{Key, LogId};
+use feiqian_protocol::ids::Key;
 use feiqian_protocol::money::Fen;
 use serde_json::json;
 
 use crate::accounts::refused;
 use crate::core::{Round, StoreError};
+use crate::export::case_name;
 use crate::io::Reply;
 use crate::store::StoreError as Store;
-use crate::store::money::{self, CaseState};
+use crate::store::cases::{self, CaseState};
+use crate::store::money;
+use crate::store::nodes::Node;
 
 impl Round<'_> {
     /// Gives the holder back what such a case is about, at the risk fund's cost, or leaves it to the holder.
@@ -21,8 +24,9 @@ impl Round<'_> {
         operator: Key,
     ) -> Result<Reply, StoreError> {
         let mut cases = Vec::new();
-        for case in money::refundable_cases(self.db, self.state.identity.institution)? {
-            if self.case_name(case.debit.log, case.debit.position) == name {
+        for case in cases::refundable_cases(self.db, self.state.identity.institution)? {
+            let node = self.state.nodes.get(&case.debit.log.writer).map(Node::display_name);
+            if case_name(node, case.debit.log, case.debit.position) == name {
                 cases.push(case);
             }
         }
@@ -60,16 +64,5 @@ impl Round<'_> {
         movement.refunded += back;
         money::put_movement(self.db, account, wallet, debit, &movement)?;
         self.refund(debit, account, wallet, back, reason)
-    }
-
-    /// A case as exports name it.
-    fn case_name(&self, log: LogId, position: u64) -> String {
-        let node = self.state.nodes.get(&log.writer);
-        let node = node.map_or_else(|| log.to_string(), |node| node.display_name());
-        if log.stream == 0 {
-            format!("{node}:{position}")
-        } else {
-            format!("{node}/b{}:{position}", log.stream)
-        }
     }
 }

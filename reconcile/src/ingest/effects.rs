@@ -16,7 +16,7 @@ use crate::habit::HabitDay;
 use crate::ledger::{SUSPENSE, channel_ledger, merchant_ledger, wallet_ledger};
 use crate::store::money::{self, MovementState};
 use crate::store::nodes::NodeState;
-use crate::store::{accounts, logs};
+use crate::store::{accounts, cases, habits, logs};
 
 /// Which row an entry speaks of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -223,7 +223,7 @@ impl Round<'_> {
         self.note_purchase(place.node, account, place.order_key, amount)?;
         let replayed = self.note_code(place.at, &entry.actor, account, &debit.tap, debit.code.as_ref())?;
         if self.is_recovering()
-            && let Some(case) = money::loss_case(self.db, account, wallet, place.at)?
+            && let Some(case) = cases::loss_case(self.db, account, wallet, place.at)?
         {
             // The streams have told already what became of it.
             let movement = MovementState { refunded: case.refunded, ..movement };
@@ -267,7 +267,7 @@ impl Round<'_> {
             HabitDay { purchases: 1, fen: amount.get(), meals: 1 << crate::habit::meal_period(minute) };
         let turnover = self.turnover.entry((node, day)).or_default();
         *turnover = (turnover.0 + 1, turnover.1 + amount.get());
-        money::add_habit(self.db, account, node, day, &habit)
+        habits::add_habit(self.db, account, node, day, &habit)
     }
 
     /// The debit that a reversal names. On a branch it may be one from before the fork, or one that came by another name.
@@ -373,7 +373,7 @@ impl Round<'_> {
         debit: &mut MovementState,
     ) -> Result<(), StoreError> {
         let left = -debit.amount - debit.reversed;
-        let Some(case) = money::loss_case(self.db, account, wallet, at)? else { return Ok(()) };
+        let Some(case) = cases::loss_case(self.db, account, wallet, at)? else { return Ok(()) };
         let refunded = debit.refunded.min(left);
         let back = debit.refunded - refunded;
         debit.refunded = refunded;

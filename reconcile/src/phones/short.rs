@@ -13,7 +13,6 @@ use feiqian_protocol::tap::DeclineReason;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::accounts::refused;
 use crate::core::{Round, StoreError};
 use crate::io::{Identity, LinkId, Output, Reply};
 use crate::store::codes::{self, ShortUse};
@@ -26,7 +25,7 @@ const STEPS_OFF: u64 = 1;
 const STEPS_EXPIRED: u64 = 20;
 
 /// Wrong codes in a row for an alias before it pauses. Of eight digits, three steps of which are good, so many guesses every
-/// [`PAUSE_MS`] hit one in some hundred years.
+/// [`PAUSE_MS`] hit one in some sixty years.
 const WRONG_MAX: u32 = 5;
 
 /// How long it pauses, in milliseconds.
@@ -63,17 +62,8 @@ impl Round<'_> {
             Ok(account) => account,
             Err(error) => return Ok(Err(error)),
         };
-        let Some((_, settings)) = self.document(account)? else {
-            return Ok(refused("account", "the account has no document"));
-        };
-        if !settings.phones.contains_key(card) {
-            return Ok(refused("not_virtual", "the card is no virtual card"));
-        }
-        match settings.cards.get(card) {
-            _ if settings.closed => return Ok(refused("closed", "the account is closed")),
-            Some(CardStatus::Active) => {}
-            Some(CardStatus::Lost) => return Ok(refused("card_lost", "the phone is reported lost")),
-            _ => return Ok(refused("card_void", "the virtual card was revoked")),
+        if let Err(error) = self.phone_in_use(account, card, false)? {
+            return Ok(Err(error));
         }
         let alias = match codes::alias_of(self.db, card)? {
             Some(alias) => alias,

@@ -18,10 +18,11 @@ use crate::escrow::PendingGrants;
 use crate::io::LinkId;
 use crate::ledger::{SUSPENSE, channel_ledger, wallet_ledger};
 use crate::store::accounts::{self, StoredAccount};
+use crate::store::cases::{self, CaseState};
 use crate::store::holders;
-use crate::store::money::{self, CaseState, MovementState};
+use crate::store::money::{self, MovementState};
 use crate::store::nodes::{self, GIVEN_UP, NodeState};
-use crate::store::{logs, put_meta, recovery as notes};
+use crate::store::{habits, logs, put_meta, recovery as notes};
 
 /// Entries that one step replays.
 const REPLAYED_PER_STEP: usize = 500;
@@ -235,8 +236,8 @@ impl Round<'_> {
             actor_id(self.state.identity.institution, NodeId::CENTRE, 1, stored.document_epoch, account);
         let mut document = Document::load(&stored.document, reader)?;
         document.merge_change(&setting.change)?;
-        let (settings, heads) = (document.settings()?, document.heads());
-        accounts::update(self.db, account, &document.save(), &settings, &heads)?;
+        let saved = document.save();
+        let settings = accounts::update(self.db, account, &saved, &mut document)?;
         if let Some(of) = setting.of {
             notes::put_setting_taken(self.db, of)?;
         }
@@ -294,9 +295,9 @@ impl Round<'_> {
     fn replay_case(&mut self, at: EntryRef, time: Timestamp, moved: &CaseMoved) -> Result<(), StoreError> {
         let CaseMoved { debit, account, wallet, reason, bearer, opened, recovered } = moved.clone();
         let before = if reason.is_refunded() {
-            money::loss_case(self.db, account, wallet, debit)?
+            cases::loss_case(self.db, account, wallet, debit)?
         } else {
-            let cases = money::overspend_cases(self.db, debit.log.institution, account, wallet)?;
+            let cases = cases::overspend_cases(self.db, debit.log.institution, account, wallet)?;
             cases.into_iter().find(|case| case.debit == debit)
         };
         let (order_key, card) = match &before {
@@ -339,9 +340,9 @@ impl Round<'_> {
         let holding = self.holding(account, wallet)?;
         holding.wallet.funds += amount;
         holding.wallet.free += amount;
-        if let Some(mut case) = money::loss_case(self.db, account, wallet, debit)? {
+        if let Some(mut case) = cases::loss_case(self.db, account, wallet, debit)? {
             case.refunded += amount;
-            money::put_case(self.db, &case)?;
+            cases::put_case(self.db, &case)?;
         }
         if let Some(mut movement) = money::movement(self.db, account, wallet, debit)? {
             movement.refunded += amount;
@@ -409,7 +410,7 @@ impl Round<'_> {
                 share.out += grant.amount;
                 money::put_share(self.db, grant.account, key, &share)?;
             }
-            Body::Hint(hint) => money::put_hint(self.db, id, &hint)?,
+            Body::Hint(hint) => habits::put_hint(self.db, id, &hint)?,
             body => {
                 if let Some(node) = self.state.nodes.get_mut(&id) {
                     match body {

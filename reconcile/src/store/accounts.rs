@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use feiqian_protocol::account::AccountSettings;
+use feiqian_protocol::account::{AccountSettings, Document};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
@@ -62,40 +62,27 @@ pub(crate) fn insert(
     Ok(())
 }
 
-/// Writes a changed document.
+/// Writes a document that has changed, as it is saved, and what it says; returns that.
 pub(crate) fn update(
     db: &Connection,
     account: AccountId,
-    document: &[u8],
-    settings: &AccountSettings,
-    heads: &[String],
-) -> Result<(), StoreError> {
+    saved: &[u8],
+    document: &mut Document,
+) -> Result<AccountSettings, StoreError> {
+    let settings = document.settings()?;
     db.prepare_cached(
-        "UPDATE accounts SET document = ?2, settings = ?3, heads = ?4, daily_limit = ?5 WHERE account = ?1",
+        "UPDATE accounts SET document_epoch = ?2, document = ?3, settings = ?4, heads = ?5, daily_limit = ?6
+         WHERE account = ?1",
     )?
     .execute(params![
         account.0 as i64,
-        document,
+        document.epoch()?,
+        saved,
         settings.canonical(),
-        heads.join(" "),
+        document.heads().join(" "),
         settings.daily_limit.get()
     ])?;
-    Ok(())
-}
-
-/// Puts a document of the next epoch, which says the same, in the place of the one before.
-pub(crate) fn renew(
-    db: &Connection,
-    account: AccountId,
-    document_epoch: u32,
-    document: &[u8],
-    heads: &[String],
-) -> Result<(), StoreError> {
-    db.prepare_cached(
-        "UPDATE accounts SET document_epoch = ?2, document = ?3, heads = ?4 WHERE account = ?1",
-    )?
-    .execute(params![account.0 as i64, document_epoch, document, heads.join(" ")])?;
-    Ok(())
+    Ok(settings)
 }
 
 /// An account's document.

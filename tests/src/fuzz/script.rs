@@ -429,7 +429,7 @@ impl<'a> Script<'a> {
             }
             _ => {
                 let document = self.bytes(256).to_vec().into();
-                DocumentRenewed { account, document_epoch: self.u32(), document }.into()
+                DocumentRenewed { account, document }.into()
             }
         }
     }

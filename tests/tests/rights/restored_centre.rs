@@ -17,7 +17,7 @@ use feiqian_sim::vfs::Disk;
 use super::shortcuts::{approved, connected, strict};
 
 /// What the centre's books say of themselves.
-fn verified(world: &mut World) -> Result<()> {
+pub fn verified(world: &mut World) -> Result<()> {
     let key = ed25519_dalek::SigningKey::from_bytes(&[9; 32]).verifying_key();
     let report = feiqian_reconcile::verify::verify(world.centre_tables()?.connection(), INSTITUTION, &key)?;
     ensure!(report.ok, "the centre: {report:?}");
@@ -25,9 +25,9 @@ fn verified(world: &mut World) -> Result<()> {
 }
 
 /// The wallets and the cases, without what only says how the money is spread.
-type Books = (BTreeMap<(u64, u8), (Fen, Fen)>, Vec<feiqian_sim::link::tables::Case>);
+pub type Books = (BTreeMap<(u64, u8), (Fen, Fen)>, Vec<feiqian_sim::link::tables::Case>);
 
-fn books(world: &mut World) -> Result<Books> {
+pub fn books(world: &mut World) -> Result<Books> {
     let tables = world.centre_tables()?;
     let wallets = tables.wallets()?.into_iter().filter(|(_, held)| *held != CentreWallet::default());
     let wallets =
@@ -45,7 +45,7 @@ fn granted(world: &mut World, site: usize) -> Result<u64> {
 }
 
 /// All buildings come back, and the centre with them.
-fn come_back(world: &mut World) -> Result<()> {
+pub fn come_back(world: &mut World) -> Result<()> {
     for _ in 0..3 {
         for site in 0..world.sites() {
             if world.is_up(site) && !world.is_connected(site) {

@@ -16,10 +16,7 @@ impl Kiosk {
     fn of(bench: &mut Bench, role: Role) -> Self {
         let node = bench.enrol(role.name(), role);
         bench.connect(node);
-        let saved: Vec<u8> =
-            bench.core.connection().query_row("SELECT document FROM accounts", [], |row| row.get(0)).unwrap();
-        let actor = actor_id(INSTITUTION, bench.nodes[node].id, 1, 1, AccountId(1));
-        Self { node, document: Document::load(&saved, actor).unwrap() }
+        Self { node, document: document_at(bench, node) }
     }
 
     /// Carries one intent out and says another.
@@ -28,7 +25,7 @@ impl Kiosk {
         let change = self.document.carry_out(intent, wall).unwrap();
         let setting = Setting {
             account: AccountId(1),
-            document_epoch: 1,
+            document_epoch: self.document.epoch().unwrap(),
             intent: says.clone(),
             change: change.into(),
             typed: None,
@@ -45,21 +42,33 @@ impl Kiosk {
     /// What the centre has answered, in order.
     fn answers(&self, bench: &Bench) -> Vec<Option<String>> {
         let log = LogId::to_node(INSTITUTION, bench.nodes[self.node].id);
-        let mut statement = bench
-            .core
-            .connection()
-            .prepare("SELECT record FROM entries WHERE log = ?1 ORDER BY position")
-            .unwrap();
-        let records = statement.query_map([log.key()], |row| row.get::<_, Vec<u8>>(0)).unwrap();
-        records
-            .filter_map(|record| match Entry::from_record(&record.unwrap()).unwrap().body {
-                Body::SettingAnswered(SettingAnswered { refused, .. }) => {
-                    Some(refused.map(|code| code.to_string()))
-                }
-                _ => None,
-            })
-            .collect()
+        let answers = bodies(bench, log).into_iter().filter_map(|body| match body {
+            Body::SettingAnswered(SettingAnswered { refused, .. }) => Some(refused),
+            _ => None,
+        });
+        answers.map(|refused| refused.map(|code| code.to_string())).collect()
     }
+}
+
+/// What stands in one of the centre's streams.
+fn bodies(bench: &Bench, log: LogId) -> Vec<Body> {
+    let mut statement = bench
+        .core
+        .connection()
+        .prepare("SELECT record FROM entries WHERE log = ?1 ORDER BY position")
+        .unwrap();
+    let records = statement.query_map([log.key()], |row| row.get::<_, Vec<u8>>(0)).unwrap();
+    records.map(|record| Entry::from_record(&record.unwrap()).unwrap().body).collect()
+}
+
+/// The account's document as a node has it that will write on it.
+fn document_at(bench: &Bench, node: usize) -> Document {
+    let saved: Vec<u8> =
+        bench.core.connection().query_row("SELECT document FROM accounts", [], |row| row.get(0)).unwrap();
+    let author = |epoch| actor_id(INSTITUTION, bench.nodes[node].id, 1, epoch, AccountId(1));
+    let document = Document::load(&saved, author(0)).unwrap();
+    let epoch = document.epoch().unwrap();
+    document.written_by(author(epoch))
 }
 
 fn settings(bench: &Bench) -> Value {
@@ -79,25 +88,10 @@ fn change(bench: &mut Bench, change: SettingCommand) -> Reply {
 #[test]
 fn a_kiosk_may_report_a_loss_but_not_lift_it() {
     let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
-    let kiosk = bench.enrol("kiosk", Role::Kiosk);
-    bench.connect(kiosk);
-    let saved: Vec<u8> =
-        bench.core.connection().query_row("SELECT document FROM accounts", [], |row| row.get(0)).unwrap();
-    let actor = actor_id(INSTITUTION, bench.nodes[kiosk].id, 1, 1, AccountId(1));
-    let mut document = Document::load(&saved, actor).unwrap();
-    let wall = bench.now.wall;
+    let mut kiosk = Kiosk::of(&mut bench, Role::Kiosk);
     let mut write = |bench: &mut Bench, intent: Intent, says: Intent| {
-        let change = document.carry_out(&intent, wall).unwrap();
-        let setting = Setting {
-            account: AccountId(1),
-            document_epoch: 1,
-            intent: says,
-            change: change.into(),
-            typed: None,
-            of: None,
-        };
-        bench.nodes[kiosk].write(wall, Proof::Login, setting);
-        bench.upload(kiosk);
+        kiosk.write(bench, &intent, &says);
+        bench.upload(kiosk.node);
     };
     let report = Intent::ReportLoss { card: card("c1"), loss: key("k-1") };
     write(&mut bench, report.clone(), report.clone());
@@ -224,29 +218,18 @@ fn a_worn_document_is_begun_anew_and_what_was_made_on_the_one_before_is_carried_
     let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
     let mut kiosk = Kiosk::of(&mut bench, Role::Kiosk);
     bench.core.renew_documents_after(3);
-    let renewed = |bench: &Bench| -> Vec<u32> {
+    let renewed = |bench: &Bench| -> usize {
         let shard = LogId::shard(INSTITUTION, AccountId(1).shard());
-        let mut statement = bench
-            .core
-            .connection()
-            .prepare("SELECT record FROM entries WHERE log = ?1 ORDER BY position")
-            .unwrap();
-        let records = statement.query_map([shard.key()], |row| row.get::<_, Vec<u8>>(0)).unwrap();
-        records
-            .filter_map(|record| match Entry::from_record(&record.unwrap()).unwrap().body {
-                Body::DocumentRenewed(renewed) => Some(renewed.document_epoch),
-                _ => None,
-            })
-            .collect()
+        bodies(bench, shard).iter().filter(|body| matches!(body, Body::DocumentRenewed(_))).count()
     };
     for single in [1_900, 1_800] {
         let limits =
             SettingCommand::Limits { single_limit_fen: Some(Fen::new(single)), daily_limit_fen: None };
         change(&mut bench, limits).unwrap();
     }
-    assert!(renewed(&bench).is_empty());
+    assert_eq!(renewed(&bench), 0);
     change(&mut bench, SettingCommand::Freeze).unwrap();
-    assert_eq!(renewed(&bench), [2]);
+    assert_eq!(renewed(&bench), 1);
 
     // The kiosk has heard of none of it.
     kiosk.set(&mut bench, Intent::ReportLoss { card: card("c1"), loss: key("k-1") });
@@ -257,26 +240,11 @@ fn a_worn_document_is_begun_anew_and_what_was_made_on_the_one_before_is_carried_
     assert_eq!((&after["single_limit"], &after["frozen"]), (&json!(700), &Value::Bool(true)));
 
     // What is made on the new one is merged as it is.
-    let saved: Vec<u8> =
-        bench.core.connection().query_row("SELECT document FROM accounts", [], |row| row.get(0)).unwrap();
-    let actor = actor_id(INSTITUTION, bench.nodes[kiosk.node].id, 1, 2, AccountId(1));
-    kiosk.document = Document::load(&saved, actor).unwrap();
+    kiosk.document = document_at(&bench, kiosk.node);
     assert_eq!(kiosk.document.epoch().unwrap(), 2);
-    let wall = bench.now.wall;
-    let lower = limits(600, 900);
-    let made = kiosk.document.carry_out(&lower, wall).unwrap();
-    let setting = Setting {
-        account: AccountId(1),
-        document_epoch: 2,
-        intent: lower,
-        change: made.clone().into(),
-        typed: None,
-        of: None,
-    };
-    bench.nodes[kiosk.node].write(wall, Proof::Login, setting);
-    bench.upload(kiosk.node);
+    kiosk.set(&mut bench, limits(600, 900));
     assert_eq!(kiosk.answers(&bench).len(), 3);
-    assert_eq!(renewed(&bench), [2, 3], "the fourth change of it");
+    assert_eq!(renewed(&bench), 2, "the fourth change of it");
     assert_eq!(settings(&bench)["single_limit"], json!(600));
     bench.check();
 }
