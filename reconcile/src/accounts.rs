@@ -26,7 +26,7 @@ use crate::ledger::{MIGRATION, SUSPENSE, channel_ledger, wallet_ledger};
 use crate::store::accounts::{self, StoredAccount};
 use crate::store::holders;
 use crate::store::money::{self, MovementState};
-use crate::store::nodes::{self};
+use crate::store::nodes;
 use crate::store::{StoreError as Store, cases, meta_number, put_meta};
 
 /// An account so young is not stood in for: nothing is known of its habits, and an account is easily opened to be emptied.
