@@ -96,6 +96,7 @@ impl CoreLoop {
             messages,
             taken: VecDeque::new(),
             open: Arc::default(),
+            in_session: Arc::default(),
             campus_version: 0,
             voucher_keys: watch::Sender::new(Arc::default()),
             link: None,
@@ -115,6 +116,11 @@ impl CoreLoop {
     /// True while the core is open.
     pub fn open_flag(&self) -> Arc<AtomicBool> {
         self.driver.open.clone()
+    }
+
+    /// True while the core is in session with the centre.
+    pub fn session_flag(&self) -> Arc<AtomicBool> {
+        self.driver.in_session.clone()
     }
 
     /// What vouchers of codes are verified by, as the campus configuration has it.
@@ -140,6 +146,7 @@ impl CoreLoop {
 pub struct CoreThread {
     queue: CoreQueue,
     open: Arc<AtomicBool>,
+    in_session: Arc<AtomicBool>,
     voucher_keys: watch::Receiver<Arc<[VoucherKey]>>,
     opened: Option<oneshot::Receiver<Result<(), StoreError>>>,
     ended: oneshot::Receiver<()>,
@@ -158,7 +165,7 @@ impl CoreThread {
         let CoreLoop { queue, driver, answers, report_open, opened } = CoreLoop::new(options);
         tokio::spawn(hand_out(answers));
         let (report_end, ended) = oneshot::channel();
-        let open = driver.open.clone();
+        let (open, in_session) = (driver.open.clone(), driver.in_session.clone());
         let voucher_keys = driver.voucher_keys.subscribe();
         // Its timers are its own: on the runtime of another thread each would wake that one.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
@@ -166,7 +173,7 @@ impl CoreThread {
             runtime.block_on(driver.run(report_open));
             drop(report_end);
         })?;
-        Ok(Self { queue, open, voucher_keys, opened, ended, thread: Some(thread) })
+        Ok(Self { queue, open, in_session, voucher_keys, opened, ended, thread: Some(thread) })
     }
 
     /// The way to the core.
@@ -177,6 +184,11 @@ impl CoreThread {
     /// True while the core is open.
     pub fn open_flag(&self) -> Arc<AtomicBool> {
         self.open.clone()
+    }
+
+    /// True while the core is in session with the centre.
+    pub fn session_flag(&self) -> Arc<AtomicBool> {
+        self.in_session.clone()
     }
 
     /// What vouchers of codes are verified by, as the campus configuration has it.
@@ -234,6 +246,7 @@ struct Driver {
     /// Taken from the queue and not yet looked at.
     taken: VecDeque<Message>,
     open: Arc<AtomicBool>,
+    in_session: Arc<AtomicBool>,
     /// The version of the campus configuration that the keys are from.
     campus_version: u32,
     voucher_keys: watch::Sender<Arc<[VoucherKey]>>,
@@ -265,6 +278,7 @@ impl Driver {
                     let opened = Instant::now();
                     let result = self.drive(core).await;
                     self.open.store(false, Ordering::Relaxed);
+                    self.in_session.store(false, Ordering::Relaxed);
                     let Err(error) = result else { return };
                     tracing::error!(error = %Chain(&error), "a step failed; the core is opened again from disk");
                     if opened.elapsed() > REOPEN_PAUSE_MAX {
@@ -416,6 +430,7 @@ impl Driver {
             return stepped;
         }
         self.tell_voucher_keys(core);
+        self.in_session.store(core.in_session(), Ordering::Relaxed);
         self.options.certificates.set_expired(core.certificate_expired());
         // A driven clock is the centre's, too, and no time that certificates live by.
         if !matches!(self.options.clock, WallClock::Driven) {

@@ -57,8 +57,8 @@ pub struct Terminals {
     pub pins: PinHashing,
     /// True while the core is open.
     pub open: Arc<AtomicBool>,
-    /// True while a connection to the centre stands.
-    pub connected: Arc<AtomicBool>,
+    /// True while the node is in session with the centre.
+    pub in_session: Arc<AtomicBool>,
 }
 
 impl Terminals {
@@ -175,7 +175,7 @@ async fn health(State(terminals): State<Arc<Terminals>>) -> Response<Body> {
     if !terminals.open.load(Ordering::Relaxed) {
         return respond(Err(NoAnswer::Unavailable.into()), None);
     }
-    let connected = terminals.connected.load(Ordering::Relaxed);
+    let connected = terminals.in_session.load(Ordering::Relaxed);
     respond(Ok(to_json(&HealthAnswer { status: "ok".to_owned(), connected })), None)
 }
 

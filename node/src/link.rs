@@ -159,7 +159,7 @@ pub fn client_config(tls: rustls::ClientConfig, idle_timeout: Duration) -> Resul
     Ok(config)
 }
 
-/// Keeps a connection to the centre until told to stop. `connected` says whether one stands.
+/// Keeps a connection to the centre until told to stop.
 ///
 /// # Errors
 /// [`LinkError::Tls`]; whatever else goes wrong is tried again.
@@ -167,7 +167,6 @@ pub async fn run(
     dialer: Dialer,
     settings: LinkSettings,
     queue: CoreQueue,
-    connected: Arc<AtomicBool>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), LinkError> {
     let config = client_config(settings.tls, settings.idle_timeout)?;
@@ -190,7 +189,6 @@ pub async fn run(
                 let address = connection.remote_address();
                 tracing::info!(link = links, %address, "connected to the centre");
                 let since = Instant::now();
-                connected.store(true, Ordering::Relaxed);
                 let error = tokio::select! {
                     biased;
                     error = serve(&connection, link, &queue, &mut stop) => error,
@@ -199,7 +197,6 @@ pub async fn run(
                         Some(quinn::ConnectionError::LocallyClosed.into())
                     }
                 };
-                connected.store(false, Ordering::Relaxed);
                 queue.link_down(link).await;
                 let Some(error) = error else { break };
                 tracing::warn!(link = links, error = %Chain(&error), "the link to the centre is lost");

@@ -522,6 +522,11 @@ impl NodeCore {
         outputs.push(Output::Send(link, Frame::Mark(Mark { position, clock })));
     }
 
+    /// True while it is in session with the centre.
+    pub const fn in_session(&self) -> bool {
+        matches!(self.link, Link::Up(..))
+    }
+
     /// True where the centre says that this node's certificate has expired.
     pub fn certificate_expired(&self) -> bool {
         matches!(self.link, Link::Refused(_, _, RefusalReason::Expired))

@@ -4,7 +4,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use feiqian_protocol::frame::ALPN_REPLICATION;
@@ -138,7 +137,6 @@ async fn serve(
         renewed,
     };
     let renewal_task = tokio::spawn(renewal.run());
-    let connected = Arc::new(AtomicBool::new(false));
     let terminals = Arc::new(Terminals {
         queue: core.queue(),
         secret: files.terminal_secret.clone(),
@@ -147,13 +145,13 @@ async fn serve(
         pins: PinHashing::new(files.pin_key)?,
         ask_deadline: Duration::from_millis(config.ask_deadline_ms),
         open: core.open_flag(),
-        connected: connected.clone(),
+        in_session: core.session_flag(),
     });
     let finish = terminals.answer_wait() + FINISH_GRACE;
     let router = http::router(terminals);
     // The link outlives the terminals, so that waiting taps are still decided with the centre's help.
     let (stop_link, link_stopping) = watch::channel(false);
-    let mut link_task = tokio::spawn(link::run(dialer, settings, core.queue(), connected, link_stopping));
+    let mut link_task = tokio::spawn(link::run(dialer, settings, core.queue(), link_stopping));
     let server_task = tokio::spawn(server::run(listener, terminal_tls, router, finish, stopping));
     serving.send_replace(Some(address));
     tracing::info!(%address, centre = %config.centre, "serving terminals");

@@ -325,7 +325,7 @@ pub struct HealthAnswer {
     /// `ok`: taps are decided.
     #[schema(example = "ok")]
     pub status: String,
-    /// Whether a connection to the centre stands. Taps are decided either way.
+    /// Whether the node is in session with the centre. Taps are decided either way.
     pub connected: bool,
 }
 

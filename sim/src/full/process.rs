@@ -235,7 +235,7 @@ pub struct NodeProcess {
     life: Life,
     queue: CoreQueue,
     open: Arc<AtomicBool>,
-    connected: Arc<AtomicBool>,
+    in_session: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     stopped: oneshot::Receiver<()>,
 }
@@ -265,14 +265,14 @@ impl NodeProcess {
             clock: WallClock::Hosted(start.clock.reader()),
             certificates,
         });
-        let (queue, open, connected) = (core.queue(), core.open_flag(), Arc::new(AtomicBool::new(false)));
+        let (queue, open, in_session) = (core.queue(), core.open_flag(), core.session_flag());
         let (stop, stopping) = watch::channel(false);
         let (report_stopped, stopped) = oneshot::channel();
         let opened = core.opened();
         let config = endpoint_config(seed);
         let (network, machine) = (network.clone(), start.machine);
         let runtime = Arc::new(HostRuntime(life.tasks.clone()));
-        let (link_queue, link_connected) = (queue.clone(), connected.clone());
+        let link_queue = queue.clone();
         life.tasks.spawn(async move {
             // Where the core does not open, the process ends by that.
             let Some(opened) = opened else { return };
@@ -282,11 +282,11 @@ impl NodeProcess {
             let dialer = Dialer::new(runtime, network.bind(Some(machine)), config);
             let dialer = dialer.expect("a simulated socket has an address");
             // It ends when told to; the settings were good when the process was started.
-            let _ = link::run(dialer, settings, link_queue, link_connected, stopping).await;
+            let _ = link::run(dialer, settings, link_queue, stopping).await;
             let _ = report_stopped.send(());
         });
         life.run_core(core.run(), open.clone(), start.disk, (start.number, news.clone()));
-        Ok(Self { life, queue, open, connected, stop, stopped })
+        Ok(Self { life, queue, open, in_session, stop, stopped })
     }
 
     /// The way to its core, as its HTTP handlers have it; `None` where the process is gone.
@@ -299,9 +299,9 @@ impl NodeProcess {
         self.life.is_alive() && self.open.load(Ordering::Relaxed)
     }
 
-    /// True while it has a connection.
-    pub fn is_connected(&self) -> bool {
-        self.life.is_alive() && self.connected.load(Ordering::Relaxed)
+    /// True while it is in session with the centre.
+    pub fn is_in_session(&self) -> bool {
+        self.life.is_alive() && self.in_session.load(Ordering::Relaxed)
     }
 
     /// True while it runs.

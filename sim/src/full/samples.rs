@@ -27,7 +27,7 @@ pub(super) async fn watch_links(run: Shared) {
             let at_ms = state.now_ms();
             for building in 0..state.seen.in_service.len() {
                 let site = &state.campus.sites[state.seen.in_service[building]];
-                let up = site.process.as_ref().is_some_and(|(_, process)| process.is_connected());
+                let up = site.process.as_ref().is_some_and(|(_, process)| process.is_in_session());
                 mark(&mut state.outcome.timeline.nodes[building].link, at_ms, up);
             }
         }

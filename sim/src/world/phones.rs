@@ -169,7 +169,7 @@ impl World<'_> {
             if !self.plan.accounts[account].phone {
                 continue;
             }
-            let device = Device::new(&mut self.phones.seed);
+            let mut device = Device::new(&mut self.phones.seed);
             let card = device.card.clone();
             self.must(Command::ActivateVirtualCard {
                 card: self.plan.accounts[account].card.clone(),
@@ -177,7 +177,6 @@ impl World<'_> {
                 key: hex(device.secret.key().as_bytes()),
                 operator: Key::new("app")?,
             })?;
-            let mut device = device;
             device.keep_short(&self.must(Command::ShortCode { card: card.clone() })?);
             self.ledger.phones.insert(card, account);
             self.phones.devices.insert(account, device);
@@ -264,15 +263,9 @@ impl World<'_> {
             return self.tap(tap);
         };
         let card = device.card.clone();
-        let made_ns = self.now;
         let forged = self.phones.seed.chance(1, FORGED_CODE_EVERY);
         let code = if forged { forged_code(code, now, &mut self.phones.seed) } else { code };
-        let code = Made::Code(Box::new(code));
-        let shown = Shown { account, code, made_ns, forged, known_withdrawn: false, receipt: None };
-        if !forged && self.phones.seed.chance(1, COPIED_EVERY) {
-            self.copy(&shown, tap);
-        }
-        self.present(&Tap { card, ..tap.clone() }, shown);
+        self.hold_up(account, Tap { card, ..tap.clone() }, Made::Code(Box::new(code)), forged);
     }
 
     /// Shows a short code, or what somebody takes for one.
@@ -283,12 +276,16 @@ impl World<'_> {
         let card = device.card.clone();
         let forged = self.phones.seed.chance(1, FORGED_CODE_EVERY);
         let code = ShortCode { digits: code.digits ^ u32::from(forged), ..code };
-        let (code, made_ns) = (Made::Short(code), self.now);
-        let shown = Shown { account, code, made_ns, forged, known_withdrawn: false, receipt: None };
+        self.hold_up(account, Tap { card, ..tap.clone() }, Made::Short(code), forged);
+    }
+
+    /// A code is held to a terminal by its holder, and may be seen by others.
+    fn hold_up(&mut self, account: usize, tap: Tap, code: Made, forged: bool) {
+        let shown = Shown { account, code, made_ns: self.now, forged, known_withdrawn: false, receipt: None };
         if !forged && self.phones.seed.chance(1, COPIED_EVERY) {
-            self.copy(&shown, tap);
+            self.copy(&shown, &tap);
         }
-        self.present(&Tap { card, ..tap.clone() }, shown);
+        self.present(&tap, shown);
     }
 
     /// A code is held to a terminal.

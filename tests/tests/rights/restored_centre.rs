@@ -17,7 +17,7 @@ use feiqian_sim::vfs::Disk;
 use super::shortcuts::{approved, connected, strict};
 
 /// What the centre's books say of themselves.
-pub fn verified(world: &mut World) -> Result<()> {
+fn verified(world: &mut World) -> Result<()> {
     let key = ed25519_dalek::SigningKey::from_bytes(&[9; 32]).verifying_key();
     let report = feiqian_reconcile::verify::verify(world.centre_tables()?.connection(), INSTITUTION, &key)?;
     ensure!(report.ok, "the centre: {report:?}");

@@ -173,7 +173,13 @@ impl Campus {
         books
     }
 
+    /// The node is in session with the centre, and the service knows it.
+    fn in_session(&self) {
+        wait_until("the node reaches the centre", || self.status()["node"]["connected"] == true);
+    }
+
     fn collected_in_one_touch(&mut self) {
+        self.in_session();
         let collect = json!({"command": "collect", "key": "first"});
         let collected = self.call(&collect);
         assert_eq!(
@@ -235,8 +241,7 @@ impl Campus {
 
     fn torn_loads(&mut self) {
         self.topup("torn", "20000");
-        // The node is there again for the service, too.
-        wait_until("the node reaches the centre", || self.status()["node"]["connected"] == true);
+        self.in_session();
         self.fault("after:credit");
         let torn = self.load("taken", 6_000);
         assert_eq!(torn["outcome"], "unknown", "{torn}");
@@ -287,6 +292,7 @@ impl Campus {
             std::fs::rename(here, away).unwrap();
         }
         self.start();
+        self.in_session();
         let loaded = self.load("after-all", 500);
         assert_eq!(loaded["outcome"], "loaded", "{loaded}");
         self.on_card += 500;
@@ -300,7 +306,7 @@ impl Campus {
             }
         }
         self.start();
-        wait_until("the node reaches the centre", || self.status()["node"]["connected"] == true);
+        self.in_session();
         let recovered = self.call(&json!({"command": "recover", "wait_ms": 10_000}));
         assert_eq!(recovered["resolved"][0]["key"], "elsewhere", "{recovered}");
         assert_eq!(recovered["resolved"][0]["outcome"], "completed_without_proof", "{recovered}");
@@ -319,7 +325,7 @@ impl Campus {
         );
         assert_eq!(self.books()["in_transit_fen"], 700);
         self.way.lose_answers(false);
-        wait_until("the node reaches the centre", || self.status()["node"]["connected"] == true);
+        self.in_session();
         // Whatever the card is held there for next.
         self.paid("after-late", 60);
         assert_eq!(self.books_agree()["loads"][0]["state"], "reversed");
@@ -329,7 +335,7 @@ impl Campus {
     fn a_purse_that_runs_low(&mut self) {
         self.configure("collect_below_fen = 2000");
         self.restart();
-        wait_until("the node reaches the centre", || self.status()["node"]["connected"] == true);
+        self.in_session();
         let rest = self.on_card - 500;
         let dear = self.paid("dear-1", rest);
         assert_eq!(dear.get("collected"), None, "{dear}");
