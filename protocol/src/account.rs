@@ -94,7 +94,11 @@ pub fn actor_id(
 
 /// An account document, loaded.
 #[derive(Debug)]
-pub struct Document(AutoCommit);
+pub struct Document {
+    doc: AutoCommit,
+    /// As bytes, where it has been saved since its last change.
+    saved: Option<Vec<u8>>,
+}
 
 impl Document {
     /// Creates the document of a new account. Only the centre does: two creations would not merge.
@@ -127,8 +131,9 @@ impl Document {
             doc.put(&groups, group.as_str(), ScalarValue::Timestamp(at.0))?;
         }
         doc.commit();
-        check_room(&mut doc, DOCUMENT_BYTES_KEPT)?;
-        Ok(Self(doc))
+        let mut document = Self::from(doc);
+        document.check_room(DOCUMENT_BYTES_KEPT)?;
+        Ok(document)
     }
 
     /// Loads a saved document; `actor` writes later changes.
@@ -140,12 +145,12 @@ impl Document {
             return Err(AccountError::TooLarge(bytes.len()));
         }
         chunk::check_document(bytes).map_err(|chunk::TooCostly| AccountError::TooCostly)?;
-        Ok(Self(contained(|| AutoCommit::load(bytes))??.with_actor(actor)))
+        Ok(contained(|| AutoCommit::load(bytes))??.with_actor(actor).into())
     }
 
     /// The document as bytes. Equal heads do not mean equal bytes.
     pub fn save(&mut self) -> Vec<u8> {
-        self.0.save()
+        self.saved.get_or_insert_with(|| self.doc.save()).clone()
     }
 
     /// Carries out an intent; returns the change to send to the others. What takes possibilities away finds room in a
@@ -154,14 +159,14 @@ impl Document {
     /// # Errors
     /// [`AccountError`] where the intent does not fit the account; the document is unchanged then.
     pub fn carry_out(&mut self, intent: &Intent, at: Timestamp) -> Result<Vec<u8>, AccountError> {
-        let before = self.0.clone();
+        let (before, saved) = (self.doc.clone(), self.saved.take());
         let kept = if intent.narrows() { DOCUMENT_BYTES_SLACK } else { DOCUMENT_BYTES_KEPT };
         let carried_out = self.write(intent, at).and_then(|change| {
-            check_room(&mut self.0, kept)?;
+            self.check_room(kept)?;
             Ok(change)
         });
         if carried_out.is_err() {
-            self.0 = before;
+            *self = Self { doc: before, saved };
         }
         carried_out
     }
@@ -172,18 +177,18 @@ impl Document {
         match intent {
             Intent::ReportLoss { card, loss } => {
                 let losses = self.map("losses")?;
-                self.0.put(&losses, loss.as_str(), card.as_str())?;
+                self.doc.put(&losses, loss.as_str(), card.as_str())?;
             }
             Intent::LiftLoss { losses: keys, .. } => {
                 let losses = self.map("losses")?;
                 for key in keys {
-                    self.0.delete(&losses, key.as_str())?;
+                    self.doc.delete(&losses, key.as_str())?;
                 }
             }
             Intent::SetLimits { single, daily } => {
                 let limits = self.map("limits")?;
-                self.0.put(&limits, "single", single.get())?;
-                self.0.put(&limits, "daily", daily.get())?;
+                self.doc.put(&limits, "single", single.get())?;
+                self.doc.put(&limits, "daily", daily.get())?;
             }
             Intent::IssueCard { card } => self.put_key("cards", card.as_str(), now)?,
             Intent::VoidCard { card } => self.put_key("void", card.as_str(), now)?,
@@ -191,18 +196,18 @@ impl Document {
             Intent::Unfreeze { keys } => {
                 let frozen = self.map("frozen")?;
                 for key in keys {
-                    self.0.delete(&frozen, key.as_str())?;
+                    self.doc.delete(&frozen, key.as_str())?;
                 }
             }
             Intent::Close => self.put_key("closed", "closed", now)?,
             Intent::JoinGroup { group } => self.put_key("groups", group.as_str(), now)?,
             Intent::LeaveGroup { group } => {
                 let groups = self.map("groups")?;
-                self.0.delete(&groups, group.as_str())?;
+                self.doc.delete(&groups, group.as_str())?;
             }
             Intent::ActivateVirtualCard { card, phone } => {
                 let phones = self.made_map("phones")?;
-                self.0.put(&phones, card.as_str(), phone.as_str())?;
+                self.doc.put(&phones, card.as_str(), phone.as_str())?;
                 self.put_key("cards", card.as_str(), now)?;
             }
             Intent::SetPin { generation, replaces } | Intent::ResetPin { generation, replaces } => {
@@ -210,37 +215,37 @@ impl Document {
                 let initial = matches!(intent, Intent::ResetPin { .. });
                 let pin = PinReference { initial, since: at };
                 let pins = self.pins()?;
-                self.0.put(&pins, generation.to_string(), pin.to_text())?;
+                self.doc.put(&pins, generation.to_string(), pin.to_text())?;
             }
             Intent::ConfirmPin { others, .. } => self.remove_pins(others)?,
             Intent::Describe { field, value } => {
                 let holder = self.made_map("holder")?;
                 match value {
-                    Some(text) => self.0.put(&holder, field.name(), text.as_str())?,
-                    None => self.0.delete(&holder, field.name())?,
+                    Some(text) => self.doc.put(&holder, field.name(), text.as_str())?,
+                    None => self.doc.delete(&holder, field.name())?,
                 }
             }
             Intent::IssueInactiveCard { card } => {
                 let inactive = self.made_map("inactive")?;
-                self.0.put(&inactive, card.as_str(), format!("{ISSUED} {}", at.0))?;
+                self.doc.put(&inactive, card.as_str(), format!("{ISSUED} {}", at.0))?;
                 self.put_key("cards", card.as_str(), now)?;
             }
             Intent::HandOverCard { card } => {
                 let inactive = self.made_map("inactive")?;
-                self.0.put(&inactive, card.as_str(), format!("{HANDED_OVER} {}", at.0))?;
+                self.doc.put(&inactive, card.as_str(), format!("{HANDED_OVER} {}", at.0))?;
             }
             Intent::ActivateCard { card } => {
                 let inactive = self.made_map("inactive")?;
-                self.0.delete(&inactive, card.as_str())?;
+                self.doc.delete(&inactive, card.as_str())?;
             }
             Intent::IssueLegacyCard { card, group } => {
                 let legacy = self.made_map("legacy")?;
-                self.0.put(&legacy, card.as_str(), group.as_str())?;
+                self.doc.put(&legacy, card.as_str(), group.as_str())?;
                 self.put_key("cards", card.as_str(), now)?;
             }
         }
-        self.0.commit();
-        let change = self.0.get_last_local_change().ok_or(AccountError::Change)?;
+        self.doc.commit();
+        let change = self.doc.get_last_local_change().ok_or(AccountError::Change)?;
         Ok(change.raw_bytes().to_vec())
     }
 
@@ -267,7 +272,7 @@ impl Document {
         }
         let known = contained(|| {
             let change = Change::from_bytes(bytes.to_vec()).ok()?;
-            self.0.get_change_by_hash(&change.hash()).map(drop)
+            self.doc.get_change_by_hash(&change.hash()).map(drop)
         });
         matches!(known, Ok(Some(())))
     }
@@ -279,7 +284,7 @@ impl Document {
     /// document cannot be loaded again; [`AccountError::TooLarge`] where that is too large.
     pub fn merge_change(&mut self, bytes: &[u8]) -> Result<(), AccountError> {
         chunk::check_change(bytes).map_err(|chunk::TooCostly| AccountError::Change)?;
-        let mut merged = self.0.clone();
+        let mut merged = self.doc.clone();
         let saved = contained(|| {
             let change = Change::from_bytes(bytes.to_vec()).map_err(|_| AccountError::Change)?;
             let hash = change.hash();
@@ -289,21 +294,27 @@ impl Document {
             }
             Ok(merged.save())
         })??;
-        let mut again = Self::load(&saved, self.0.get_actor().clone()).map_err(|error| match error {
+        let mut again = Self::load(&saved, self.doc.get_actor().clone()).map_err(|error| match error {
             AccountError::TooLarge(_) => error,
             _ => AccountError::Change,
         })?;
-        if again.0.get_heads() != merged.get_heads() {
+        if again.doc.get_heads() != merged.get_heads() {
             return Err(AccountError::Change);
         }
-        self.0 = again.0;
+        *self = Self { doc: again.doc, saved: Some(saved) };
         Ok(())
     }
 
     /// True where what the centre itself may have to write still fits, such as a lift of what was reported: a change by a
     /// node that leaves less is not to be taken.
     pub fn has_room(&mut self) -> bool {
-        check_room(&mut self.0, 2 * DOCUMENT_BYTES_KEPT).is_ok()
+        self.check_room(2 * DOCUMENT_BYTES_KEPT).is_ok()
+    }
+
+    /// Checks that so many bytes of the largest document are left.
+    fn check_room(&mut self, kept: usize) -> Result<(), AccountError> {
+        let length = self.saved.get_or_insert_with(|| self.doc.save()).len();
+        if length + kept <= DOCUMENT_BYTES_MAX { Ok(()) } else { Err(AccountError::NoRoom(length)) }
     }
 
     /// The keys of the freezes in force, for an end of all of them.
@@ -316,7 +327,7 @@ impl Document {
 
     /// The hashes of the newest changes, as sorted hexadecimal.
     pub fn heads(&mut self) -> Vec<String> {
-        let mut heads: Vec<String> = self.0.get_heads().iter().map(|head| hex(&head.0)).collect();
+        let mut heads: Vec<String> = self.doc.get_heads().iter().map(|head| hex(&head.0)).collect();
         heads.sort();
         heads
     }
@@ -372,21 +383,21 @@ impl Document {
 
     /// A field that a document does not begin with: made with the first that is put into it.
     fn made_map(&mut self, field: &'static str) -> Result<ObjId, AccountError> {
-        match self.0.get(ROOT, field)? {
-            None => Ok(self.0.put_object(ROOT, field, ObjType::Map)?),
+        match self.doc.get(ROOT, field)? {
+            None => Ok(self.doc.put_object(ROOT, field, ObjType::Map)?),
             Some(_) => self.map(field),
         }
     }
 
     /// All values of a field that a document does not begin with, by key.
     fn made_texts(&self, field: &'static str) -> Result<Vec<(String, Vec<String>)>, AccountError> {
-        if self.0.get(ROOT, field)?.is_none() {
+        if self.doc.get(ROOT, field)?.is_none() {
             return Ok(Vec::new());
         }
         let map = self.map(field)?;
         let mut texts = Vec::new();
-        for key in self.0.keys(&map) {
-            let values = self.0.get_all(&map, key.as_str())?;
+        for key in self.doc.keys(&map) {
+            let values = self.doc.get_all(&map, key.as_str())?;
             let values =
                 values.iter().map(|(value, _)| value.as_str().unwrap_or_default().to_owned()).collect();
             texts.push((key, values));
@@ -397,13 +408,13 @@ impl Document {
     fn remove_pins(&mut self, gone: &[PinGeneration]) -> Result<(), AccountError> {
         let pins = self.pins()?;
         for pin in gone {
-            self.0.delete(&pins, pin.to_string())?;
+            self.doc.delete(&pins, pin.to_string())?;
         }
         Ok(())
     }
 
     fn map(&self, field: &'static str) -> Result<ObjId, AccountError> {
-        match self.0.get(ROOT, field)? {
+        match self.doc.get(ROOT, field)? {
             Some((Value::Object(ObjType::Map), id)) => Ok(id),
             _ => Err(AccountError::Shape(field)),
         }
@@ -411,19 +422,19 @@ impl Document {
 
     fn put_key(&mut self, field: &'static str, key: &str, value: ScalarValue) -> Result<(), AccountError> {
         let map = self.map(field)?;
-        Ok(self.0.put(&map, key, value)?)
+        Ok(self.doc.put(&map, key, value)?)
     }
 
     fn keys(&self, field: &'static str) -> Result<Vec<String>, AccountError> {
-        Ok(self.0.keys(self.map(field)?).collect())
+        Ok(self.doc.keys(self.map(field)?).collect())
     }
 
     /// Rule: a loss is a key that is present.
     fn losses(&self) -> Result<BTreeMap<Key, CardNumber>, AccountError> {
         let map = self.map("losses")?;
         let mut losses = BTreeMap::new();
-        for key in self.0.keys(&map) {
-            for (value, _) in self.0.get_all(&map, key.as_str())? {
+        for key in self.doc.keys(&map) {
+            for (value, _) in self.doc.get_all(&map, key.as_str())? {
                 let card = value.as_str().and_then(|card| CardNumber::new(card).ok());
                 if let (Ok(key), Some(card)) = (Key::new(key.as_str()), card) {
                     losses.insert(key, card);
@@ -435,13 +446,13 @@ impl Document {
 
     /// Rule: a phone's key is what its card's number says, so there is one only.
     fn phones(&self) -> Result<BTreeMap<CardNumber, String>, AccountError> {
-        if self.0.get(ROOT, "phones")?.is_none() {
+        if self.doc.get(ROOT, "phones")?.is_none() {
             return Ok(BTreeMap::new());
         }
         let map = self.map("phones")?;
         let mut phones = BTreeMap::new();
-        for card in self.0.keys(&map) {
-            for (value, _) in self.0.get_all(&map, card.as_str())? {
+        for card in self.doc.keys(&map) {
+            for (value, _) in self.doc.get_all(&map, card.as_str())? {
                 let phone = value.as_str().filter(|text| {
                     read_phone(text).is_some_and(|key| CardNumber::of_phone(&key).as_str() == card)
                 });
@@ -483,14 +494,14 @@ impl Document {
     /// Rule: a PIN is a key that is present, and an initial one where any of its values says so.
     fn pin_references(&self) -> Result<BTreeMap<PinGeneration, PinReference>, AccountError> {
         let mut pins = BTreeMap::new();
-        if self.0.get(ROOT, "pins")?.is_none() {
+        if self.doc.get(ROOT, "pins")?.is_none() {
             return Ok(pins);
         }
         let map = self.map("pins")?;
-        for key in self.0.keys(&map) {
+        for key in self.doc.keys(&map) {
             // A key that no intent writes is a PIN too, so that it cannot be passed over.
             let generation = key.parse().unwrap_or(PinGeneration::UNREADABLE);
-            for (value, _) in self.0.get_all(&map, key.as_str())? {
+            for (value, _) in self.doc.get_all(&map, key.as_str())? {
                 let new = PinReference::from_text(value.as_str().unwrap_or_default());
                 let pin = pins.entry(generation).or_insert(new);
                 *pin = PinReference { initial: pin.initial || new.initial, since: pin.since.max(new.since) };
@@ -501,14 +512,14 @@ impl Document {
 
     /// Rule: of concurrent classes the lexically first; any fixed choice converges, and only the centre writes it.
     fn class(&self) -> Result<String, AccountError> {
-        let values = self.0.get_all(ROOT, "class")?;
+        let values = self.doc.get_all(ROOT, "class")?;
         let class = values.iter().filter_map(|(value, _)| value.as_str()).min();
         class.map(str::to_owned).ok_or(AccountError::Shape("class"))
     }
 
     /// Rule: of concurrent limits the lower.
     fn limit(&self, name: &'static str) -> Result<Fen, AccountError> {
-        let values = self.0.get_all(self.map("limits")?, name)?;
+        let values = self.doc.get_all(self.map("limits")?, name)?;
         let limit = values.iter().filter_map(|(value, _)| value.as_i64()).min();
         // What no intent writes is cut to the nearest that one could.
         let in_range = |limit: i64| Fen::new(limit.clamp(0, AMOUNT_FEN_MAX.get()));
@@ -522,10 +533,10 @@ fn contained<T>(read: impl FnOnce() -> T) -> Result<T, AccountError> {
     catch_unwind(AssertUnwindSafe(read)).map_err(|_| AccountError::Change)
 }
 
-/// Checks that so many bytes of the largest document are left.
-fn check_room(doc: &mut AutoCommit, kept: usize) -> Result<(), AccountError> {
-    let length = doc.save().len();
-    if length + kept <= DOCUMENT_BYTES_MAX { Ok(()) } else { Err(AccountError::NoRoom(length)) }
+impl From<AutoCommit> for Document {
+    fn from(doc: AutoCommit) -> Self {
+        Self { doc, saved: None }
+    }
 }
 
 fn check_limit(limit: Fen) -> Result<(), AccountError> {

@@ -266,7 +266,7 @@ impl Round<'_> {
                 .map_err(|error| Store::Corrupt(format!("the answer to a credit: {error}")))?;
             return Ok(Ok(answer));
         }
-        if let Some((_, settings)) = self.document(account)?
+        if let Some(settings) = self.settings(account)?
             && settings.closed
         {
             // Late word of a purchase may have left a debt.
@@ -293,17 +293,17 @@ impl Round<'_> {
         Ok(Ok(answer))
     }
 
-    /// An account's document and its projection; the centre writes later changes.
-    pub(crate) fn document(
-        &self,
-        account: AccountId,
-    ) -> Result<Option<(Document, AccountSettings)>, StoreError> {
+    /// What an account's document comes to.
+    pub(crate) fn settings(&self, account: AccountId) -> Result<Option<AccountSettings>, StoreError> {
+        accounts::settings(self.db, account)
+    }
+
+    /// An account's document; the centre writes later changes.
+    pub(crate) fn document(&self, account: AccountId) -> Result<Option<Document>, StoreError> {
         let Some(stored) = accounts::load(self.db, account)? else { return Ok(None) };
         let actor =
             actor_id(self.state.identity.institution, NodeId::CENTRE, 1, stored.document_epoch, account);
-        let document = Document::load(&stored.document, actor)?;
-        let settings = document.settings()?;
-        Ok(Some((document, settings)))
+        Ok(Some(Document::load(&stored.document, actor)?))
     }
 
     fn report_loss(&mut self, card: &CardNumber, operator: Key) -> Result<Reply, StoreError> {
@@ -311,7 +311,7 @@ impl Round<'_> {
             Ok(account) => account,
             Err(error) => return Ok(Err(error)),
         };
-        let Some((_, settings)) = self.document(account)? else {
+        let Some(settings) = self.settings(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
         if settings.cards.get(card) == Some(&CardStatus::Lost) {
@@ -331,7 +331,7 @@ impl Round<'_> {
             Ok(account) => account,
             Err(error) => return Ok(Err(error)),
         };
-        let Some((_, settings)) = self.document(account)? else {
+        let Some(settings) = self.settings(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
         let losses: Vec<Key> =
@@ -366,7 +366,7 @@ impl Round<'_> {
         intent: Intent,
         actor: Actor,
     ) -> Result<Result<(), CommandError>, StoreError> {
-        let Some((mut document, _)) = self.document(account)? else {
+        let Some(mut document) = self.document(account)? else {
             return Ok(Err(CommandError {
                 code: "account",
                 message: "the account has no document".to_owned(),

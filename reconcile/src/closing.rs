@@ -94,7 +94,7 @@ impl Round<'_> {
             Ok(account) => account,
             Err(error) => return Ok(Err(error)),
         };
-        let Some((_, settings)) = self.document(account)? else {
+        let Some(settings) = self.settings(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
         if self.state.closures.has(account) {

@@ -27,7 +27,7 @@ impl Round<'_> {
             Ok(account) => account,
             Err(error) => return Ok(Err(error)),
         };
-        let Some((document, settings)) = self.document(account)? else {
+        let Some(settings) = self.settings(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
         let intents = match change {
@@ -41,7 +41,11 @@ impl Round<'_> {
             SettingCommand::Unfreeze if !settings.frozen => {
                 return Ok(refused("not_frozen", "the account is not frozen"));
             }
-            SettingCommand::Unfreeze => vec![Intent::Unfreeze { keys: document.freezes()? }],
+            SettingCommand::Unfreeze => {
+                let document = self.document(account)?;
+                let keys = document.map(|document| document.freezes()).transpose()?;
+                vec![Intent::Unfreeze { keys: keys.unwrap_or_default() }]
+            }
             SettingCommand::Limits { single_limit_fen, daily_limit_fen } => vec![Intent::SetLimits {
                 single: single_limit_fen.unwrap_or(settings.single_limit),
                 daily: daily_limit_fen.unwrap_or(settings.daily_limit),
@@ -115,8 +119,9 @@ impl Round<'_> {
             SettingCommand::LeaveGroup { group } => vec![Intent::LeaveGroup { group }],
         };
         // All of it or nothing: each of several is tried on the settings that those before it leave.
-        if intents.len() > 1 {
-            let mut tried = document;
+        if intents.len() > 1
+            && let Some(mut tried) = self.document(account)?
+        {
             for intent in &intents {
                 if let Err(error) = tried.carry_out(intent, self.state.time) {
                     return Ok(refused(error.code(), error.to_string()));
@@ -162,7 +167,7 @@ impl Round<'_> {
             Ok(account) => account,
             Err(error) => return Ok(Err(error)),
         };
-        let Some((_, settings)) = self.document(account)? else {
+        let Some(settings) = self.settings(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
         let mut wallets = serde_json::Map::new();

@@ -216,7 +216,7 @@ impl Round<'_> {
             Ok(account) => account,
             Err(error) => return Ok(Err(error)),
         };
-        let Some((_, settings)) = self.document(account)? else {
+        let Some(settings) = self.settings(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
         let intent = Intent::ActivateCard { card: card.clone() };
@@ -244,7 +244,7 @@ impl Round<'_> {
     pub(crate) fn bind_salts(&self, number: &Key) -> Result<Reply, StoreError> {
         let mut salts = Vec::new();
         if let Some(account) = holders::of_number(self.db, number.as_str())?
-            && let Some((_, settings)) = self.document(account)?
+            && let Some(settings) = self.settings(account)?
         {
             salts.extend(settings.pins.keys().copied());
         }
@@ -314,7 +314,7 @@ impl Round<'_> {
         typed: &[HashedPin],
     ) -> Result<Option<(AccountId, AccountSettings)>, StoreError> {
         let Some(account) = holders::of_number(self.db, number.as_str())? else { return Ok(None) };
-        let Some((_, settings)) = self.document(account)? else { return Ok(None) };
+        let Some(settings) = self.settings(account)? else { return Ok(None) };
         let named = settings.holder.get(&HolderField::Name).is_some_and(|own| own == name.trim());
         let mut generations = settings.pins.keys();
         let (Some(generation), None) = (generations.next(), generations.next()) else { return Ok(None) };
@@ -336,7 +336,7 @@ impl Round<'_> {
             _ => return Ok(refused("holder", "either a number or a user is expected")),
         };
         let Some(account) = found else { return Ok(refused("unknown_holder", "no account has this holder")) };
-        let Some((_, settings)) = self.document(account)? else {
+        let Some(settings) = self.settings(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
         match settings.cards.keys().next() {

@@ -102,8 +102,8 @@ impl Round<'_> {
             Ok(account) => account,
             Err(error) => return Ok(Err(error)),
         };
-        Ok(match self.document(account)? {
-            Some((_, settings)) if settings.closed => {
+        Ok(match self.settings(account)? {
+            Some(settings) if settings.closed => {
                 Err(CommandError { code: "closed", message: "the account is closed".to_owned() })
             }
             _ => Ok(account),

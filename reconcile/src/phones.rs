@@ -79,9 +79,10 @@ impl Round<'_> {
         };
         let virtual_card = CardNumber::of_phone(&phone);
         let reply = json!({ "account": account, "card": virtual_card });
-        let Some((mut document, settings)) = self.document(account)? else {
+        let Some(mut document) = self.document(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
+        let settings = document.settings()?;
         match accounts::account_of_card(self.db, &virtual_card)? {
             Some(other) if other != account => {
                 return Ok(refused("card_in_use", "the phone's key is a virtual card of another account"));
@@ -110,7 +111,7 @@ impl Round<'_> {
         pays: bool,
     ) -> Result<Result<(AccountSettings, PhoneKey), CommandError>, StoreError> {
         let refused = |code, message: &str| Ok(Err(CommandError { code, message: message.to_owned() }));
-        let Some((_, settings)) = self.document(account)? else {
+        let Some(settings) = self.settings(account)? else {
             return refused("account", "the account has no document");
         };
         let Some(phone) = settings.phones.get(card).and_then(|phone| read_phone(phone)) else {

@@ -89,8 +89,8 @@ impl Round<'_> {
             Ok(account) => account,
             Err(error) => return Ok(Err(error)),
         };
-        Ok(match self.document(account)? {
-            Some((_, settings)) => Ok((account, settings)),
+        Ok(match self.settings(account)? {
+            Some(settings) => Ok((account, settings)),
             None => Err(CommandError { code: "account", message: "the account has no document".to_owned() }),
         })
     }

@@ -161,7 +161,7 @@ impl Round<'_> {
         let card = serial.card_number();
         tracing::warn!(log = %at.log, position = at.position, "two cards have one serial: the card is withdrawn");
         let Some(account) = accounts::account_of_card(self.db, &card)? else { return Ok(()) };
-        let Some((_, settings)) = self.document(account)? else { return Ok(()) };
+        let Some(settings) = self.settings(account)? else { return Ok(()) };
         if settings.cards.get(&card) == Some(&CardStatus::Void) {
             return Ok(());
         }

@@ -48,9 +48,10 @@ impl Round<'_> {
             self.fault(at.log, at.position, "a setting of an unknown account")?;
             return Ok(Some(AccountError::NoSuchAccount.code()));
         };
-        let Some((mut document, settings)) = self.document(setting.account)? else {
+        let Some(mut document) = self.document(setting.account)? else {
             return Ok(Some(AccountError::NoSuchAccount.code()));
         };
+        let settings = document.settings()?;
         if planted(Canary::RoleNotChecked) && !setting.intent.is_open_to(role) {
             if let Ok(change) = document.carry_out(&setting.intent, self.state.time) {
                 let (intent, actor) = (setting.intent.clone(), entry.actor.clone());

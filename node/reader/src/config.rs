@@ -68,7 +68,7 @@ pub struct RecordConfig {
 pub struct NodeConfig {
     /// Speaks with the node.
     pub client: Node,
-    /// A purse with less than this on it is filled from the account before it pays.
+    /// A purse that a purchase would leave with less than this is filled from the account first.
     pub collect_below: Option<PurseFen>,
 }
 

@@ -23,7 +23,7 @@ impl Document {
     /// # Errors
     /// [`AccountError::Shape`] where the document is not as the table says.
     pub fn epoch(&self) -> Result<u32, AccountError> {
-        match self.0.get(ROOT, "epoch")? {
+        match self.doc.get(ROOT, "epoch")? {
             None => Ok(FIRST_EPOCH),
             Some((value, _)) => {
                 let epoch = value.as_i64().and_then(|epoch| u32::try_from(epoch).ok());
@@ -35,13 +35,13 @@ impl Document {
     /// The same document with later changes by `author`.
     #[must_use]
     pub fn written_by(self, author: ActorId) -> Self {
-        Self(self.0.with_actor(author))
+        Self { doc: self.doc.with_actor(author), saved: self.saved }
     }
 
     /// True where it is time to begin it anew: it has more than `changes_max` changes ([`crate::limits::DOCUMENT_CHANGES_MAX`] in service), or
     /// an eighth of that and is large. `bytes` is what it takes when saved.
     pub fn is_worn(&self, bytes: usize, changes_max: u64) -> bool {
-        let changes = self.0.stats().num_changes;
+        let changes = self.doc.stats().num_changes;
         changes > changes_max || (bytes > DOCUMENT_BYTES_WORN && changes > changes_max / 8)
     }
 
@@ -57,8 +57,8 @@ impl Document {
         for field in SETS {
             let from = self.map(field)?;
             let to = new.put_object(ROOT, field, ObjType::Map)?;
-            for key in self.0.keys(&from) {
-                let value = match self.0.get(&from, key.as_str())? {
+            for key in self.doc.keys(&from) {
+                let value = match self.doc.get(&from, key.as_str())? {
                     Some((Value::Scalar(value), _)) => value.into_owned(),
                     _ => ScalarValue::Null,
                 };
@@ -92,7 +92,7 @@ impl Document {
         let holder = settings.holder.iter().map(|(field, text)| (field.name(), text.clone()));
         put_texts(&mut new, "holder", holder)?;
         new.commit();
-        let new = Self(new);
+        let new = Self::from(new);
         if new.settings()? == settings { Ok(new) } else { Err(AccountError::Shape("renewal")) }
     }
 }

@@ -128,11 +128,11 @@ fn fill_pins(document: &mut Document) -> usize {
 fn a_value_that_no_intent_writes_pays_nothing() {
     let mut odd = document();
     let pins = odd.pins().unwrap();
-    odd.0.put(&pins, pin(1).to_string(), 7).unwrap();
+    odd.doc.put(&pins, pin(1).to_string(), 7).unwrap();
     assert_eq!(odd.settings().unwrap().paying_pin(), None);
     let mut odd = document();
     odd.carry_out(&Intent::SetPin { generation: pin(1), replaces: vec![] }, Timestamp(2)).unwrap();
-    odd.0.put(&pins, "no generation", "chosen 1").unwrap();
+    odd.doc.put(&pins, "no generation", "chosen 1").unwrap();
     assert_eq!(odd.settings().unwrap().paying_pin(), None);
 }
 

@@ -129,7 +129,7 @@ impl Round<'_> {
             return Ok(Err(DeclineReason::UnknownCard));
         };
         // What stands against the account is the node's to judge, which may have heard of more.
-        let status = self.document(account)?.and_then(|(_, settings)| settings.cards.get(&card).copied());
+        let status = self.settings(account)?.and_then(|settings| settings.cards.get(&card).copied());
         Ok(match status {
             Some(CardStatus::Active) => Ok((account, card)),
             Some(CardStatus::Lost) => Err(DeclineReason::Lost),

@@ -163,7 +163,7 @@ impl Round<'_> {
         let (Some(profile), Some(account)) = (purses.profile(load.serial), account) else {
             return Ok(refused(PurseRefusal::UnknownCard));
         };
-        let Some((_, settings)) = self.document(account)? else {
+        let Some(settings) = self.settings(account)? else {
             return Ok(refused(PurseRefusal::UnknownCard));
         };
         let standing = match settings.cards.get(&card) {

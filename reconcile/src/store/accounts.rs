@@ -101,6 +101,14 @@ pub(crate) fn load(db: &Connection, account: AccountId) -> Result<Option<StoredA
     Ok(found)
 }
 
+/// What an account's document comes to.
+pub(crate) fn settings(db: &Connection, account: AccountId) -> Result<Option<AccountSettings>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT settings FROM accounts WHERE account = ?1")?;
+    let found: Option<String> = statement.query_row([account.0 as i64], |row| row.get(0)).optional()?;
+    let read = |text: String| corrupt(serde_json::from_str(&text).ok(), "the settings of an account");
+    found.map(read).transpose()
+}
+
 /// The day from which on stand-in may be used, and the limit of a day.
 pub(crate) fn grant_terms(
     db: &Connection,

@@ -1,7 +1,7 @@
 //! By what people pay: accounts, purses on cards, and phones with vouchers.
 //!
 //! **Account**: a card's number, and whatever the building may spend for it. **Purse**: everything in the account is collected
-//! onto the card at a connected terminal when the purse holds less than ¥20, or than the purchase; a purchase is paid from it, whoever is connected, or,
+//! onto the card at a connected terminal before a purchase that would leave less than ¥20 on it; a purchase is paid from it, whoever is connected, or,
 //! where it does not suffice, from what is left in the account, the account's way. Purses are modelled here by these rules; what they collect leaves the account by a purchase with the PIN at the
 //! centre. **Phone**: the shipping cores. The phone is online throughout, fetches a voucher before it pays, shows a code, and
 //! brings the receipt.
@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::college::What;
 use super::stage::{Workload, card};
 
-/// A purse with less collects what is in the account, in fen.
+/// A purse that a purchase would leave with less collects what is in the account, in fen.
 const COLLECTS_BELOW_FEN: i64 = 2_000;
 
 /// By what a campus pays.
@@ -106,7 +106,7 @@ impl Carried {
                 What::TopUp { fen } => account[person] += fen,
                 What::Buy { .. } if instruments.of(person) != Instrument::Purse => {}
                 What::Buy { fen, .. } => {
-                    if purse[person] < fen.max(COLLECTS_BELOW_FEN) {
+                    if purse[person] < fen + COLLECTS_BELOW_FEN {
                         purse[person] += std::mem::take(&mut account[person]);
                     }
                     if purse[person] >= fen {
@@ -125,7 +125,7 @@ impl Carried {
 
     /// True where a purse collects what is in the account, before it pays at a connected terminal.
     pub fn collects(&self, person: u32, fen: i64) -> bool {
-        self.of(person) == Instrument::Purse && self.purse[person as usize] < fen.max(COLLECTS_BELOW_FEN)
+        self.of(person) == Instrument::Purse && self.purse[person as usize] < fen + COLLECTS_BELOW_FEN
     }
 
     /// What a phone asks the centre for before it pays.

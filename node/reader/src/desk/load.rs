@@ -197,7 +197,8 @@ impl Shared {
         }
         let below = self.config.node.as_ref().and_then(|node| node.collect_below);
         let Some(below) = below else { return Ok(()) };
-        let low = balance_of(card).is_ok_and(|balance| balance < below.max(amount).get());
+        // What is left after a touch with a link is what the next one without has.
+        let low = balance_of(card).is_ok_and(|balance| balance < amount.get().saturating_add(below.get()));
         if low {
             let wish = Wish { key: None, want: Want::All, pin: None };
             let collected = self.load_now(card, watch, node, &wish, identified, until);

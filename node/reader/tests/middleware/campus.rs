@@ -336,18 +336,18 @@ impl Campus {
         self.configure("collect_below_fen = 2000");
         self.restart();
         self.in_session();
-        let rest = self.on_card - 500;
+        let rest = self.on_card - 2_200;
         let dear = self.paid("dear-1", rest);
         assert_eq!(dear.get("collected"), None, "{dear}");
         self.topup("low", "10000");
-        let filled = self.buy("low", 300);
+        let filled = self.buy("low", 201);
         assert_eq!(
             (&filled["outcome"], &filled["collected"]["outcome"]),
             (&json!("approved"), &json!("loaded")),
             "{filled}"
         );
         self.on_card += filled["collected"]["amount_fen"].as_u64().unwrap() as u32;
-        self.on_card -= 300;
+        self.on_card -= 201;
         self.books_agree();
         let more = self.paid("more", 100);
         assert_eq!(more.get("collected"), None, "{more}");
