@@ -322,6 +322,7 @@ impl NodeCore {
             | Body::PurseLoad(_)
             | Body::PurseLoadSettled(_)
             | Body::PurseReturned(_)
+            | Body::PurseCaseDecided(_)
             | Body::CloseOrdered(_)
             | Body::Payout(_)
             | Body::Unknown { .. } => {}

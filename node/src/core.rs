@@ -29,7 +29,7 @@ use crate::code::CentreClock;
 use crate::core::attempt::Guard;
 use crate::edge::naming::Naming;
 use crate::edge::{Queues, UnknownCards};
-use crate::io::{Identity, Input, LinkState, Now, Output, Settings, Status};
+use crate::io::{Identity, Input, Now, Output, Settings, Status};
 use crate::purse::PurseWaits;
 use crate::replication::{Link, Marked};
 use crate::store::accounts::Totals;
@@ -369,10 +369,7 @@ impl NodeCore {
             unspent_fen: totals.unspent.get(),
             stand_in_left_fen: totals.stand_in_left.get(),
             exposed_fen: totals.exposed.get(),
-            heard: match self.link.state() {
-                LinkState::Up => Some(now.wall),
-                _ => saved.heard,
-            },
+            heard: self.heard_until(now),
             wall: now.wall,
         })
     }

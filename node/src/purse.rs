@@ -25,6 +25,7 @@ use feiqian_protocol::purse::values::{
     CardSerial, CardTime, Counter, Kind, Mac, PurseFen, TerminalNumber, TerminalSequence,
 };
 use feiqian_protocol::tap::{DeclineReason, TapKind};
+use feiqian_protocol::time::Timestamp;
 
 use crate::authorizer::standing;
 use crate::core::NodeCore;
@@ -94,6 +95,8 @@ pub enum PurseDone {
     Usable {
         /// Whether an account has it.
         known: bool,
+        /// Until when losses are known here.
+        heard: Option<Timestamp>,
     },
     /// It may not.
     Declined(DeclineReason),
@@ -196,7 +199,7 @@ impl NodeCore {
             }
         };
         let done = match request {
-            PurseRequest::Check(serial) => Ok(self.check_purse(serial)?),
+            PurseRequest::Check(serial) => Ok(self.check_purse(now, serial)?),
             PurseRequest::Purchase(report) => match merchant {
                 _ if self.identity.role == Role::Door => Err(PurseError::Role),
                 None => Err(PurseError::NoMerchant(terminal.to_string())),
@@ -230,15 +233,16 @@ impl NodeCore {
     }
 
     /// The hotlist: whether anything is known here against a card.
-    fn check_purse(&self, serial: CardSerial) -> Result<PurseDone, StoreError> {
+    fn check_purse(&self, now: &Now, serial: CardSerial) -> Result<PurseDone, StoreError> {
         let card = serial.card_number();
         let facts = self.store.facts(&card)?;
         let holder = facts.as_ref().map(|facts| &facts.holder);
         let lost = holder.is_some_and(|holder| self.is_told_lost(&card, holder.account));
         let sells = self.identity.role != Role::Door;
+        let heard = self.heard_until(now);
         Ok(match standing(TapKind::Amount(Fen::new(1)), holder, lost, &[], sells) {
-            Ok(_) => PurseDone::Usable { known: true },
-            Err(DeclineReason::UnknownCard) => PurseDone::Usable { known: false },
+            Ok(_) => PurseDone::Usable { known: true, heard },
+            Err(DeclineReason::UnknownCard) => PurseDone::Usable { known: false, heard },
             Err(reason) => PurseDone::Declined(reason),
         })
     }

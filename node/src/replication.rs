@@ -527,6 +527,11 @@ impl NodeCore {
         matches!(self.link, Link::Up(..))
     }
 
+    /// Until when what the centre has to say is known here: losses, withdrawals, grants.
+    pub(crate) fn heard_until(&self, now: &Now) -> Option<Timestamp> {
+        if self.in_session() { Some(now.wall) } else { self.state.saved.heard }
+    }
+
     /// True where the centre says that this node's certificate has expired.
     pub fn certificate_expired(&self) -> bool {
         matches!(self.link, Link::Refused(_, _, RefusalReason::Expired))

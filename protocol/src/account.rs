@@ -96,7 +96,7 @@ pub fn actor_id(
 #[derive(Debug)]
 pub struct Document {
     doc: AutoCommit,
-    /// As bytes, where it has been saved since its last change.
+    /// As bytes, where it has been loaded or saved since its last change.
     saved: Option<Vec<u8>>,
 }
 
@@ -145,7 +145,8 @@ impl Document {
             return Err(AccountError::TooLarge(bytes.len()));
         }
         chunk::check_document(bytes).map_err(|chunk::TooCostly| AccountError::TooCostly)?;
-        Ok(contained(|| AutoCommit::load(bytes))??.with_actor(actor).into())
+        let doc = contained(|| AutoCommit::load(bytes))??.with_actor(actor);
+        Ok(Self { doc, saved: Some(bytes.to_vec()) })
     }
 
     /// The document as bytes. Equal heads do not mean equal bytes.
@@ -159,20 +160,21 @@ impl Document {
     /// # Errors
     /// [`AccountError`] where the intent does not fit the account; the document is unchanged then.
     pub fn carry_out(&mut self, intent: &Intent, at: Timestamp) -> Result<Vec<u8>, AccountError> {
-        let (before, saved) = (self.doc.clone(), self.saved.take());
+        self.settings()?.check(intent)?;
+        let before = self.save();
         let kept = if intent.narrows() { DOCUMENT_BYTES_SLACK } else { DOCUMENT_BYTES_KEPT };
         let carried_out = self.write(intent, at).and_then(|change| {
             self.check_room(kept)?;
             Ok(change)
         });
         if carried_out.is_err() {
-            *self = Self { doc: before, saved };
+            *self = Self::load(&before, self.doc.get_actor().clone())?;
         }
         carried_out
     }
 
     fn write(&mut self, intent: &Intent, at: Timestamp) -> Result<Vec<u8>, AccountError> {
-        self.settings()?.check(intent)?;
+        self.saved = None;
         let now = ScalarValue::Timestamp(at.0);
         match intent {
             Intent::ReportLoss { card, loss } => {
@@ -284,25 +286,37 @@ impl Document {
     /// document cannot be loaded again; [`AccountError::TooLarge`] where that is too large.
     pub fn merge_change(&mut self, bytes: &[u8]) -> Result<(), AccountError> {
         chunk::check_change(bytes).map_err(|chunk::TooCostly| AccountError::Change)?;
-        let mut merged = self.doc.clone();
-        let saved = contained(|| {
+        let (before, actor) = (self.save(), self.doc.get_actor().clone());
+        match self.merged(bytes) {
+            Ok(merged) => {
+                *self = merged;
+                Ok(())
+            }
+            Err(error) => {
+                *self = Self::load(&before, actor)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// This document with a change, loaded from its bytes. Where it fails this one is as it may be.
+    fn merged(&mut self, bytes: &[u8]) -> Result<Self, AccountError> {
+        self.saved = None;
+        let doc = &mut self.doc;
+        let (saved, heads) = contained(|| {
             let change = Change::from_bytes(bytes.to_vec()).map_err(|_| AccountError::Change)?;
             let hash = change.hash();
-            merged.apply_changes([change])?;
-            if merged.get_change_by_hash(&hash).is_none() {
+            doc.apply_changes([change])?;
+            if doc.get_change_by_hash(&hash).is_none() {
                 return Err(AccountError::Change);
             }
-            Ok(merged.save())
+            Ok((doc.save(), doc.get_heads()))
         })??;
         let mut again = Self::load(&saved, self.doc.get_actor().clone()).map_err(|error| match error {
             AccountError::TooLarge(_) => error,
             _ => AccountError::Change,
         })?;
-        if again.doc.get_heads() != merged.get_heads() {
-            return Err(AccountError::Change);
-        }
-        *self = Self { doc: again.doc, saved: Some(saved) };
-        Ok(())
+        if again.doc.get_heads() == heads { Ok(again) } else { Err(AccountError::Change) }
     }
 
     /// True where what the centre itself may have to write still fits, such as a lift of what was reported: a change by a

@@ -24,6 +24,7 @@ pub fn balance_deltas(body: &Body) -> Vec<(AccountId, Wallet, Fen)> {
             vec![(load.account, load.wallet, amount)]
         }
         Body::PurseReturned(back) => vec![(back.account, back.wallet, back.amount)],
+        Body::PurseCaseDecided(decided) => decided.given_back().into_iter().collect(),
         Body::PurseLoadSettled(settled) if settled.reversed => {
             vec![(settled.account, settled.wallet, settled.amount)]
         }

@@ -45,6 +45,7 @@
 //! | 50 | [`PurseLoad`] | shard | lowers a balance: money is on its way onto a card |
 //! | 51 | [`PurseLoadSettled`] | shard | the card has it, or the balance is raised again |
 //! | 52 | [`PurseReturned`] | shard | raises a balance by what was left on a withdrawn card |
+//! | 53 | [`PurseCaseDecided`] | shard | raises a balance where a purchase of a card is given back |
 //! | 60 | [`CloseOrdered`] | shard | where a closed account's money goes; not critical |
 //! | 61 | [`Payout`] | shard | lowers a balance |
 //! | 70 | [`HoldPlaced`] | shard | the centre holds money for a voucher; not critical |
@@ -72,7 +73,9 @@ pub use self::to_node::{
 };
 use crate::ids::CampusId;
 use crate::limits::RECORD_BYTES_MAX;
-pub use crate::purse::entry::{PurseLoad, PurseLoadSettled, PurseLoaded, PursePurchase, PurseReturned};
+pub use crate::purse::entry::{
+    PurseCaseDecided, PurseLoad, PurseLoadSettled, PurseLoaded, PursePurchase, PurseReturned, PurseSide,
+};
 use crate::time::Hlc;
 
 /// One entry of a log.
@@ -252,6 +255,7 @@ bodies! {
     PurseLoad(PurseLoad) = 50, critical true, "purse_load";
     PurseLoadSettled(PurseLoadSettled) = 51, critical true, "purse_load_settled";
     PurseReturned(PurseReturned) = 52, critical true, "purse_returned";
+    PurseCaseDecided(PurseCaseDecided) = 53, critical true, "purse_case_decided";
     CloseOrdered(CloseOrdered) = 60, critical false, "close_ordered";
     Payout(Payout) = 61, critical true, "payout";
     HoldPlaced(HoldPlaced) = 70, critical false, "hold_placed";

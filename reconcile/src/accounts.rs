@@ -11,7 +11,7 @@ use feiqian_protocol::account::{
 use feiqian_protocol::campus::{CampusConfig, Mode};
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::entry::{
-    AccountOpened, Actor, ActorKind, CampusPublished, Credit, EntryRef, Proof, Setting,
+    AccountOpened, Actor, ActorKind, Bearer, CampusPublished, Credit, EntryRef, Proof, Setting,
 };
 use feiqian_protocol::frame::{Frame, LossNotice};
 use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::core::{Round, StoreError};
 use crate::io::{Command, CommandError, ImportedAccount, NodeStatus, Output, Reply, Revoked, Status};
-use crate::ledger::{MIGRATION, SUSPENSE, channel_ledger, wallet_ledger};
+use crate::ledger::{MIGRATION, SUSPENSE, WRITE_OFF, channel_ledger, is_own_channel, wallet_ledger};
 use crate::store::accounts::{self, StoredAccount};
 use crate::store::holders;
 use crate::store::money::{self, MovementState};
@@ -55,7 +55,8 @@ impl Round<'_> {
             Command::ActivateVirtualCard { card, algorithm, key, operator } => {
                 self.activate_virtual_card(&card, &algorithm, &key, operator)
             }
-            Command::DecideCase { case, refund, operator } => self.decide_case(&case, refund, operator),
+            Command::WriteOff { card, wallet, operator } => self.write_off(&card, wallet, operator),
+            Command::DecideCase { case, decision, operator } => self.decide_case(&case, decision, operator),
             Command::ShortCode { card } => self.short_code(&card),
             Command::Voucher { card, life_minutes, ceiling_fen, after } => {
                 self.voucher(&card, life_minutes, ceiling_fen, after)
@@ -252,6 +253,9 @@ impl Round<'_> {
         if !amount.is_positive() || amount > AMOUNT_FEN_MAX {
             return Ok(refused("amount", format!("the amount must be from 0.01 to {AMOUNT_FEN_MAX} yuan")));
         }
+        if is_own_channel(channel.as_str()) {
+            return Ok(refused("channel", format!("{channel} is no channel that money comes in by")));
+        }
         let account = match self.named(card)? {
             Ok(account) => account,
             Err(error) => return Ok(Err(error)),
@@ -296,6 +300,32 @@ impl Round<'_> {
     /// What an account's document comes to.
     pub(crate) fn settings(&self, account: AccountId) -> Result<Option<AccountSettings>, StoreError> {
         accounts::settings(self.db, account)
+    }
+
+    /// Ends what an account owes, once it is settled that its holder owes it.
+    fn write_off(&mut self, card: &CardNumber, wallet: Wallet, operator: Key) -> Result<Reply, StoreError> {
+        let account = match self.named(card)? {
+            Ok(account) => account,
+            Err(error) => return Ok(Err(error)),
+        };
+        let owed = (-self.holding(account, wallet)?.wallet.funds).or_zero();
+        if owed == Fen::ZERO {
+            return Ok(refused("nothing_owed", "the account owes nothing"));
+        }
+        let open = cases::overspend_cases(self.db, self.state.identity.institution, account, wallet)?;
+        if open.iter().any(|case| case.bearer == Bearer::Suspense && case.outstanding().is_positive()) {
+            let message = "a building that was not heard since may still change what is owed; say this again when it was, or after \
+                           the term";
+            return Ok(refused("not_yet", message));
+        }
+        let key_of = |text: &str| Key::new(text).map_err(|error| Store::Invariant(error.to_string()));
+        let channel = key_of(WRITE_OFF)?;
+        // The place of the entry makes the key unique.
+        let position = self.state.log(self.state.shard(account)).cursor.position + 1;
+        let key = key_of(&format!("write-off-{position}"))?;
+        let actor = Actor { kind: ActorKind::Operator, id: operator, proof: Proof::Login };
+        self.credit(account, wallet, owed, channel, key, actor)?;
+        Ok(Ok(json!({ "account": account, "wallet": wallet, "amount_fen": owed })))
     }
 
     /// An account's document; the centre writes later changes.

@@ -237,18 +237,21 @@ fn cases(db: &Connection, institution: InstitutionId, sink: &mut Sink<'_>) -> Re
             fen(7)?,
         ])?;
     }
-    for (serial, purchase) in purses::all_purchases(db, institution)? {
+    for (serial, purchase) in purses::cases(db, institution)? {
         let Some(reason) = purchase.became.case() else { continue };
         let log = purchase.at.log;
+        let decision = purses::decision_of(db, purchase.at)?;
+        let bearer = decision.map_or(Bearer::Suspense.name(), |decision| decision.bearer());
+        let (recovered, refunded) = decision.map(|decision| decision.moved()).unwrap_or_default();
         let name = case_name(names.get(&log.writer).cloned(), log, purchase.at.position);
         sink.row(vec![
             name.into(),
             serial.to_string().into(),
             reason.into(),
-            Bearer::Suspense.name().into(),
+            bearer.into(),
             json!(purchase.amount.get()),
-            json!(0),
-            json!(0),
+            json!(recovered.get()),
+            json!(refunded.get()),
         ])?;
     }
     Ok(())

@@ -10,7 +10,9 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::command::{Command, CommandError, ImportedAccount, PastPurchase, Reply, SettingCommand};
+pub use self::command::{
+    CaseDecision, Command, CommandError, ImportedAccount, PastPurchase, Reply, SettingCommand,
+};
 
 /// The clocks, as they are when a step begins.
 #[derive(Clone, Copy, Debug)]

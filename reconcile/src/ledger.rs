@@ -14,6 +14,7 @@
 //! | purchase of a card | `purse:<serial>` - , `merchant` + ; see [`crate::purse::purchase`] for the others |
 //! | payout of a closed account | `wallet` - , `channel:<name>` + |
 //! | refund after a loss report | `risk_fund` - , `wallet` + |
+//! | a debt is written off | `risk_fund` - , `wallet` + |
 //! | a case moves | `claims:<bearer>` - , `wallet` + , by what is opened and not recovered |
 //!
 //! A case takes the shortfall out of the wallet's ledger account and into `claims:suspense` or `claims:holder`, so the
@@ -50,7 +51,16 @@ pub fn merchant_ledger(merchant: u16) -> String {
 
 /// The ledger account of a top-up channel.
 pub fn channel_ledger(channel: &str) -> String {
-    if channel == MIGRATION { MIGRATION.to_owned() } else { format!("channel:{channel}") }
+    match channel {
+        MIGRATION => MIGRATION.to_owned(),
+        WRITE_OFF => RISK_FUND.to_owned(),
+        _ => format!("channel:{channel}"),
+    }
+}
+
+/// True for channels that only the centre itself credits by.
+pub fn is_own_channel(channel: &str) -> bool {
+    matches!(channel, MIGRATION | WRITE_OFF)
 }
 
 /// The ledger account of claims, by bearer.
@@ -60,6 +70,9 @@ pub fn claims_ledger(bearer: Bearer) -> String {
 
 /// Where the balances of imported accounts come from.
 pub const MIGRATION: &str = "migration";
+
+/// The channel of credits that end a debt which nobody will pay.
+pub const WRITE_OFF: &str = "write_off";
 
 /// What was approved but belongs to no account.
 pub const SUSPENSE: &str = "suspense";

@@ -14,6 +14,7 @@
 //!
 //! The master keys lie in files beside the other secrets of the centre, and are in no database.
 
+pub(crate) mod case;
 pub(crate) mod command;
 pub(crate) mod load;
 pub(crate) mod purchase;

@@ -451,7 +451,11 @@ impl<'a> Examination<'a> {
             if position > posted_up_to {
                 return;
             }
-            if let Body::PurseLoad(_) | Body::PurseLoadSettled(_) | Body::PurseReturned(_) = &entry.body {
+            if let Body::PurseLoad(_)
+            | Body::PurseLoadSettled(_)
+            | Body::PurseReturned(_)
+            | Body::PurseCaseDecided(_) = &entry.body
+            {
                 self.purses.entries.insert((log.key(), position), entry.body.clone());
             }
             if let Body::Posted(posted) = &entry.body {

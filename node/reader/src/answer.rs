@@ -48,6 +48,8 @@ reasons! {
     DayLimit = "day_limit", "The limit of the day is reached", "超过当日消费限额";
     /// After its last day.
     Expired = "expired", "This card has expired", "此卡已过有效期";
+    /// Nobody with a newer hotlist has looked at it.
+    HotlistOld = "hotlist_old", "Please use the card at a connected terminal first", "请先在联网终端使用此卡";
     /// Not enough on it.
     Insufficient = "insufficient", "Not enough money on the card", "卡内余额不足";
     /// Not as its profile says.
@@ -82,6 +84,7 @@ impl From<&Decline> for Reason {
                 Self::Insufficient
             }
             Decline::DayLimit { .. } => Self::DayLimit,
+            Decline::HotlistOld { .. } => Self::HotlistOld,
             Decline::Misfit(Misfit::Expired(_)) => Self::Expired,
             Decline::Misfit(Misfit::NotYetValid(_)) => Self::NotYetValid,
             Decline::Misfit(Misfit::Algorithm { .. } | Misfit::KeyVersion { .. }) => Self::Misfit,

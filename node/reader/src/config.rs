@@ -61,6 +61,8 @@ pub struct RecordConfig {
     pub node: NodeId,
     /// Most fen in a day by what the card carries.
     pub spent_fen_max: Option<u32>,
+    /// Most days since the newest hotlist that the card has met.
+    pub hotlist_days_max: Option<u16>,
 }
 
 /// The terminal as its node knows it.
@@ -100,6 +102,7 @@ struct RecordText {
     key_file: PathBuf,
     node: NodeId,
     spent_fen_max: Option<u32>,
+    hotlist_days_max: Option<u16>,
 }
 
 #[derive(Deserialize)]
@@ -171,6 +174,7 @@ impl Config {
                 key: key(&record.key_file)?,
                 node: record.node,
                 spent_fen_max: record.spent_fen_max,
+                hotlist_days_max: record.hotlist_days_max,
             }),
             None => None,
         };

@@ -256,8 +256,7 @@ const WAIT_MAX: Duration = Duration::from_secs(600);
 
 impl Shared {
     fn now(&self) -> Result<(CardTime, BusinessDay), Failure> {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+        let now = wall_now();
         let calendar = self.config.calendar;
         let time = CardTime::at(now, calendar.utc_offset_minutes);
         Ok((time.ok_or_else(|| Failure::new("clock", "the clock is wrong"))?, calendar.day(now)))
@@ -278,6 +277,12 @@ impl Shared {
     fn journal(&self) -> MutexGuard<'_, JournalFile> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The terminal's clock.
+fn wall_now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// The one software SAM, held by a touch for a computation at a time: a card that is silent must not keep other readers from it.

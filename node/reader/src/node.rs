@@ -18,6 +18,7 @@ use feiqian_protocol::purse::load::LoadRequest;
 use feiqian_protocol::purse::recovery::Evidence;
 use feiqian_protocol::purse::values::{CardSerial, CardTime, Mac, TerminalNumber};
 use feiqian_protocol::terminal::{MAC_HEADER, TERMINAL_HEADER, TerminalKey, parse_mac};
+use feiqian_protocol::time::Timestamp;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -242,18 +243,21 @@ impl Node {
         !self.is_gone() && self.0.connected.load(Ordering::Relaxed)
     }
 
-    /// Whether anything is known against a card. `None`: nothing, or nobody can say.
-    pub fn check(&self, serial: CardSerial) -> Option<Declined> {
+    /// Whether anything is known against a card, and until when. `Ok(None)`: nobody can say.
+    ///
+    /// # Errors
+    /// What is known.
+    pub fn check(&self, serial: CardSerial) -> Result<Option<Timestamp>, Declined> {
         if self.is_gone() {
-            return None;
+            return Ok(None);
         }
         let answer = self.ask::<Answer>("/v1/purse/check", &json!({ "serial": serial }), CHECK_WAIT);
         match answer {
-            Ok(answer) if answer.outcome == "declined" => Some(answer.declined()),
-            Ok(_) => None,
+            Ok(answer) if answer.outcome == "declined" => Err(answer.declined()),
+            Ok(answer) => Ok(answer.heard_ms.map(Timestamp)),
             Err(error) => {
                 tracing::warn!(%error, code = error.code(), "a card is not checked");
-                None
+                Ok(None)
             }
         }
     }
@@ -461,6 +465,7 @@ impl Resolver for At {
 struct Answer {
     outcome: String,
     cash_fen: Option<i64>,
+    heard_ms: Option<i64>,
     time: Option<CardTime>,
     mac2: Option<Mac>,
     load: Option<JournalEntry>,

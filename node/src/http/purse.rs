@@ -37,6 +37,10 @@ pub struct PurseCheckAnswer {
     pub outcome: String,
     /// False where this building knows no account of the card. What is on it is its holder's all the same.
     pub known: bool,
+    /// Until when losses and withdrawals are known here, in milliseconds since 1970; absent where none was ever heard of, and
+    /// where the card is declined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_ms: Option<i64>,
     /// Why it was declined.
     #[schema(example = json!(null))]
     pub reason: Option<String>,
@@ -265,9 +269,10 @@ fn answer(done: PurseDone) -> Vec<u8> {
         text_zh: String::new(),
     };
     match done {
-        PurseDone::Usable { known } => to_json(&PurseCheckAnswer {
+        PurseDone::Usable { known, heard } => to_json(&PurseCheckAnswer {
             outcome: "usable".to_owned(),
             known,
+            heard_ms: heard.map(|heard| heard.0),
             reason: None,
             code: "00".to_owned(),
             text_en: String::new(),
@@ -275,7 +280,15 @@ fn answer(done: PurseDone) -> Vec<u8> {
         }),
         PurseDone::Declined(reason) => {
             let TapAnswer { outcome, reason, code, text_en, text_zh, .. } = TapAnswer::declined(reason);
-            to_json(&PurseCheckAnswer { outcome, known: true, reason, code, text_en, text_zh })
+            to_json(&PurseCheckAnswer {
+                outcome,
+                known: true,
+                heard_ms: None,
+                reason,
+                code,
+                text_en,
+                text_zh,
+            })
         }
         PurseDone::Recorded { repeat } => {
             to_json(&PurseRecordedAnswer { outcome: "recorded".to_owned(), repeat })

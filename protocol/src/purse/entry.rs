@@ -14,7 +14,7 @@ use super::mac::Terms;
 use super::values::{
     CardSerial, CardTime, Counter, Kind, Mac, PurseFen, Random, TerminalNumber, TerminalSequence,
 };
-use crate::entry::TapRef;
+use crate::entry::{EntryRef, TapRef};
 use crate::ids::{AccountId, CardNumber, NodeId, Wallet};
 use crate::money::Fen;
 
@@ -176,6 +176,62 @@ pub struct PurseReturned {
     /// The card.
     #[n(3)]
     pub serial: CardSerial,
+}
+
+/// A person has decided a case of a purse's purchase (kind 53): what was paid or kept for it goes from one side to another.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct PurseCaseDecided {
+    /// The purchase, by the entry of the node that reported it.
+    #[n(0)]
+    pub purchase: EntryRef,
+    /// The card.
+    #[n(1)]
+    pub serial: CardSerial,
+    /// Fen.
+    #[n(2)]
+    pub amount: Fen,
+    /// Who was to be paid.
+    #[n(3)]
+    pub merchant: u16,
+    /// Who gives it.
+    #[n(4)]
+    pub from: PurseSide,
+    /// Who gets it.
+    #[n(5)]
+    pub to: PurseSide,
+    /// The account of the card; absent where it is no card of this campus.
+    #[n(6)]
+    pub account: Option<AccountId>,
+}
+
+impl PurseCaseDecided {
+    /// What it raises the account's balance by, where the holder has it back.
+    pub fn given_back(&self) -> Option<(AccountId, Wallet, Fen)> {
+        let account = self.account.filter(|_| self.to == PurseSide::Account)?;
+        Some((account, Wallet::Cash, self.amount))
+    }
+}
+
+/// Where the money of a case of a purse's purchase is.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+#[cbor(index_only)]
+#[serde(rename_all = "snake_case")]
+pub enum PurseSide {
+    /// With nobody yet.
+    #[n(0)]
+    Suspense,
+    /// The institution bears it.
+    #[n(1)]
+    RiskFund,
+    /// The merchant has it.
+    #[n(2)]
+    Merchant,
+    /// It is on the card.
+    #[n(3)]
+    Purse,
+    /// It is in the account of the card, in cash.
+    #[n(4)]
+    Account,
 }
 
 /// What became of a load (kind 51).

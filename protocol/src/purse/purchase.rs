@@ -44,6 +44,8 @@ pub struct RecordOrder {
     pub node: NodeId,
     /// Most fen in a day by what the card carries; above it the purchase is declined.
     pub spent_fen_max: Option<u32>,
+    /// The oldest hotlist that the card must have met, here or where it was before; without one the purchase is declined.
+    pub hotlist_min: Option<CardDate>,
 }
 
 /// A purchase that the card has proven.
@@ -82,6 +84,14 @@ pub enum Decline {
         spent: u32,
         /// The limit.
         max: u32,
+    },
+    /// Nobody with a newer hotlist has looked at the card.
+    #[error("the newest hotlist that the card has met is of {}, and one of {wanted} is wanted", date_text(*.newest))]
+    HotlistOld {
+        /// By the card's record and the terminal.
+        newest: Option<CardDate>,
+        /// By the terminal's rule.
+        wanted: CardDate,
     },
     /// The terminal's day is none that a card's record can hold.
     #[error("{0} is no day that a card's record can hold")]
@@ -281,6 +291,10 @@ impl Purchase {
         if let Some(max) = order.spent_fen_max.filter(|max| next.spent_fen > *max) {
             return Err(Decline::DayLimit { spent: next.spent_fen.saturating_sub(amount), max });
         }
+        if let Some(wanted) = order.hotlist_min.filter(|wanted| next.hotlist.is_none_or(|has| has < *wanted))
+        {
+            return Err(Decline::HotlistOld { newest: next.hotlist, wanted });
+        }
         let data = next.seal(&order.key, serial, after).ok_or(Decline::Day(order.day))?;
         Ok(Some((*place, data.to_vec())))
     }
@@ -289,6 +303,10 @@ impl Purchase {
         self.state = State::Persisting { entry: entry.clone() };
         Step::Persist(Box::new(entry))
     }
+}
+
+fn date_text(date: Option<CardDate>) -> String {
+    date.map_or_else(|| "no date".to_owned(), |date| date.to_string())
 }
 
 /// The bytes of the record; none where there is none yet.

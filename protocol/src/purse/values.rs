@@ -275,6 +275,12 @@ impl CardDate {
     pub const fn to_bytes(self) -> [u8; 4] {
         self.0
     }
+
+    /// The local day of `time` where clocks are `utc_offset_minutes` ahead of UTC; `None` outside the years 1 to 9999.
+    pub fn at(time: Timestamp, utc_offset_minutes: i32) -> Option<Self> {
+        let CardTime([a, b, c, d, ..]) = CardTime::at(time, utc_offset_minutes)?;
+        Self::from_bytes([a, b, c, d])
+    }
 }
 
 impl AsRef<[u8]> for CardDate {

@@ -1,7 +1,8 @@
 //! Codecs of what logs and frames say of purses: what was written is read back, and what was not written by us is an error.
 
 use feiqian_protocol::entry::{
-    Body, PurseLoad, PurseLoadSettled, PurseLoaded, PursePurchase, PurseReturned, TapRef,
+    Body, PurseCaseDecided, PurseLoad, PurseLoadSettled, PurseLoaded, PursePurchase, PurseReturned,
+    PurseSide, TapRef,
 };
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{CardNumber, InstitutionId, Key, LogId, NodeId};
@@ -26,7 +27,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::strategies::{account, fen, wallet};
+use super::strategies::{account, entry_ref, fen, wallet};
 
 fn serial() -> impl Strategy<Value = CardSerial> {
     any::<[u8; 10]>().prop_map(CardSerial)
@@ -174,7 +175,18 @@ pub fn body() -> impl Strategy<Value = Body> {
     let returned = (account(), wallet(), fen(), serial()).prop_map(|(account, wallet, amount, serial)| {
         Body::from(PurseReturned { account, wallet, amount, serial })
     });
-    prop_oneof![purchase, loaded, load, settled, returned]
+    let side = select(vec![
+        PurseSide::Suspense,
+        PurseSide::RiskFund,
+        PurseSide::Merchant,
+        PurseSide::Purse,
+        PurseSide::Account,
+    ]);
+    let decided = (entry_ref(), serial(), fen(), any::<u16>(), (side.clone(), side), option::of(account()))
+        .prop_map(|(purchase, serial, amount, merchant, (from, to), account)| {
+            Body::from(PurseCaseDecided { purchase, serial, amount, merchant, from, to, account })
+        });
+    prop_oneof![purchase, loaded, load, settled, returned, decided]
 }
 
 pub fn frame() -> impl Strategy<Value = Frame> {

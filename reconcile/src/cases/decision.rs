@@ -1,5 +1,5 @@
 //! What a person decides of a case that no rule decides: a tap after a loss report above the refund cap, or by a code that had been
-//! used at another building.
+//! used at another building; and a purchase of a purse ([`crate::purse::case`]).
 
 use feiqian_protocol::entry::{Actor, ActorKind, Bearer, Proof};
 use feiqian_protocol::ids::Key;
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::accounts::refused;
 use crate::core::{Round, StoreError};
 use crate::export::case_name;
-use crate::io::Reply;
+use crate::io::{CaseDecision, Reply};
 use crate::store::StoreError as Store;
 use crate::store::cases::{self, CaseState};
 use crate::store::money;
@@ -20,9 +20,10 @@ impl Round<'_> {
     pub(crate) fn decide_case(
         &mut self,
         name: &str,
-        refund: bool,
+        decision: CaseDecision,
         operator: Key,
     ) -> Result<Reply, StoreError> {
+        let actor = Actor { kind: ActorKind::Operator, id: operator, proof: Proof::Login };
         let mut cases = Vec::new();
         for case in cases::refundable_cases(self.db, self.state.identity.institution)? {
             let node = self.state.nodes.get(&case.debit.log.writer).map(Node::display_name);
@@ -31,6 +32,9 @@ impl Round<'_> {
             }
         }
         if cases.is_empty() {
+            if let Some(purchase) = self.purse_case(name)? {
+                return self.decide_purse_case(name, &purchase, decision, actor);
+            }
             let message = format!("{name} is no case that a person decides; export cases has their names");
             return Ok(refused("case", message));
         }
@@ -38,7 +42,15 @@ impl Round<'_> {
         if cases.is_empty() {
             return Ok(refused("case_decided", format!("{name} is decided already")));
         }
-        let actor = Actor { kind: ActorKind::Operator, id: operator, proof: Proof::Login };
+        let refund = match decision {
+            CaseDecision::Refund => true,
+            CaseDecision::Deny => false,
+            CaseDecision::ChargeBack => {
+                let message =
+                    "the account paid the merchant, who has handed something out; refund or deny it";
+                return Ok(refused("not_charged_back", message));
+            }
+        };
         let mut given_back = Fen::ZERO;
         for case in cases {
             let back = if refund { case.opened - case.refunded } else { Fen::ZERO };

@@ -4,8 +4,9 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
-use feiqian_protocol::ids::{CardNumber, Key};
+use feiqian_protocol::ids::{CardNumber, Key, Wallet};
 use feiqian_protocol::money::Fen;
+use serde_json::Value;
 
 use super::print::print_account;
 use super::{Data, OfCard, change, say, without_ok};
@@ -63,6 +64,14 @@ pub(super) enum Account {
         #[command(flatten)]
         of: OfCard,
     },
+    /// Ends what it owes at the risk fund's cost: nobody will pay it any more. Refused while a building may still change it.
+    WriteOff {
+        /// The wallet.
+        #[arg(long, default_value = "cash")]
+        wallet: Wallet,
+        #[command(flatten)]
+        of: OfCard,
+    },
     /// Makes it a member of a group (doors, price lists).
     Join {
         /// The group.
@@ -100,6 +109,11 @@ pub(super) fn act(what: Account, out: &mut impl Write) -> anyhow::Result<()> {
         }
         Account::Close { channel, subsidy_channel, of } => {
             close_account(out, channel, subsidy_channel, of)?;
+        }
+        Account::WriteOff { wallet, of: OfCard { card, operator, data } } => {
+            let reply = say(&data.dir, &Command::WriteOff { card, wallet, operator })?;
+            let owed = Fen::new(reply.get("amount_fen").and_then(Value::as_i64).unwrap_or_default());
+            writeln!(out, "{owed} yuan written off")?;
         }
         Account::Join { group, of } => {
             change(out, of, SettingCommand::JoinGroup { group })?;

@@ -94,6 +94,8 @@ fn a_shortfall_is_a_case_until_credits_recover_it() {
     assert_eq!(bench.number("SELECT funds FROM wallets"), -300);
     assert!(bench.exported(Table::Balances, Format::Csv).contains("c1,cash,-300"));
     bench.check();
+    let write_off = Command::WriteOff { card: card("c1"), wallet: Wallet::Cash, operator: key("op") };
+    assert_eq!(bench.command(write_off.clone()).unwrap_err().code, "not_yet");
     // Both nodes are heard past the debit: it is the holder's.
     bench.advance(5_000);
     for index in 0..2 {
@@ -104,9 +106,22 @@ fn a_shortfall_is_a_case_until_credits_recover_it() {
     assert_eq!(bench.text(cases), "300 0 1 0");
     bench.topup("c1", 200, "k1").unwrap();
     assert_eq!(bench.text(cases), "300 200 1 0");
-    bench.topup("c1", 200, "k2").unwrap();
+    // The rest is nobody's to pay any more.
+    assert_eq!(bench.command(write_off.clone()).unwrap()["amount_fen"], 100);
     assert_eq!(bench.text(cases), "300 300 1 0");
-    assert_eq!(bench.number("SELECT funds FROM wallets"), 100);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 0);
+    assert_eq!(bench.number("SELECT balance FROM ledger WHERE ledger = 'risk_fund'"), -100);
+    assert_eq!(bench.command(write_off).unwrap_err().code, "nothing_owed");
+    for own in ["write_off", "migration"] {
+        let taken = Command::Topup {
+            card: card("c1"),
+            amount_fen: Fen::new(1),
+            wallet: Wallet::Cash,
+            channel: key(own),
+            key: key("k"),
+        };
+        assert_eq!(bench.command(taken).unwrap_err().code, "channel");
+    }
     let shard = "SELECT position FROM logs WHERE log = (SELECT log FROM postings WHERE ledger = 'migration')";
     let before = bench.number(shard);
     let again = bench.nodes[0].entries_after(0);

@@ -47,6 +47,16 @@ pub enum Command {
         /// The channel's own id of it.
         key: Key,
     },
+    /// Ends what an account owes at the risk fund's cost: nobody will pay it any more.
+    WriteOff {
+        /// A card of the account.
+        card: CardNumber,
+        /// The wallet.
+        #[serde(default = "cash")]
+        wallet: Wallet,
+        /// Who says so.
+        operator: Key,
+    },
     /// Reports a card lost, at once.
     ReportLoss {
         /// The card.
@@ -61,12 +71,13 @@ pub enum Command {
         /// Who lifted it.
         operator: Key,
     },
-    /// A person decides a case of a tap after a loss report above the cap, or of a code that was used twice.
+    /// A person decides a case of a tap after a loss report above the cap, of a code that was used twice, or of a purchase of a
+    /// purse that the card did not prove or the books do not have.
     DecideCase {
         /// Its name, as exports have it.
         case: String,
-        /// True where the holder gets it back, at the risk fund's cost; false where it stays the holder's.
-        refund: bool,
+        /// What.
+        decision: CaseDecision,
         /// Who decides.
         operator: Key,
     },
@@ -476,4 +487,16 @@ pub struct CommandError {
 
 const fn cash() -> Wallet {
     Wallet::Cash
+}
+
+/// What a person decides of a case.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaseDecision {
+    /// The holder does not pay.
+    Refund,
+    /// The holder pays.
+    Deny,
+    /// The merchant is not paid.
+    ChargeBack,
 }

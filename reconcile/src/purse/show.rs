@@ -1,7 +1,9 @@
 //! A purse and the books: what was loaded, what it paid, what the card said last, and what explains the difference.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
+use feiqian_protocol::entry::PurseSide;
 use feiqian_protocol::ids::InstitutionId;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::purse::values::{CardSerial, Counter};
@@ -13,7 +15,7 @@ use super::{purse_ledger, transit_ledger};
 use crate::accounts::refused;
 use crate::core::{Round, StoreError};
 use crate::io::Reply;
-use crate::store::purses::{self, Became, LoadState};
+use crate::store::purses::{self, Became, LoadState, PurchaseRow};
 use crate::store::{StoreError as Store, accounts};
 
 /// Loads and purchases that are shown, the newest.
@@ -114,10 +116,20 @@ impl Round<'_> {
         let books = self.ledger_now(&purse_ledger(serial))?;
         let done = loads.iter().filter(|row| row.state == LoadState::Done).map(|row| row.load.amount);
         let taken_over = loads.iter().map(|row| row.load.taken_over);
-        let paid = purchases.iter().filter(|row| row.became.is_of_purse()).map(|row| row.amount);
-        let suspense = purchases
-            .iter()
-            .filter(|row| matches!(row.became, Became::WrongTac | Became::Clone | Became::Overdrawn));
+        let mut decisions = BTreeMap::new();
+        for row in purchases.iter().filter(|row| row.became.case().is_some()) {
+            if let Some(decision) = purses::decision_of(self.db, row.at)? {
+                decisions.insert(row.at, decision);
+            }
+        }
+        let by_decision = |row: &&PurchaseRow| {
+            decisions.get(&row.at).is_some_and(|decision| decision.from == PurseSide::Purse)
+        };
+        let paid = purchases.iter().filter(|row| row.became.is_of_purse() || by_decision(row));
+        let suspense = purchases.iter().filter(|row| {
+            matches!(row.became, Became::WrongTac | Became::Clone | Became::Overdrawn)
+                && !decisions.contains_key(&row.at)
+        });
         let heard: Vec<Counter> = purchases
             .iter()
             .filter(|row| !matches!(row.became, Became::WrongTac | Became::Hearsay))
@@ -128,7 +140,7 @@ impl Round<'_> {
             serial,
             account: account.map(|account| account.0),
             loaded_fen: done.chain(taken_over).sum(),
-            paid_fen: paid.sum(),
+            paid_fen: paid.map(|row| row.amount).sum(),
             books_fen: books,
             in_transit_fen: self.ledger_now(&transit_ledger(serial))?,
             suspense_fen: suspense.map(|row| row.amount).sum(),

@@ -6,9 +6,10 @@
 //! | `purse_loads` | a load, by its entry in the account's stream; `state` 0 in transit, 1 done, 2 reversed | replaced |
 //! | `purse_voids` | a card that was withdrawn, and when | once |
 //! | `purse_returns` | what was left on a withdrawn card and went back to its account, by its entry | once |
+//! | `purse_decisions` | what a person decided of the case of a purchase, by the purchase's entry | once |
 //! | `purse_purchases` | a reported purchase, by its entry, and what became of it ([`Became`]); of a card and counter one at most counts | once |
 
-use feiqian_protocol::entry::{EntryRef, PurseLoad, PursePurchase};
+use feiqian_protocol::entry::{EntryRef, PurseCaseDecided, PurseLoad, PursePurchase, PurseSide};
 use feiqian_protocol::ids::{AccountId, InstitutionId, LogId, NodeId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::purse::values::{CardSerial, Counter, Mac};
@@ -34,6 +35,9 @@ CREATE TABLE IF NOT EXISTS purse_purchases (log INTEGER NOT NULL, position INTEG
 CREATE TABLE IF NOT EXISTS purse_voids (serial TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS purse_returns (log INTEGER NOT NULL, position INTEGER NOT NULL, serial TEXT NOT NULL,
   amount INTEGER NOT NULL, PRIMARY KEY (log, position)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS purse_decisions (purchase_log INTEGER NOT NULL, purchase_position INTEGER NOT NULL,
+  log INTEGER NOT NULL, position INTEGER NOT NULL, serial TEXT NOT NULL, amount INTEGER NOT NULL, source INTEGER NOT NULL,
+  target INTEGER NOT NULL, PRIMARY KEY (purchase_log, purchase_position)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS purse_purchases_of ON purse_purchases (serial, counter);
 CREATE INDEX IF NOT EXISTS purse_purchases_at ON purse_purchases (serial, terminal, sequence);
 ";
@@ -353,6 +357,102 @@ pub(crate) fn returns(db: &Connection) -> Result<Vec<Returned>, StoreError> {
     Ok(returns)
 }
 
+/// What a person decided of the case of a purchase.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Decision {
+    /// The purchase.
+    pub purchase: EntryRef,
+    /// The entry that says so.
+    pub at: EntryRef,
+    /// The card.
+    pub serial: CardSerial,
+    /// Fen.
+    pub amount: Fen,
+    /// Who gave it.
+    pub from: PurseSide,
+    /// Who got it.
+    pub to: PurseSide,
+}
+
+const fn side_number(side: PurseSide) -> u8 {
+    match side {
+        PurseSide::Suspense => 0,
+        PurseSide::RiskFund => 1,
+        PurseSide::Merchant => 2,
+        PurseSide::Purse => 3,
+        PurseSide::Account => 4,
+    }
+}
+
+fn side_of(number: u8) -> Result<PurseSide, StoreError> {
+    let all =
+        [PurseSide::Suspense, PurseSide::RiskFund, PurseSide::Merchant, PurseSide::Purse, PurseSide::Account];
+    corrupt(all.get(usize::from(number)).copied(), "a side of a decision")
+}
+
+/// Keeps a decision.
+pub(crate) fn insert_decision(
+    db: &Connection,
+    at: EntryRef,
+    decided: &PurseCaseDecided,
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO purse_decisions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(
+        params![
+            decided.purchase.log.key(),
+            decided.purchase.position as i64,
+            at.log.key(),
+            at.position as i64,
+            decided.serial.to_string(),
+            decided.amount.get(),
+            side_number(decided.from),
+            side_number(decided.to),
+        ],
+    )?;
+    Ok(())
+}
+
+/// All decisions.
+pub(crate) fn decisions(db: &Connection, institution: InstitutionId) -> Result<Vec<Decision>, StoreError> {
+    decisions_by(db, institution, "TRUE", [])
+}
+
+/// What was decided of the case of a purchase.
+pub(crate) fn decision_of(db: &Connection, purchase: EntryRef) -> Result<Option<Decision>, StoreError> {
+    let condition = "purchase_log = ?1 AND purchase_position = ?2";
+    let parameters = params![purchase.log.key(), purchase.position as i64];
+    Ok(decisions_by(db, purchase.log.institution, condition, parameters)?.pop())
+}
+
+fn decisions_by(
+    db: &Connection,
+    institution: InstitutionId,
+    condition: &str,
+    parameters: impl rusqlite::Params,
+) -> Result<Vec<Decision>, StoreError> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT purchase_log, purchase_position, log, position, serial, amount, source, target
+         FROM purse_decisions WHERE {condition}"
+    ))?;
+    let mut rows = statement.query(parameters)?;
+    let mut decisions = Vec::new();
+    while let Some(row) = rows.next()? {
+        let place = |index: usize| -> Result<EntryRef, StoreError> {
+            let log = LogId::from_key(institution, row.get(index)?);
+            Ok(EntryRef { log, position: row.get::<_, i64>(index + 1)? as u64 })
+        };
+        let serial: String = row.get(4)?;
+        decisions.push(Decision {
+            purchase: place(0)?,
+            at: place(2)?,
+            serial: corrupt(serial.parse().ok(), "a card's serial")?,
+            amount: Fen::new(row.get(5)?),
+            from: side_of(row.get(6)?)?,
+            to: side_of(row.get(7)?)?,
+        });
+    }
+    Ok(decisions)
+}
+
 /// Keeps a purchase.
 pub(crate) fn insert_purchase(
     db: &Connection,
@@ -412,6 +512,17 @@ fn purchases_by(
         purchases.push(purchase_row(row, institution)?);
     }
     Ok(purchases)
+}
+
+/// The purchases that are cases.
+pub(crate) fn cases(
+    db: &Connection,
+    institution: InstitutionId,
+) -> Result<Vec<(CardSerial, PurchaseRow)>, StoreError> {
+    let paid = Became::Repeat as u8;
+    let mut cases = purchases_by(db, institution, "became > ?1 ORDER BY log, position", [paid])?;
+    cases.retain(|(_, purchase)| purchase.became.case().is_some());
+    Ok(cases)
 }
 
 /// The purchases of a card as they were reported, by counter.

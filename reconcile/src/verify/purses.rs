@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use feiqian_protocol::entry::{Body, EntryRef};
+use feiqian_protocol::entry::{Body, EntryRef, PurseSide};
 use feiqian_protocol::ids::LogId;
 use feiqian_protocol::money::Fen;
 
@@ -56,6 +56,7 @@ impl Examination<'_> {
                 _ => self.report.problem(format!("{log}: entry {} gives nothing back of a card", place.1)),
             }
         }
+        self.examine_decisions(&entries, &mut on_cards)?;
         for ((log, position), body) in &entries {
             if matches!(body, Body::PurseReturned(_))
                 && !returns.iter().any(|back| back.0 == (*log, *position))
@@ -80,6 +81,44 @@ impl Examination<'_> {
             let (ledger, balance): (String, i64) = (row.get(0)?, row.get(1)?);
             if balance != 0 && !on_cards.contains_key(&ledger) {
                 self.report.problem(format!("{ledger}: no load and no purchase is of this card"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What persons decided is as the entries say, and the other way round.
+    fn examine_decisions(
+        &mut self,
+        entries: &BTreeMap<(i64, u64), Body>,
+        on_cards: &mut BTreeMap<String, Fen>,
+    ) -> Result<(), StoreError> {
+        let decisions = purses::decisions(self.db, self.institution)?;
+        for decision in &decisions {
+            if decision.from == PurseSide::Purse {
+                *on_cards.entry(purse_ledger(decision.serial)).or_default() -= decision.amount;
+            }
+            let EntryRef { log, position } = decision.at;
+            match entries.get(&(log.key(), position)) {
+                Some(Body::PurseCaseDecided(decided))
+                    if (decided.purchase, decided.serial, decided.amount, decided.from, decided.to)
+                        == (
+                            decision.purchase,
+                            decision.serial,
+                            decision.amount,
+                            decision.from,
+                            decision.to,
+                        ) => {}
+                None if self.kept_after.get(&log.key()).is_some_and(|kept_after| position <= *kept_after) => {
+                }
+                _ => {
+                    self.report.problem(format!("{log}: entry {position} decides no case of a purse as kept"))
+                }
+            }
+        }
+        for ((log, position), body) in entries {
+            let at = EntryRef { log: LogId::from_key(self.institution, *log), position: *position };
+            if matches!(body, Body::PurseCaseDecided(_)) && !decisions.iter().any(|kept| kept.at == at) {
+                self.report.problem(format!("{}: what entry {position} decides is not kept", at.log));
             }
         }
         Ok(())

@@ -177,6 +177,7 @@ impl Place {
             hotlist: None,
             node: NodeId(3),
             spent_fen_max: Some(5_000),
+            hotlist_min: None,
         };
         PurchaseOrder { amount: fen(PRICE_FEN), time: noon(), record: Some(record) }
     }
@@ -624,6 +625,19 @@ fn declines_move_nothing_and_say_why() {
     let over = buy(&mut field, |order| order.record.as_mut().unwrap().spent_fen_max = Some(2_499));
     assert_eq!(declined(over), "1250 fen were spent today, 2499 may be");
     assert_eq!(field.applet.state.balance, fen(START_FEN - PRICE_FEN));
+    // Somebody with a hotlist must have looked at the card, here or where it was before.
+    fn wanted(order: &mut PurchaseOrder, has: Option<&str>) {
+        let record = order.record.as_mut().unwrap();
+        record.hotlist_min = "20260901".parse().ok();
+        record.hotlist = has.and_then(|date| date.parse().ok());
+    }
+    let hotlist = |newest: &str| {
+        format!("the newest hotlist that the card has met is of {newest}, and one of 20260901 is wanted")
+    };
+    assert_eq!(declined(buy(&mut field, |order| wanted(order, None))), hotlist("no date"));
+    assert_eq!(declined(buy(&mut field, |order| wanted(order, Some("20260831")))), hotlist("20260831"));
+    assert!(matches!(buy(&mut field, |order| wanted(order, Some("20260902"))), PurchaseEnd::Approved(_)));
+    assert!(matches!(buy(&mut field, |order| wanted(order, None)), PurchaseEnd::Approved(_)));
     field.applet.state.offline.0 = u16::MAX;
     assert_eq!(declined(buy(&mut field, |_| ())), "the card's counter is exhausted");
 }

@@ -175,6 +175,11 @@ impl Books {
                 Body::Refund(refund) => add(refund.account, refund.wallet, refund.amount),
                 Body::PurseLoad(load) => add(load.account, load.wallet, -load.amount),
                 Body::PurseReturned(back) => add(back.account, back.wallet, back.amount),
+                Body::PurseCaseDecided(decided) => {
+                    if let Some((account, wallet, fen)) = decided.given_back() {
+                        add(account, wallet, fen);
+                    }
+                }
                 Body::PurseLoadSettled(settled) if settled.reversed => {
                     add(settled.account, settled.wallet, settled.amount);
                 }

@@ -264,6 +264,11 @@ pub fn balances(plan: &Plan, ledger: &Ledger, books: &Books) -> Checked {
             // Whether the cards have it is held against the cards.
             Body::PurseLoad(load) => *expected.entry(load.account).or_default() -= load.amount,
             Body::PurseReturned(back) => *expected.entry(back.account).or_default() += back.amount,
+            Body::PurseCaseDecided(decided) => {
+                if let Some((account, _, fen)) = decided.given_back() {
+                    *expected.entry(account).or_default() += fen;
+                }
+            }
             Body::PurseLoadSettled(settled) if settled.reversed => {
                 *expected.entry(settled.account).or_default() += settled.amount;
             }

@@ -7,7 +7,7 @@ use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::Body;
 use feiqian_protocol::ids::{CardNumber, Key};
 use feiqian_protocol::money::Fen;
-use feiqian_reconcile::io::{Command, SettingCommand};
+use feiqian_reconcile::io::{CaseDecision, Command, SettingCommand};
 use feiqian_sim::link::{Notice, Setup, World};
 
 use super::restored_centre::{books, come_back};
@@ -59,14 +59,15 @@ fn what_a_person_has_decided_stays_so() -> Result<()> {
         let case = world.centre_tables()?.cases()?.pop().context("no case")?;
         ensure!((case.opened, case.bearer) == (Fen::new(900), 0), "{case:?}");
         let case = format!("{}:{}", world.site(1).identity.name, case.position);
-        world.command(Command::DecideCase { case: case.clone(), refund, operator: operator.clone() })?;
+        let decision = if refund { CaseDecision::Refund } else { CaseDecision::Deny };
+        world.command(Command::DecideCase { case: case.clone(), decision, operator: operator.clone() })?;
         world.run(3_000)?;
         let expected = books(&mut world)?;
         world.restore_centre(if before_the_tap { &early } else { &late }, true)?;
         come_back(&mut world)?;
         ensure!(books(&mut world)? == expected, "{:?}, expected {expected:?}", books(&mut world)?);
         world.check_healed()?;
-        let again = world.command(Command::DecideCase { case, refund, operator });
+        let again = world.command(Command::DecideCase { case, decision, operator });
         ensure!(again.is_err(), "it is decided again: {again:?}");
     }
     Ok(())

@@ -6,11 +6,11 @@ use feiqian_protocol::purse::journal::JournalEntry;
 use feiqian_protocol::purse::purchase::{Doubt, PurchaseEnd, PurchaseOrder, RecordOrder};
 use feiqian_protocol::purse::torn::Outcome;
 use feiqian_protocol::purse::touch;
-use feiqian_protocol::purse::values::{Mac, PurseFen};
+use feiqian_protocol::purse::values::{CardDate, Mac, PurseFen};
 use serde_json::{Value, json};
 
 use super::shown::{load_json, touch_json};
-use super::{Answer, Desk, Shared, SharedSam, broken};
+use super::{Answer, Desk, Shared, SharedSam, broken, wall_now};
 use crate::answer::{Failure, Reason, declined, declined_by, unknown, unproven};
 use crate::card::Inserted;
 use crate::journal::Touch;
@@ -111,17 +111,24 @@ impl Shared {
         identified: &Identified,
         aside: &mut Aside,
     ) -> Answer {
-        if let Some(declined) = self.node().and_then(|node| node.check(identified.card.serial)) {
-            return Ok(declined_by(&declined, "the node knows something against this card"));
-        }
+        let heard = match self.node().map(|node| node.check(identified.card.serial)).transpose() {
+            Ok(heard) => heard.flatten(),
+            Err(declined) => {
+                return Ok(declined_by(&declined, "the node knows something against this card"));
+            }
+        };
         self.before_paying(card, watch, identified, amount, aside)?;
         let (now, day) = self.now()?;
+        let date = |at| CardDate::at(at, self.config.calendar.utc_offset_minutes);
         let record = self.config.record.as_ref().map(|record| RecordOrder {
             key: record.key.clone(),
             day,
-            hotlist: None,
+            hotlist: heard.and_then(date),
             node: record.node,
             spent_fen_max: record.spent_fen_max,
+            hotlist_min: record
+                .hotlist_days_max
+                .and_then(|days| date(wall_now().plus_ms(-i64::from(days) * 86_400_000))),
         });
         let order = PurchaseOrder { amount, time: now, record };
         let mut writing = Writing { shared: self, watch, key, id: None };

@@ -123,7 +123,7 @@ const HEALTHY: &str = r#"{"status":"ok","connected":true}"#;
 fn a_request_is_the_terminals_and_a_connection_serves_many() {
     let served = serve(|_| Some((200, LOST, Some(key(1)))));
     let node = client(&served);
-    let declined = node.check(serial()).unwrap();
+    let declined = node.check(serial()).unwrap_err();
     assert_eq!((declined.reason.as_str(), declined.text_zh.as_str()), ("lost", "卡已挂失"));
     let asked = served.asked.recv().unwrap();
     assert!(asked.head.starts_with("POST /v1/purse/check HTTP/1.1\r\n"), "{}", asked.head);
@@ -131,9 +131,16 @@ fn a_request_is_the_terminals_and_a_connection_serves_many() {
     assert_eq!(asked.body, format!("{{\"serial\":\"{SERIAL}\"}}").into_bytes());
     assert!(key(1).verify_request("POST", "/v1/purse/check", &asked.body, &asked.mac.unwrap()));
     for _ in 0..3 {
-        node.check(serial()).unwrap();
+        node.check(serial()).unwrap_err();
         assert_eq!(served.asked.recv().unwrap().connection, 0);
     }
+}
+
+#[test]
+fn a_node_says_until_when_it_knows_of_losses() {
+    let usable = r#"{"outcome":"usable","known":true,"heard_ms":1780000000000,"code":"00"}"#;
+    let served = serve(move |_| Some((200, usable, Some(key(1)))));
+    assert_eq!(client(&served).check(serial()), Ok(Some(Timestamp(1_780_000_000_000))));
 }
 
 #[test]
@@ -142,7 +149,7 @@ fn what_is_not_the_nodes_own_word_is_none() {
     for signed in [None, Some(key(2))] {
         let served = serve(move |_| Some((200, LOST, signed.clone())));
         let node = client(&served);
-        assert_eq!(node.check(serial()), None);
+        assert_eq!(node.check(serial()), Ok(None));
         assert!(node.is_gone());
         let told = node.open_load(serial(), Instant::now() + CENTRE_WAIT);
         assert!(matches!(told, Err(NodeError::Stranger(_))), "{told:?}");
@@ -153,7 +160,7 @@ fn what_is_not_the_nodes_own_word_is_none() {
     for (ca, name) in [(&other.ca, NAME), (&served.ca, "node-2.feiqian.internal")] {
         let address = served.address.to_string();
         let node = Node::new(&address, name, ca.as_bytes(), terminal.clone(), key(1)).unwrap();
-        assert_eq!(node.check(serial()), None);
+        assert_eq!(node.check(serial()), Ok(None));
         assert!(matches!(node.ping(), Err(NodeError::Unreachable(_))));
     }
     assert!(served.asked.try_recv().is_err(), "nothing was said to a stranger");
@@ -163,16 +170,16 @@ fn what_is_not_the_nodes_own_word_is_none() {
 fn nobody_waits_for_a_node_that_does_not_answer() {
     let served = serve(|asked| asked.head.starts_with("GET").then_some((200, HEALTHY, None)));
     let node = client(&served);
-    assert_eq!(node.check(serial()), None);
+    assert_eq!(node.check(serial()), Ok(None));
     assert!(node.is_gone() && !node.is_connected());
     served.asked.recv().unwrap();
     // Not asked again, until it was reached.
-    assert_eq!(node.check(serial()), None);
+    assert_eq!(node.check(serial()), Ok(None));
     assert!(served.asked.try_recv().is_err());
     node.ping().unwrap();
     assert!(node.is_connected());
     served.asked.recv().unwrap();
-    node.check(serial());
+    let _ = node.check(serial());
     assert!(served.asked.recv().unwrap().head.starts_with("POST"));
     let late = node.cash(serial(), Instant::now());
     assert!(matches!(late, Err(NodeError::Unreachable(_))), "no time is left: {late:?}");
@@ -185,7 +192,7 @@ fn a_node_that_is_no_acquaintance_stays_away_however_healthy_it_is() {
         Some(_) => Some((401, r#"{"error":{"code":"unauthenticated","message":"no"}}"#, None)),
     });
     let node = client(&served);
-    assert_eq!(node.check(serial()), None);
+    assert_eq!(node.check(serial()), Ok(None));
     node.ping().unwrap();
     assert!(node.is_gone(), "the health of whoever answers there says nothing of the key");
     assert!(node.json()["error"].as_str().unwrap().contains("status 401"), "{}", node.json());
@@ -216,11 +223,11 @@ fn refusals_are_told_from_what_only_takes_time() {
 #[test]
 fn a_check_that_says_nothing_lets_the_card_pay() {
     let served = serve(|_| Some((200, USABLE, Some(key(1)))));
-    assert_eq!(client(&served).check(serial()), None);
+    assert_eq!(client(&served).check(serial()), Ok(None));
     let served =
         serve(|_| Some((403, r#"{"error":{"code":"unknown_terminal","message":"who?"}}"#, Some(key(1)))));
     let node = client(&served);
-    assert_eq!(node.check(serial()), None);
+    assert_eq!(node.check(serial()), Ok(None));
     assert!(!node.is_gone(), "it is there, and refuses");
 }
 

@@ -8,7 +8,7 @@ use feiqian_protocol::frame::{CodeAnswer, CodeAsk};
 use feiqian_protocol::tap::DeclineReason;
 
 use super::*;
-use crate::io::SettingCommand;
+use crate::io::{CaseDecision, SettingCommand};
 
 fn phone(seed: u8) -> PhoneSecret {
     PhoneSecret::new(PhoneAlgorithm::P256, &[seed; 32]).unwrap()
@@ -231,13 +231,13 @@ fn a_code_that_was_used_at_two_buildings_is_found_and_given_back() {
     // A person gives it back, once.
     let balance = bench.number("SELECT funds FROM wallets");
     let decide =
-        |case: &str, refund| Command::DecideCase { case: case.to_owned(), refund, operator: key("op") };
-    assert_eq!(code_of(bench.command(decide("n2:2", true))), "case");
-    let decided = bench.command(decide("n2:1", true)).unwrap();
+        |case: &str, decision| Command::DecideCase { case: case.to_owned(), decision, operator: key("op") };
+    assert_eq!(code_of(bench.command(decide("n2:2", CaseDecision::Refund))), "case");
+    let decided = bench.command(decide("n2:1", CaseDecision::Refund)).unwrap();
     assert_eq!((&decided["bearer"], &decided["refunded_fen"]), (&json!("risk_fund"), &json!(700)));
     assert_eq!(bench.number("SELECT funds FROM wallets"), balance + 700);
-    for refund in [true, false] {
-        assert_eq!(code_of(bench.command(decide("n2:1", refund))), "case_decided");
+    for decision in [CaseDecision::Refund, CaseDecision::Deny] {
+        assert_eq!(code_of(bench.command(decide("n2:1", decision))), "case_decided");
     }
     assert_eq!(bench.number("SELECT SUM(amount) FROM postings"), 0);
     bench.check();
@@ -255,8 +255,9 @@ fn what_a_person_leaves_to_the_holder_stays_so() {
         bench.connect(node);
         bench.upload(node);
     }
-    let decide = |refund| Command::DecideCase { case: "n2:1".to_owned(), refund, operator: key("op") };
-    assert_eq!(bench.command(decide(false)).unwrap()["bearer"], "holder");
+    let decide = |decision| Command::DecideCase { case: "n2:1".to_owned(), decision, operator: key("op") };
+    assert_eq!(code_of(bench.command(decide(CaseDecision::ChargeBack))), "not_charged_back");
+    assert_eq!(bench.command(decide(CaseDecision::Deny)).unwrap()["bearer"], "holder");
     // The building reverses a part of it later.
     let Ok(Entry { body: Body::Debit(debit), .. }) = Entry::from_record(&bench.nodes[1].records[0]) else {
         panic!("no debit")
@@ -277,7 +278,7 @@ fn what_a_person_leaves_to_the_holder_stays_so() {
     bench.nodes[1].write(wall, Proof::None, reversal);
     bench.upload(1);
     assert_eq!(bench.text("SELECT bearer || ' ' || opened || ' ' || refunded FROM cases"), "1 500 0");
-    assert_eq!(code_of(bench.command(decide(true))), "case_decided");
+    assert_eq!(code_of(bench.command(decide(CaseDecision::Refund))), "case_decided");
     bench.check();
 }
 

@@ -18,7 +18,7 @@ use feiqian_protocol::purse::values::{
 };
 
 use super::*;
-use crate::io::SettingCommand;
+use crate::io::{CaseDecision, SettingCommand};
 use crate::purse::Purses;
 
 const SERIAL: &str = "31000000202600012345";
@@ -383,6 +383,52 @@ fn a_purchase_is_paid_once_and_only_by_its_tac() {
     let reasons: Vec<&str> = cases.lines().skip(1).filter_map(|line| line.split(',').nth(2)).collect();
     assert_eq!(reasons, ["purse_wrong_tac", "purse_unproven", "purse_unproven", "purse_overdrawn"]);
     bench.check();
+
+    // A person decides each, once: suspense is even in the end.
+    let names: Vec<String> =
+        cases.lines().skip(1).filter_map(|line| Some(line.split(',').next()?.to_owned())).collect();
+    let decide = |bench: &mut Bench, case: usize, decision| {
+        let case = names[case].clone();
+        let told = bench.command(Command::DecideCase { case, decision, operator: key("op") });
+        told.map_or_else(|error| error.code.to_owned(), |told| told["bearer"].as_str().unwrap().to_owned())
+    };
+    let refused = [
+        (1, CaseDecision::ChargeBack, "not_charged_back"),
+        (2, CaseDecision::ChargeBack, "not_charged_back"),
+        (3, CaseDecision::Deny, "not_on_card"),
+    ];
+    let decided = [
+        (0, CaseDecision::ChargeBack, "merchant"),
+        (1, CaseDecision::Refund, "nobody"),
+        (2, CaseDecision::Deny, "holder"),
+        (3, CaseDecision::Refund, "risk_fund"),
+    ];
+    for (case, decision, answer) in refused.into_iter().chain(decided) {
+        assert_eq!(decide(&mut bench, case, decision), answer);
+        bench.check();
+    }
+    for (case, decision, _) in decided {
+        assert_eq!(decide(&mut bench, case, decision), "case_decided");
+    }
+    assert_eq!(
+        ["merchant:1", "suspense", "risk_fund"].map(|name| ledger(&bench, name)),
+        [2_101 - 300 + 200, 0, -1_301]
+    );
+    assert_eq!((on_card(&bench), bench.number("SELECT funds FROM wallets")), (1_100, 8_200));
+    let view = bench.command(Command::Purse { serial: serial() }).unwrap();
+    assert_eq!((&view["suspense_fen"], &view["paid_fen"]), (&json!(0), &json!(900)));
+    let cases = bench.exported(Table::Cases, Format::Csv);
+    let ends: Vec<&str> =
+        cases.lines().skip(1).filter_map(|line| Some(line.split_once(",purse_")?.1)).collect();
+    assert_eq!(
+        ends,
+        [
+            "wrong_tac,merchant,300,300,0",
+            "unproven,nobody,200,0,200",
+            "unproven,holder,200,0,0",
+            "overdrawn,risk_fund,1301,0,0"
+        ]
+    );
 }
 
 #[test]
@@ -408,6 +454,13 @@ fn two_cards_of_one_serial_are_found_by_their_counter_and_withdrawn() {
             .exported(Table::Cases, Format::Csv)
             .contains(&format!(",{SERIAL},purse_clone,suspense,700,0,0"))
     );
+    bench.check();
+    // Whoever holds both of them pays with both.
+    let case = bench.exported(Table::Cases, Format::Csv);
+    let case = case.lines().nth(1).and_then(|line| line.split(',').next()).unwrap().to_owned();
+    let deny = Command::DecideCase { case, decision: CaseDecision::Deny, operator: key("op") };
+    assert_eq!(bench.command(deny).unwrap()["bearer"], "holder");
+    assert_eq!((on_card(&bench), ledger(&bench, "suspense")), (800, 0));
     bench.check();
 }
 

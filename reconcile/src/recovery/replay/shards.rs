@@ -52,6 +52,7 @@ impl Round<'_> {
             Body::CampusPublished(published) => self.replay_campus(&published),
             Body::PurseLoad(load) => self.apply_load(at, time, &load),
             Body::PurseReturned(back) => self.apply_return(at, time, &back),
+            Body::PurseCaseDecided(decided) => self.apply_purse_case(at, time, &decided),
             Body::PurseLoadSettled(settled) => self.apply_load_settled(at, time, &settled),
             Body::HoldPlaced(placed) => self.replay_hold(&placed),
             Body::HoldMoved(moved) => self.replay_hold_moved(time, &moved),
