@@ -41,8 +41,11 @@ const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// for each by itself would cost a slow disk too much.
 const BULK_FRAMES_PER_STEP: usize = 4;
 
-/// The same where somebody waits: what is not taken now goes in the next step but one.
+/// The same where somebody waits, or did not long ago: what is not taken now goes in the next step but one.
 const BULK_FRAMES_BESIDE_OTHERS: usize = 1;
+
+/// How long that counts as not long ago: who comes next finds no long step before them.
+const BUSY_FOR: Duration = Duration::from_secs(1);
 
 /// Opens the node's database, again after every step that failed.
 pub type OpenDatabase = Box<dyn FnMut() -> rusqlite::Result<rusqlite::Connection> + Send>;
@@ -325,7 +328,7 @@ impl Driver {
     async fn drive(&mut self, mut core: NodeCore) -> Result<(), StoreError> {
         let opened = Opened { at: Instant::now(), wall: self.clock.read() };
         let mut inputs = Vec::new();
-        let mut stood_back = false;
+        let (mut stood_back, mut waited) = (false, None::<Instant>);
         loop {
             let due = core.next_timer();
             let wait = due.map(|due| Duration::from_millis(due.saturating_sub(self.now(&opened).mono_ms)));
@@ -336,10 +339,15 @@ impl Driver {
             // What a person waits for goes before what comes in bulk, but not twice in a row, so that this comes in all the
             // same.
             let others = self.taken.iter().any(Message::is_waited_for);
+            if others {
+                waited = Some(Instant::now());
+            }
+            let busy = waited.is_some_and(|since| since.elapsed() < BUSY_FOR);
             let mut room = match (others, stood_back) {
-                (false, _) => BULK_FRAMES_PER_STEP,
                 (true, false) => 0,
                 (true, true) => BULK_FRAMES_BESIDE_OTHERS,
+                (false, _) if busy => BULK_FRAMES_BESIDE_OTHERS,
+                (false, _) => BULK_FRAMES_PER_STEP,
             };
             stood_back = room == 0;
             let mut bulk = VecDeque::new();

@@ -38,6 +38,9 @@ const ROWS_PER_STEP: usize = 128;
 const ROWS_PER_INGEST_STEP: usize = 16;
 const ROWS_PER_URGENT_STEP: usize = 4;
 
+/// So long after something that somebody waited for the next one is likely, and finds no long step before it.
+const URGENT_FOR_MS: u64 = 1_000;
+
 /// Recalls of surplus that may be under way, over all nodes: their frames fit the queue of a link beside everything else.
 const SURPLUS_RECALLS_MAX: usize = 512;
 
@@ -321,9 +324,11 @@ impl Round<'_> {
             room -= 1;
         }
         self.fresh = false;
+        let now = self.now.mono_ms;
         if self.urgent {
+            self.state.urgent_ms = Some(now);
             room = room.min(accounts(ROWS_PER_URGENT_STEP));
-        } else if self.taken > 0 {
+        } else if self.taken > 0 || self.state.urgent_ms.is_some_and(|last| now < last + URGENT_FOR_MS) {
             room = room.min(accounts(ROWS_PER_INGEST_STEP));
         }
         while room > 0

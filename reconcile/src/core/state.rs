@@ -78,6 +78,8 @@ pub(crate) struct State {
     /// Loads of cards that wait.
     pub purse_loads: Vec<WaitingLoad>,
     pub next_timer: Option<u64>,
+    /// When a step last had something that somebody waited for, in `mono_ms`.
+    pub urgent_ms: Option<u64>,
 }
 
 impl State {
@@ -131,6 +133,7 @@ impl State {
             purses: None,
             purse_loads: Vec::new(),
             next_timer: None,
+            urgent_ms: None,
             identity,
         };
         for log in (0..SHARDS).map(|shard| LogId::shard(institution, shard)) {

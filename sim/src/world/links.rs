@@ -144,8 +144,9 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn send(&mut self, link: u64, way: Way, frame: &Frame) {
-        let Some(connection) = self.connections.get_mut(&link) else { return };
+    /// Says when it will be there, in nanoseconds.
+    pub(super) fn send(&mut self, link: u64, way: Way, frame: &Frame) -> u64 {
+        let Some(connection) = self.connections.get_mut(&link) else { return self.now };
         let site = connection.site;
         let building = self.sites[site].building;
         let quality = self.buildings[building].quality.unwrap_or(self.plan.buildings[building].link);
@@ -157,7 +158,9 @@ impl World<'_> {
             let (name, ms) = (self.site_name(site), (flight.arrives_ns - self.now) / MS);
             format!("{way:?} {name}, link {link}, there in {ms} ms: {}", brief(frame))
         });
-        self.at(flight.arrives_ns, Event::Arrive(link, flight));
+        let arrives_ns = flight.arrives_ns;
+        self.at(arrives_ns, Event::Arrive(link, flight));
+        arrives_ns
     }
 
     pub(super) fn arrive(&mut self, link: u64, flight: Flight) -> Result<()> {
