@@ -174,6 +174,8 @@ named! {
         PurseForged = "purse_forged",
         /// A copied card was found by its counter.
         PurseCloneFound = "purse_clone_found",
+        /// A person has decided a case of a purse.
+        PurseCaseDecided = "purse_case_decided",
         /// A building refused a card that it knows to be withdrawn.
         PurseRefused = "purse_refused",
         /// Money that was held for a voucher paid.

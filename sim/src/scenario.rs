@@ -237,6 +237,7 @@ built_in! {
     "purses",
     "purses-centre-restored",
     "phones",
+    "phones-centre-restored",
     "wrong-hands",
 }
 

@@ -134,6 +134,8 @@ enum Event {
     ReleaseNode(usize, u32, Vec<node_io::Output>),
     /// Something about a phone.
     Phone(phones::Step),
+    /// Somebody decides a case of a purse.
+    DecideCase,
     /// A terminal has waited for an answer about a purse.
     Purse(u64),
     /// A terminal looks whether it has an answer.
@@ -329,6 +331,7 @@ impl<'p> World<'p> {
             self.at(origin + fault.at_ms * MS, Event::FaultBegin(index));
         }
         self.plan_phones();
+        self.plan_decisions();
         let length = self.plan.timing.length_ms * MS;
         for _ in 0..CHECKS {
             let at = origin + self.chance.below(length);
@@ -391,6 +394,7 @@ impl<'p> World<'p> {
             Event::ReleaseNode(site, life, outputs) => self.release_node(site, life, outputs),
             Event::Phone(step) => self.phone_step(step),
             Event::Purse(ticket) => self.purse_late(ticket),
+            Event::DecideCase => self.decide_case()?,
             Event::Resend(index) => self.resend(index),
             Event::Sample => self.sample()?,
             Event::StartCentre(life) => {

@@ -5,6 +5,7 @@
 //! against that.
 
 mod cards;
+mod cases;
 mod checks;
 
 use std::collections::{BTreeMap, BTreeSet};

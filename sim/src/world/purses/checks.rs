@@ -90,10 +90,14 @@ impl World<'_> {
                 .filter(|((serial, _), _)| *serial == chip.serial)
                 .map(|(_, fen)| *fen)
                 .sum();
-            if chip.copy.is_none() && books + in_transit != truth + unproven {
+            let decided = number(
+                "SELECT COALESCE(SUM(amount), 0) FROM purse_decisions WHERE serial = ?1 AND source = 3",
+                &[&text],
+            )?;
+            if chip.copy.is_none() && books + in_transit + decided != truth + unproven {
                 let text = format!(
-                    "{card} has {truth} fen and debited {unproven} that nobody can prove, and by the books {books} and \
-                     {in_transit} on their way"
+                    "{card} has {truth} fen and debited {unproven} that nobody can prove, and by the books {books}, \
+                     {in_transit} on their way and {decided} by decisions"
                 );
                 found.push((Promise::Conservation, text));
             }
@@ -122,8 +126,12 @@ impl World<'_> {
                 found.push((Promise::ExactlyOnce, text));
             }
         }
+        let decided = number("SELECT COUNT(*) FROM purse_decisions", &[])?;
         if clones > 0 {
             self.reached(Coverage::PurseCloneFound);
+        }
+        if decided > 0 {
+            self.reached(Coverage::PurseCaseDecided);
         }
         for (promise, text) in found {
             self.violated(promise, text);
