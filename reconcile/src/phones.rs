@@ -186,7 +186,8 @@ impl Round<'_> {
     }
 
     /// The newest voucher of a virtual card whose money is held and, as far as is known, unspent, where it is no older than half its
-    /// life and another would hold no more. It is newer than the one that the phone says it has used.
+    /// life and another would hold no more; and an older one as long as another would hold less, since it is this one that has the
+    /// money of who has little. It is newer than the one that the phone says it has used.
     fn unspent(
         &self,
         account: AccountId,
@@ -201,8 +202,10 @@ impl Round<'_> {
             hold.card == *card
                 && hold.stage == HoldStage::Whole
                 && after.is_none_or(|after| hold.voucher > after)
-                && now < (i64::from(hold.issued) + i64::from(hold.until)) / 2
-                && hold.ceiling >= ceiling
+                && match now < (i64::from(hold.issued) + i64::from(hold.until)) / 2 {
+                    true => hold.ceiling >= ceiling,
+                    false => now < i64::from(hold.until) && hold.ceiling > ceiling,
+                }
         };
         let found = newest.into_iter().find(fits);
         // One from before a restored backup was signed by a centre that nobody remembers.

@@ -444,6 +444,34 @@ fn a_receipt_without_a_debit_is_found_when_its_time_is_over() {
 }
 
 #[test]
+fn who_has_little_keeps_the_voucher_that_has_it_until_its_end() {
+    let mut bench = with_phone(0, 1_500);
+    let first = fetch(&mut bench, 2_000, None);
+    assert_eq!(first.voucher().ceiling, Fen::new(1_500));
+    // Half its life is over, and another would hold nothing.
+    bench.advance(13 * 3_600_000);
+    assert_eq!(fetch(&mut bench, 2_000, None), first);
+    // One that holds more takes its place.
+    bench.topup("c1", 3_000, "k").unwrap();
+    let second = fetch(&mut bench, 2_000, None);
+    assert_eq!(
+        (second.voucher().number > first.voucher().number, second.voucher().ceiling),
+        (true, Fen::new(2_000))
+    );
+    bench.check();
+}
+
+#[test]
+fn at_its_end_a_voucher_is_given_no_more() {
+    let mut bench = with_phone(0, 1_500);
+    let first = fetch(&mut bench, 2_000, None);
+    bench.advance(24 * 3_600_000);
+    let next = fetch(&mut bench, 2_000, None);
+    assert!(next.voucher().number > first.voucher().number);
+    bench.check();
+}
+
+#[test]
 fn a_debit_of_a_voucher_that_never_held_anything_is_backed_by_nothing() {
     let mut bench = with_phone(1, 5_000);
     let voucher = fetch(&mut bench, 2_000, None);
