@@ -95,7 +95,7 @@ pub enum PurseDone {
     Usable {
         /// Whether an account has it.
         known: bool,
-        /// Until when losses are known here.
+        /// Until when losses of the card are known here.
         heard: Option<Timestamp>,
     },
     /// It may not.
@@ -242,7 +242,8 @@ impl NodeCore {
         let heard = self.heard_until(now);
         Ok(match standing(TapKind::Amount(Fen::new(1)), holder, lost, &[], sells) {
             Ok(_) => PurseDone::Usable { known: true, heard },
-            Err(DeclineReason::UnknownCard) => PurseDone::Usable { known: false, heard },
+            // Nothing can be said of a card that nobody here has heard of.
+            Err(DeclineReason::UnknownCard) => PurseDone::Usable { known: false, heard: None },
             Err(reason) => PurseDone::Declined(reason),
         })
     }

@@ -37,8 +37,8 @@ pub struct PurseCheckAnswer {
     pub outcome: String,
     /// False where this building knows no account of the card. What is on it is its holder's all the same.
     pub known: bool,
-    /// Until when losses and withdrawals are known here, in milliseconds since 1970; absent where none was ever heard of, and
-    /// where the card is declined.
+    /// Until when losses and withdrawals are known here, in milliseconds since 1970; absent where the card is not
+    /// known, nothing was ever heard, or the card is declined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_ms: Option<i64>,
     /// Why it was declined.
