@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::code::VoucherKey;
-use feiqian_protocol::limits::{INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX};
+use feiqian_protocol::limits::{BUSY_FOR_MS, INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX};
 use feiqian_protocol::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -43,9 +43,6 @@ const BULK_FRAMES_PER_STEP: usize = 4;
 
 /// The same where somebody waits, or did not long ago: what is not taken now goes in the next step but one.
 const BULK_FRAMES_BESIDE_OTHERS: usize = 1;
-
-/// How long that counts as not long ago: who comes next finds no long step before them.
-const BUSY_FOR: Duration = Duration::from_secs(1);
 
 /// Opens the node's database, again after every step that failed.
 pub type OpenDatabase = Box<dyn FnMut() -> rusqlite::Result<rusqlite::Connection> + Send>;
@@ -342,7 +339,7 @@ impl Driver {
             if others {
                 waited = Some(Instant::now());
             }
-            let busy = waited.is_some_and(|since| since.elapsed() < BUSY_FOR);
+            let busy = waited.is_some_and(|since| since.elapsed() < Duration::from_millis(BUSY_FOR_MS));
             let mut room = match (others, stood_back) {
                 (true, false) => 0,
                 (true, true) => BULK_FRAMES_BESIDE_OTHERS,

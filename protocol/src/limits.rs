@@ -36,6 +36,10 @@ pub const FRAME_LIST_MAX: usize = 1_024;
 /// and the check of a signature.
 pub const HELLO_LIST_MAX: usize = 64;
 
+/// So many milliseconds after something that somebody waited for, the next one is likely: until then both ends take backlogs in short
+/// steps.
+pub const BUSY_FOR_MS: u64 = 1_000;
+
 /// Entries that a sender puts into one frame before it starts the next one, and entries between two signed heads of one
 /// commit. A frame is the least that a step takes: so many are a millisecond or two of work at their receiver, for which
 /// everything else there waits, and a signature for so many still costs little.

@@ -25,7 +25,7 @@ use crate::io::{Command, CommandError, ImportedAccount, NodeStatus, Output, Repl
 use crate::ledger::{MIGRATION, SUSPENSE, WRITE_OFF, channel_ledger, is_own_channel, wallet_ledger};
 use crate::store::accounts::{self, StoredAccount};
 use crate::store::holders;
-use crate::store::money::{self, MovementState};
+use crate::store::money;
 use crate::store::nodes;
 use crate::store::{StoreError as Store, cases, meta_number, put_meta};
 
@@ -232,14 +232,7 @@ impl Round<'_> {
         let at = EntryRef { log, position };
         let day = self.state.day;
         self.post(at, day, amount, from, wallet_ledger(account, wallet))?;
-        let previous = self.link_movement(account, wallet, at)?;
-        let movement = MovementState { previous, ..MovementState::plain(self.state.time, amount) };
-        money::put_movement(self.db, account, wallet, at, &movement)?;
-        let holding = self.holding(account, wallet)?;
-        holding.wallet.funds += amount;
-        holding.wallet.free += amount;
-        self.resolve.insert((account, wallet));
-        Ok(())
+        self.move_funds(at, self.state.time, (account, wallet), amount)
     }
 
     fn topup(

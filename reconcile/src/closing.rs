@@ -23,9 +23,8 @@ use serde_json::{Value, json};
 use crate::accounts::refused;
 use crate::core::{Round, StoreError};
 use crate::io::Reply;
-use crate::ledger::{channel_ledger, wallet_ledger};
+use crate::ledger::{channel_ledger, is_own_channel, wallet_ledger};
 use crate::store::closures::{self, Closure, GivenUp};
-use crate::store::money::{self, MovementState};
 
 /// Closed accounts that one step looks at: each reads both wallets with their rows.
 const CLOSURES_PER_STEP: usize = 64;
@@ -97,6 +96,11 @@ impl Round<'_> {
         let Some(settings) = self.settings(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
+        if let Some(own) =
+            [&channel, &subsidy_channel].into_iter().find(|channel| is_own_channel(channel.as_str()))
+        {
+            return Ok(refused("channel", format!("{own} is no channel that pays out")));
+        }
         if self.state.closures.has(account) {
             return Ok(refused(AccountError::Closed.code(), "the account is closed already"));
         }
@@ -227,12 +231,7 @@ impl Round<'_> {
         let own_day = self.state.calendar().day(time);
         let to = channel_ledger(payout.channel.as_str());
         self.post(at, own_day, amount, wallet_ledger(account, wallet), to)?;
-        let previous = self.link_movement(account, wallet, at)?;
-        let movement = MovementState { previous, ..MovementState::plain(time, -amount) };
-        money::put_movement(self.db, account, wallet, at, &movement)?;
-        let holding = self.holding(account, wallet)?;
-        holding.wallet.funds -= amount;
-        holding.wallet.free -= amount;
+        self.move_funds(at, time, (account, wallet), -amount)?;
         closures::add_paid(self.db, account, wallet, amount)
     }
 

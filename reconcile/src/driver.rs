@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use feiqian_protocol::frame::Frame;
-use feiqian_protocol::limits::INPUTS_PER_STEP_MAX;
+use feiqian_protocol::limits::{BUSY_FOR_MS, INPUTS_PER_STEP_MAX};
 use feiqian_protocol::time::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -37,9 +37,6 @@ const BUSY_STEP_TIME: Duration = Duration::from_millis(3);
 /// After such a step over entries none are taken for as long as it took: what comes in that time waits for nothing, and a machine
 /// that has little more to do than to take a backlog in is not kept busy by it alone.
 const REST_PER_STEP: u32 = 1;
-
-/// How long that counts as not long ago.
-const BUSY_FOR: Duration = Duration::from_secs(1);
 
 /// What an entry takes as far as nothing is known.
 const ENTRY_TIME: Duration = Duration::from_micros(50);
@@ -280,7 +277,7 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
             if urgent {
                 self.urgent = Some(Instant::now());
             }
-            let busy = self.urgent.is_some_and(|since| since.elapsed() < BUSY_FOR);
+            let busy = self.urgent.is_some_and(|since| since.elapsed() < Duration::from_millis(BUSY_FOR_MS));
             let entries = if self.rests() { 0 } else { self.pace.entries(urgent, busy) };
             let taken = self.admit_bulk(events, &mut inputs, if entries > 0 { room } else { 0 }, entries);
             self.admit_statuses(&mut inputs, self.frames_taken);

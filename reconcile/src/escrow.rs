@@ -20,6 +20,7 @@ use feiqian_protocol::campus::Mode;
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::entry::{Actor, Body, Entry, Grant, Pool, ShareGrant, StandInGrant};
 use feiqian_protocol::ids::{AccountId, Epoch, NodeId, Unit, Wallet};
+use feiqian_protocol::limits::BUSY_FOR_MS;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::BusinessDay;
 use rusqlite::Connection;
@@ -37,9 +38,6 @@ const ROWS_PER_STEP: usize = 128;
 /// The same in a step that takes entries of nodes, and in one that has something that somebody waits for: of the rest, so few.
 const ROWS_PER_INGEST_STEP: usize = 16;
 const ROWS_PER_URGENT_STEP: usize = 4;
-
-/// So long after something that somebody waited for the next one is likely, and finds no long step before it.
-const URGENT_FOR_MS: u64 = 1_000;
 
 /// Recalls of surplus that may be under way, over all nodes: their frames fit the queue of a link beside everything else.
 const SURPLUS_RECALLS_MAX: usize = 512;
@@ -328,7 +326,7 @@ impl Round<'_> {
         if self.urgent {
             self.state.urgent_ms = Some(now);
             room = room.min(accounts(ROWS_PER_URGENT_STEP));
-        } else if self.taken > 0 || self.state.urgent_ms.is_some_and(|last| now < last + URGENT_FOR_MS) {
+        } else if self.taken > 0 || self.state.urgent_ms.is_some_and(|last| now < last + BUSY_FOR_MS) {
             room = room.min(accounts(ROWS_PER_INGEST_STEP));
         }
         while room > 0

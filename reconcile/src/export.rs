@@ -17,6 +17,7 @@ use feiqian_protocol::time::BusinessDay;
 use rusqlite::Connection;
 use serde_json::{Map, Value, json};
 
+use crate::purse::case;
 use crate::store::cases::{bearer_of, reason_of};
 use crate::store::money::wallet_of;
 use crate::store::{StoreError, check, nodes, purses};
@@ -240,9 +241,9 @@ fn cases(db: &Connection, institution: InstitutionId, sink: &mut Sink<'_>) -> Re
     for (serial, purchase) in purses::cases(db, institution)? {
         let Some(reason) = purchase.became.case() else { continue };
         let log = purchase.at.log;
-        let decision = purses::decision_of(db, purchase.at)?;
-        let bearer = decision.map_or(Bearer::Suspense.name(), |decision| decision.bearer());
-        let (recovered, refunded) = decision.map(|decision| decision.moved()).unwrap_or_default();
+        let decided = purses::decision_of(db, purchase.at)?.map(|row| row.decided);
+        let bearer = decided.as_ref().map_or(Bearer::Suspense.name(), case::bearer);
+        let (recovered, refunded) = decided.as_ref().map(case::moved).unwrap_or_default();
         let name = case_name(names.get(&log.writer).cloned(), log, purchase.at.position);
         sink.row(vec![
             name.into(),

@@ -58,7 +58,7 @@ pub fn channel_ledger(channel: &str) -> String {
     }
 }
 
-/// True for channels that only the centre itself credits by.
+/// True for channels that only the centre itself credits by, and nobody is paid out by.
 pub fn is_own_channel(channel: &str) -> bool {
     matches!(channel, MIGRATION | WRITE_OFF)
 }

@@ -79,10 +79,9 @@ impl Round<'_> {
         };
         let virtual_card = CardNumber::of_phone(&phone);
         let reply = json!({ "account": account, "card": virtual_card });
-        let Some(mut document) = self.document(account)? else {
+        let Some(settings) = self.settings(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
-        let settings = document.settings()?;
         match accounts::account_of_card(self.db, &virtual_card)? {
             Some(other) if other != account => {
                 return Ok(refused("card_in_use", "the phone's key is a virtual card of another account"));
@@ -97,9 +96,6 @@ impl Round<'_> {
             return Ok(refused("too_many_phones", message));
         }
         let intent = Intent::ActivateVirtualCard { card: virtual_card, phone: phone_text(&phone) };
-        if let Err(error) = document.carry_out(&intent, self.state.time) {
-            return Ok(refused(error.code(), error.to_string()));
-        }
         Ok(self.settle(account, intent, operator)?.map(|()| reply))
     }
 

@@ -146,6 +146,9 @@ pub enum Bearer {
 }
 
 impl Bearer {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Suspense, Self::Holder, Self::RiskFund];
+
     /// The stable name used in files and JSON.
     pub const fn name(self) -> &'static str {
         match self {
@@ -182,6 +185,16 @@ pub enum CaseReason {
 }
 
 impl CaseReason {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::StandIn,
+        Self::AfterClose,
+        Self::Loss,
+        Self::NodeFault,
+        Self::CodeReplayed,
+        Self::VoucherNotHeld,
+    ];
+
     /// True for debits that the holder has back from the risk fund, up to its cap, rather than owes.
     pub const fn is_refunded(self) -> bool {
         matches!(self, Self::Loss | Self::CodeReplayed)

@@ -234,6 +234,11 @@ pub enum PurseSide {
     Account,
 }
 
+impl PurseSide {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 5] = [Self::Suspense, Self::RiskFund, Self::Merchant, Self::Purse, Self::Account];
+}
+
 /// What became of a load (kind 51).
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
 pub struct PurseLoadSettled {

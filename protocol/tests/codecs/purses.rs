@@ -175,13 +175,7 @@ pub fn body() -> impl Strategy<Value = Body> {
     let returned = (account(), wallet(), fen(), serial()).prop_map(|(account, wallet, amount, serial)| {
         Body::from(PurseReturned { account, wallet, amount, serial })
     });
-    let side = select(vec![
-        PurseSide::Suspense,
-        PurseSide::RiskFund,
-        PurseSide::Merchant,
-        PurseSide::Purse,
-        PurseSide::Account,
-    ]);
+    let side = select(PurseSide::ALL.to_vec());
     let decided = (entry_ref(), serial(), fen(), any::<u16>(), (side.clone(), side), option::of(account()))
         .prop_map(|(purchase, serial, amount, merchant, (from, to), account)| {
             Body::from(PurseCaseDecided { purchase, serial, amount, merchant, from, to, account })

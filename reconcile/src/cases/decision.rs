@@ -33,7 +33,7 @@ impl Round<'_> {
         }
         if cases.is_empty() {
             if let Some(purchase) = self.purse_case(name)? {
-                return self.decide_purse_case(name, &purchase, decision, actor);
+                return self.decide_purse_case(name, purchase, decision, actor);
             }
             let message = format!("{name} is no case that a person decides; export cases has their names");
             return Ok(refused("case", message));

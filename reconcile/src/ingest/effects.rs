@@ -253,6 +253,24 @@ impl Round<'_> {
         Ok(self.holding(account, wallet)?.wallet.last.replace(at))
     }
 
+    /// An entry of the centre raises a wallet, or lowers it.
+    pub(crate) fn move_funds(
+        &mut self,
+        at: EntryRef,
+        time: Timestamp,
+        (account, wallet): (AccountId, Wallet),
+        amount: Fen,
+    ) -> Result<(), StoreError> {
+        let previous = self.link_movement(account, wallet, at)?;
+        let movement = MovementState { previous, ..MovementState::plain(time, amount) };
+        money::put_movement(self.db, account, wallet, at, &movement)?;
+        let holding = self.holding(account, wallet)?;
+        holding.wallet.funds += amount;
+        holding.wallet.free += amount;
+        self.resolve.insert((account, wallet));
+        Ok(())
+    }
+
     /// Counts a purchase among the habits of its account and the turnover of its node.
     pub(crate) fn note_purchase(
         &mut self,

@@ -24,7 +24,7 @@ use crate::ledger::{RISK_FUND, SUSPENSE, merchant_ledger, wallet_ledger};
 use crate::store::StoreError as Store;
 use crate::store::accounts;
 use crate::store::nodes::Node;
-use crate::store::purses::{self, Became, Decision, PurchaseRow};
+use crate::store::purses::{self, Became, PurchaseRow};
 
 /// From whom to whom such a decision moves what the purchase was about; `None` where it decides nothing.
 const fn sides(became: Became, decision: CaseDecision) -> Option<(PurseSide, PurseSide)> {
@@ -45,24 +45,22 @@ const fn sides(became: Became, decision: CaseDecision) -> Option<(PurseSide, Pur
     })
 }
 
-impl Decision {
-    /// Who bears the case, as exports and answers say it.
-    pub(crate) const fn bearer(&self) -> &'static str {
-        match (self.from, self.to) {
-            (PurseSide::RiskFund, _) => "risk_fund",
-            (PurseSide::Merchant, _) => "merchant",
-            (_, PurseSide::Account) => "nobody",
-            _ => "holder",
-        }
+/// Who bears a case that is decided, as exports and answers say it.
+pub(crate) const fn bearer(decided: &PurseCaseDecided) -> &'static str {
+    match (decided.from, decided.to) {
+        (PurseSide::RiskFund, _) => "risk_fund",
+        (PurseSide::Merchant, _) => "merchant",
+        (_, PurseSide::Account) => "nobody",
+        _ => "holder",
     }
+}
 
-    /// What came back into suspense, and what went to the holder, in fen.
-    pub(crate) fn moved(&self) -> (Fen, Fen) {
-        match self.to {
-            PurseSide::Account => (Fen::ZERO, self.amount),
-            PurseSide::Suspense if !matches!(self.from, PurseSide::RiskFund) => (self.amount, Fen::ZERO),
-            _ => (Fen::ZERO, Fen::ZERO),
-        }
+/// What came back into suspense, and what went to the holder, in fen.
+pub(crate) fn moved(decided: &PurseCaseDecided) -> (Fen, Fen) {
+    match (decided.from, decided.to) {
+        (_, PurseSide::Account) => (Fen::ZERO, decided.amount),
+        (PurseSide::Merchant | PurseSide::Purse, PurseSide::Suspense) => (decided.amount, Fen::ZERO),
+        _ => (Fen::ZERO, Fen::ZERO),
     }
 }
 
@@ -81,11 +79,11 @@ impl Round<'_> {
     pub(crate) fn decide_purse_case(
         &mut self,
         name: &str,
-        (serial, purchase): &(CardSerial, PurchaseRow),
+        (serial, purchase): (CardSerial, PurchaseRow),
         decision: CaseDecision,
         actor: Actor,
     ) -> Result<Reply, StoreError> {
-        let (serial, PurchaseRow { at, amount, merchant, became, .. }) = (*serial, purchase.clone());
+        let PurchaseRow { at, amount, merchant, became, .. } = purchase;
         if purses::decision_of(self.db, at)?.is_some() {
             return Ok(refused("case_decided", format!("{name} is decided already")));
         }
@@ -110,10 +108,8 @@ impl Round<'_> {
         );
         let position = self.append(log, actor, decided.clone())?;
         self.apply_purse_case(EntryRef { log, position }, self.state.time, &decided)?;
-        let decision = purses::decision_of(self.db, at)?
-            .ok_or_else(|| Store::Invariant("a decision that was kept is not there".to_owned()))?;
-        let (_, refunded) = decision.moved();
-        Ok(Ok(json!({ "case": name, "bearer": decision.bearer(), "refunded_fen": refunded })))
+        let (_, refunded) = moved(&decided);
+        Ok(Ok(json!({ "case": name, "bearer": bearer(&decided), "refunded_fen": refunded })))
     }
 
     /// What such an entry does.

@@ -21,7 +21,6 @@ use super::{Purses, purse_ledger, transit_ledger};
 use crate::core::{Round, StoreError};
 use crate::io::{LinkId, Output};
 use crate::ledger::{MIGRATION, wallet_ledger};
-use crate::store::money::{self, MovementState};
 use crate::store::purses::{self, LoadRow, LoadState, PurseState};
 use crate::store::{StoreError as Store, accounts};
 
@@ -347,13 +346,7 @@ impl Round<'_> {
         (account, wallet): (AccountId, Wallet),
         amount: Fen,
     ) -> Result<(), StoreError> {
-        let previous = self.link_movement(account, wallet, at)?;
-        let movement = MovementState { previous, ..MovementState::plain(time, amount) };
-        money::put_movement(self.db, account, wallet, at, &movement)?;
-        let holding = self.holding(account, wallet)?;
-        holding.wallet.funds += amount;
-        holding.wallet.free += amount;
-        self.resolve.insert((account, wallet));
+        self.move_funds(at, time, (account, wallet), amount)?;
         self.state.hand_out.soon(account);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use feiqian_protocol::entry::PurseSide;
+use feiqian_protocol::entry::{EntryRef, PurseSide};
 use feiqian_protocol::ids::InstitutionId;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::purse::values::{CardSerial, Counter};
@@ -15,7 +15,7 @@ use super::{purse_ledger, transit_ledger};
 use crate::accounts::refused;
 use crate::core::{Round, StoreError};
 use crate::io::Reply;
-use crate::store::purses::{self, Became, LoadState, PurchaseRow};
+use crate::store::purses::{self, Became, DecisionRow, LoadState};
 use crate::store::{StoreError as Store, accounts};
 
 /// Loads and purchases that are shown, the newest.
@@ -116,19 +116,15 @@ impl Round<'_> {
         let books = self.ledger_now(&purse_ledger(serial))?;
         let done = loads.iter().filter(|row| row.state == LoadState::Done).map(|row| row.load.amount);
         let taken_over = loads.iter().map(|row| row.load.taken_over);
-        let mut decisions = BTreeMap::new();
-        for row in purchases.iter().filter(|row| row.became.case().is_some()) {
-            if let Some(decision) = purses::decision_of(self.db, row.at)? {
-                decisions.insert(row.at, decision);
-            }
-        }
-        let by_decision = |row: &&PurchaseRow| {
-            decisions.get(&row.at).is_some_and(|decision| decision.from == PurseSide::Purse)
-        };
-        let paid = purchases.iter().filter(|row| row.became.is_of_purse() || by_decision(row));
+        let decisions = purses::decisions_about(self.db, institution, serial)?.into_iter();
+        let decided: BTreeMap<EntryRef, PurseSide> =
+            decisions.map(|DecisionRow { decided, .. }| (decided.purchase, decided.from)).collect();
+        let paid = purchases
+            .iter()
+            .filter(|row| row.became.is_of_purse() || decided.get(&row.at) == Some(&PurseSide::Purse));
         let suspense = purchases.iter().filter(|row| {
             matches!(row.became, Became::WrongTac | Became::Clone | Became::Overdrawn)
-                && !decisions.contains_key(&row.at)
+                && !decided.contains_key(&row.at)
         });
         let heard: Vec<Counter> = purchases
             .iter()

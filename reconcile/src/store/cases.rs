@@ -9,42 +9,14 @@ use rusqlite::{Connection, params};
 use super::money::wallet_of;
 use super::{StoreError, corrupt};
 
-/// The number of a reason, as in its encoding.
-pub(crate) const fn reason_number(reason: CaseReason) -> u8 {
-    match reason {
-        CaseReason::StandIn => 0,
-        CaseReason::AfterClose => 1,
-        CaseReason::Loss => 2,
-        CaseReason::NodeFault => 3,
-        CaseReason::CodeReplayed => 4,
-        CaseReason::VoucherNotHeld => 5,
-    }
-}
-
+/// The reason of a number, which is that of its encoding.
 pub(crate) fn reason_of(number: u8) -> Result<CaseReason, StoreError> {
-    let all = [
-        CaseReason::StandIn,
-        CaseReason::AfterClose,
-        CaseReason::Loss,
-        CaseReason::NodeFault,
-        CaseReason::CodeReplayed,
-        CaseReason::VoucherNotHeld,
-    ];
-    corrupt(all.get(usize::from(number)).copied(), "a case's reason")
+    corrupt(CaseReason::ALL.get(usize::from(number)).copied(), "a case's reason")
 }
 
-/// The number of a bearer, as in its encoding.
-pub(crate) const fn bearer_number(bearer: Bearer) -> u8 {
-    match bearer {
-        Bearer::Suspense => 0,
-        Bearer::Holder => 1,
-        Bearer::RiskFund => 2,
-    }
-}
-
+/// The bearer of a number, which is that of its encoding.
 pub(crate) fn bearer_of(number: u8) -> Result<Bearer, StoreError> {
-    let all = [Bearer::Suspense, Bearer::Holder, Bearer::RiskFund];
-    corrupt(all.get(usize::from(number)).copied(), "a case's bearer")
+    corrupt(Bearer::ALL.get(usize::from(number)).copied(), "a case's bearer")
 }
 
 /// A case.
@@ -100,12 +72,7 @@ fn cases_by(
     parameters: impl rusqlite::Params,
 ) -> Result<Vec<CaseState>, StoreError> {
     let mut statement = db.prepare_cached(&format!("SELECT {CASE_COLUMNS} FROM cases WHERE {condition}"))?;
-    let mut rows = statement.query(parameters)?;
-    let mut cases = Vec::new();
-    while let Some(row) = rows.next()? {
-        cases.push(case_row(row, institution)?);
-    }
-    Ok(cases)
+    statement.query_and_then(parameters, |row| case_row(row, institution))?.collect()
 }
 
 /// The overspend cases of a wallet, oldest first.
@@ -162,8 +129,8 @@ pub(crate) fn put_case(db: &Connection, case: &CaseState) -> Result<(), StoreErr
         case.debit.position as i64,
         u8::from(case.reason.is_refunded()),
         case.order_key.0,
-        reason_number(case.reason),
-        bearer_number(case.bearer),
+        case.reason as u8,
+        case.bearer as u8,
         case.opened.get(),
         case.recovered.get(),
         case.refunded.get(),

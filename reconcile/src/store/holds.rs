@@ -120,12 +120,7 @@ pub(crate) fn of_account(
     let mut statement = db.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM holds WHERE account = ?1 ORDER BY voucher DESC LIMIT ?2"
     ))?;
-    let mut rows = statement.query(params![account.0 as i64, limit as i64])?;
-    let mut holds = Vec::new();
-    while let Some(row) = rows.next()? {
-        holds.push(read(row, institution)?);
-    }
-    Ok(holds)
+    statement.query_and_then(params![account.0 as i64, limit as i64], |row| read(row, institution))?.collect()
 }
 
 /// Those of an account that end no earlier than a time, in Unix seconds, and whose money was not returned.
@@ -138,12 +133,7 @@ pub(crate) fn not_over(
     let mut statement = db.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM holds WHERE account = ?1 AND until >= ?2 AND state < 3 ORDER BY voucher"
     ))?;
-    let mut rows = statement.query(params![account.0 as i64, from])?;
-    let mut holds = Vec::new();
-    while let Some(row) = rows.next()? {
-        holds.push(read(row, institution)?);
-    }
-    Ok(holds)
+    statement.query_and_then(params![account.0 as i64, from], |row| read(row, institution))?.collect()
 }
 
 /// How many of an account's vouchers hold something.
@@ -178,12 +168,7 @@ pub(crate) fn open_before(
     let mut statement = db.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM holds WHERE state < 2 AND until < ?1 ORDER BY until LIMIT ?2"
     ))?;
-    let mut rows = statement.query(params![before, limit as i64])?;
-    let mut holds = Vec::new();
-    while let Some(row) = rows.next()? {
-        holds.push(read(row, institution)?);
-    }
-    Ok(holds)
+    statement.query_and_then(params![before, limit as i64], |row| read(row, institution))?.collect()
 }
 
 /// The voucher that paid a debit.

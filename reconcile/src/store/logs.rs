@@ -164,12 +164,8 @@ pub(crate) fn heads_after(
         "SELECT position, hash, applied, anchor, signature FROM heads WHERE log = ?1 AND position > ?2
          ORDER BY position LIMIT ?3",
     )?;
-    let mut rows = statement.query(params![log.key(), after as i64, limit as i64])?;
-    let mut heads = Vec::new();
-    while let Some(row) = rows.next()? {
-        heads.push(read_head(log, row)?);
-    }
-    Ok(heads)
+    let parameters = params![log.key(), after as i64, limit as i64];
+    statement.query_and_then(parameters, |row| read_head(log, row))?.collect()
 }
 
 /// The signed head at a position, where there is one.

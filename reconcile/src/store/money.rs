@@ -8,7 +8,7 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::{BusinessDay, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::cases::{reason_number, reason_of};
+use super::cases::reason_of;
 use super::{StoreError, corrupt};
 use crate::ledger::of_wallet_ledger;
 
@@ -411,7 +411,7 @@ pub(crate) fn put_movement(
         state.stand_in_home.get(),
         state.refunded.get(),
         state.recovered.get(),
-        reason_number(state.reason),
+        state.reason as u8,
         state.merchant,
         state.day.0,
         state.card.as_ref().map(CardNumber::as_str),

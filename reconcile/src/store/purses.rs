@@ -36,8 +36,9 @@ CREATE TABLE IF NOT EXISTS purse_voids (serial TEXT PRIMARY KEY, at INTEGER NOT 
 CREATE TABLE IF NOT EXISTS purse_returns (log INTEGER NOT NULL, position INTEGER NOT NULL, serial TEXT NOT NULL,
   amount INTEGER NOT NULL, PRIMARY KEY (log, position)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS purse_decisions (purchase_log INTEGER NOT NULL, purchase_position INTEGER NOT NULL,
-  log INTEGER NOT NULL, position INTEGER NOT NULL, serial TEXT NOT NULL, amount INTEGER NOT NULL, source INTEGER NOT NULL,
-  target INTEGER NOT NULL, PRIMARY KEY (purchase_log, purchase_position)) WITHOUT ROWID;
+  log INTEGER NOT NULL, position INTEGER NOT NULL, serial TEXT NOT NULL, amount INTEGER NOT NULL,
+  merchant INTEGER NOT NULL, source INTEGER NOT NULL, target INTEGER NOT NULL, account INTEGER,
+  PRIMARY KEY (purchase_log, purchase_position)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS purse_purchases_of ON purse_purchases (serial, counter);
 CREATE INDEX IF NOT EXISTS purse_purchases_at ON purse_purchases (serial, terminal, sequence);
 ";
@@ -257,12 +258,7 @@ fn loads_by(
 ) -> Result<Vec<LoadRow>, StoreError> {
     let mut statement =
         db.prepare_cached(&format!("SELECT {LOAD_COLUMNS} FROM purse_loads WHERE {condition}"))?;
-    let mut rows = statement.query(parameters)?;
-    let mut loads = Vec::new();
-    while let Some(row) = rows.next()? {
-        loads.push(load_row(row, institution)?);
-    }
-    Ok(loads)
+    statement.query_and_then(parameters, |row| load_row(row, institution))?.collect()
 }
 
 /// The loads of a card, oldest first.
@@ -347,47 +343,25 @@ pub(crate) type Returned = ((i64, u64), CardSerial, Fen);
 /// All that went back to accounts.
 pub(crate) fn returns(db: &Connection) -> Result<Vec<Returned>, StoreError> {
     let mut statement = db.prepare_cached("SELECT log, position, serial, amount FROM purse_returns")?;
-    let mut rows = statement.query([])?;
-    let mut returns = Vec::new();
-    while let Some(row) = rows.next()? {
+    let read = |row: &Row<'_>| {
         let serial: String = row.get(2)?;
         let place = (row.get(0)?, row.get::<_, i64>(1)? as u64);
-        returns.push((place, corrupt(serial.parse().ok(), "a card's serial")?, Fen::new(row.get(3)?)));
-    }
-    Ok(returns)
+        Ok((place, corrupt(serial.parse().ok(), "a card's serial")?, Fen::new(row.get(3)?)))
+    };
+    statement.query_and_then([], read)?.collect()
 }
 
 /// What a person decided of the case of a purchase.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Decision {
-    /// The purchase.
-    pub purchase: EntryRef,
-    /// The entry that says so.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct DecisionRow {
+    /// Its entry.
     pub at: EntryRef,
-    /// The card.
-    pub serial: CardSerial,
-    /// Fen.
-    pub amount: Fen,
-    /// Who gave it.
-    pub from: PurseSide,
-    /// Who got it.
-    pub to: PurseSide,
-}
-
-const fn side_number(side: PurseSide) -> u8 {
-    match side {
-        PurseSide::Suspense => 0,
-        PurseSide::RiskFund => 1,
-        PurseSide::Merchant => 2,
-        PurseSide::Purse => 3,
-        PurseSide::Account => 4,
-    }
+    /// What that says.
+    pub decided: PurseCaseDecided,
 }
 
 fn side_of(number: u8) -> Result<PurseSide, StoreError> {
-    let all =
-        [PurseSide::Suspense, PurseSide::RiskFund, PurseSide::Merchant, PurseSide::Purse, PurseSide::Account];
-    corrupt(all.get(usize::from(number)).copied(), "a side of a decision")
+    corrupt(PurseSide::ALL.get(usize::from(number)).copied(), "a side of a decision")
 }
 
 /// Keeps a decision.
@@ -396,28 +370,38 @@ pub(crate) fn insert_decision(
     at: EntryRef,
     decided: &PurseCaseDecided,
 ) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT INTO purse_decisions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(
-        params![
+    db.prepare_cached("INSERT INTO purse_decisions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
+        .execute(params![
             decided.purchase.log.key(),
             decided.purchase.position as i64,
             at.log.key(),
             at.position as i64,
             decided.serial.to_string(),
             decided.amount.get(),
-            side_number(decided.from),
-            side_number(decided.to),
-        ],
-    )?;
+            decided.merchant,
+            decided.from as u8,
+            decided.to as u8,
+            decided.account.map(|account| account.0 as i64),
+        ])?;
     Ok(())
 }
 
 /// All decisions.
-pub(crate) fn decisions(db: &Connection, institution: InstitutionId) -> Result<Vec<Decision>, StoreError> {
+pub(crate) fn decisions(db: &Connection, institution: InstitutionId) -> Result<Vec<DecisionRow>, StoreError> {
     decisions_by(db, institution, "TRUE", [])
 }
 
+/// What was decided of the cases of a card.
+pub(crate) fn decisions_about(
+    db: &Connection,
+    institution: InstitutionId,
+    serial: CardSerial,
+) -> Result<Vec<DecisionRow>, StoreError> {
+    decisions_by(db, institution, "serial = ?1", [serial.to_string()])
+}
+
 /// What was decided of the case of a purchase.
-pub(crate) fn decision_of(db: &Connection, purchase: EntryRef) -> Result<Option<Decision>, StoreError> {
+pub(crate) fn decision_of(db: &Connection, purchase: EntryRef) -> Result<Option<DecisionRow>, StoreError> {
     let condition = "purchase_log = ?1 AND purchase_position = ?2";
     let parameters = params![purchase.log.key(), purchase.position as i64];
     Ok(decisions_by(db, purchase.log.institution, condition, parameters)?.pop())
@@ -428,29 +412,29 @@ fn decisions_by(
     institution: InstitutionId,
     condition: &str,
     parameters: impl rusqlite::Params,
-) -> Result<Vec<Decision>, StoreError> {
+) -> Result<Vec<DecisionRow>, StoreError> {
     let mut statement = db.prepare_cached(&format!(
-        "SELECT purchase_log, purchase_position, log, position, serial, amount, source, target
+        "SELECT purchase_log, purchase_position, log, position, serial, amount, merchant, source, target, account
          FROM purse_decisions WHERE {condition}"
     ))?;
-    let mut rows = statement.query(parameters)?;
-    let mut decisions = Vec::new();
-    while let Some(row) = rows.next()? {
+    let read = |row: &Row<'_>| {
         let place = |index: usize| -> Result<EntryRef, StoreError> {
             let log = LogId::from_key(institution, row.get(index)?);
             Ok(EntryRef { log, position: row.get::<_, i64>(index + 1)? as u64 })
         };
         let serial: String = row.get(4)?;
-        decisions.push(Decision {
+        let decided = PurseCaseDecided {
             purchase: place(0)?,
-            at: place(2)?,
             serial: corrupt(serial.parse().ok(), "a card's serial")?,
             amount: Fen::new(row.get(5)?),
-            from: side_of(row.get(6)?)?,
-            to: side_of(row.get(7)?)?,
-        });
-    }
-    Ok(decisions)
+            merchant: row.get(6)?,
+            from: side_of(row.get(7)?)?,
+            to: side_of(row.get(8)?)?,
+            account: row.get::<_, Option<i64>>(9)?.map(|account| AccountId(account as u64)),
+        };
+        Ok(DecisionRow { at: place(2)?, decided })
+    };
+    statement.query_and_then(parameters, read)?.collect()
 }
 
 /// Keeps a purchase.
@@ -506,12 +490,7 @@ fn purchases_by(
 ) -> Result<Vec<(CardSerial, PurchaseRow)>, StoreError> {
     let mut statement =
         db.prepare_cached(&format!("SELECT {PURCHASE_COLUMNS} FROM purse_purchases WHERE {condition}"))?;
-    let mut rows = statement.query(parameters)?;
-    let mut purchases = Vec::new();
-    while let Some(row) = rows.next()? {
-        purchases.push(purchase_row(row, institution)?);
-    }
-    Ok(purchases)
+    statement.query_and_then(parameters, |row| purchase_row(row, institution))?.collect()
 }
 
 /// The purchases that are cases.

@@ -4,7 +4,7 @@ use feiqian_protocol::entry::EntryRef;
 use feiqian_protocol::ids::{AccountId, CardNumber, InstitutionId, Key, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::StoreError;
 use super::money::wallet_of;
@@ -156,13 +156,11 @@ pub(crate) fn unheard(db: &Connection) -> Result<Vec<(AccountId, Wallet, Fen)>, 
 
 fn by_wallet(db: &Connection, sql: &str) -> Result<Vec<(AccountId, Wallet, Fen)>, StoreError> {
     let mut statement = db.prepare(sql)?;
-    let mut rows = statement.query([])?;
-    let mut amounts = Vec::new();
-    while let Some(row) = rows.next()? {
+    let read = |row: &Row<'_>| {
         let account = AccountId(row.get::<_, i64>(0)? as u64);
-        amounts.push((account, wallet_of(row.get(1)?)?, Fen::new(row.get(2)?)));
-    }
-    Ok(amounts)
+        Ok((account, wallet_of(row.get(1)?)?, Fen::new(row.get(2)?)))
+    };
+    statement.query_and_then([], read)?.collect()
 }
 
 /// Adds to what a batch posted that is not here to its end.
@@ -195,12 +193,8 @@ pub(crate) fn next_line(db: &Connection, log: LogId, position: u64) -> Result<us
 /// Wallets with debits beyond right, or with open claims.
 pub(crate) fn wallets_to_resolve(db: &Connection) -> Result<Vec<(AccountId, Wallet)>, StoreError> {
     let mut statement = db.prepare("SELECT account, wallet FROM wallets WHERE unbacked > 0 OR claims > 0")?;
-    let mut rows = statement.query([])?;
-    let mut wallets = Vec::new();
-    while let Some(row) = rows.next()? {
-        wallets.push((AccountId(row.get::<_, i64>(0)? as u64), wallet_of(row.get(1)?)?));
-    }
-    Ok(wallets)
+    let read = |row: &Row<'_>| Ok((AccountId(row.get::<_, i64>(0)? as u64), wallet_of(row.get(1)?)?));
+    statement.query_and_then([], read)?.collect()
 }
 
 /// The next entry of a log after a position: position, order key, record.

@@ -10,7 +10,7 @@ use super::Examination;
 use crate::purse::{purse_ledger, transit_ledger};
 use crate::store::StoreError;
 use crate::store::money;
-use crate::store::purses::{self, LoadRow, LoadState, PurchaseRow};
+use crate::store::purses::{self, DecisionRow, LoadRow, LoadState, PurchaseRow};
 
 /// What entries say of purses, by log and position.
 #[derive(Default)]
@@ -93,21 +93,13 @@ impl Examination<'_> {
         on_cards: &mut BTreeMap<String, Fen>,
     ) -> Result<(), StoreError> {
         let decisions = purses::decisions(self.db, self.institution)?;
-        for decision in &decisions {
-            if decision.from == PurseSide::Purse {
-                *on_cards.entry(purse_ledger(decision.serial)).or_default() -= decision.amount;
+        for DecisionRow { at, decided } in &decisions {
+            if decided.from == PurseSide::Purse {
+                *on_cards.entry(purse_ledger(decided.serial)).or_default() -= decided.amount;
             }
-            let EntryRef { log, position } = decision.at;
+            let EntryRef { log, position } = *at;
             match entries.get(&(log.key(), position)) {
-                Some(Body::PurseCaseDecided(decided))
-                    if (decided.purchase, decided.serial, decided.amount, decided.from, decided.to)
-                        == (
-                            decision.purchase,
-                            decision.serial,
-                            decision.amount,
-                            decision.from,
-                            decision.to,
-                        ) => {}
+                Some(Body::PurseCaseDecided(said)) if said == decided => {}
                 None if self.kept_after.get(&log.key()).is_some_and(|kept_after| position <= *kept_after) => {
                 }
                 _ => {

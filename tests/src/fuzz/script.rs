@@ -258,14 +258,7 @@ impl<'a> Script<'a> {
     }
 
     fn reason(&mut self) -> CaseReason {
-        self.pick(&[
-            CaseReason::StandIn,
-            CaseReason::AfterClose,
-            CaseReason::Loss,
-            CaseReason::NodeFault,
-            CaseReason::CodeReplayed,
-            CaseReason::VoucherNotHeld,
-        ])
+        self.pick(&CaseReason::ALL)
     }
 
     fn grant(&mut self, epoch: Epoch) -> Grant {

@@ -61,6 +61,14 @@ fn an_account_is_paid_out_once_everything_is_home() {
     let (first, second) = (granted(&bench, 0, 1), granted(&bench, 1, 1));
     assert_eq!(first + second, 5_000);
     bench.debit(0, 1, 300, 0);
+    for own in ["write_off", "migration"] {
+        for (channel, subsidy_channel) in [(own, "subsidy"), ("counter", own)] {
+            let (channel, subsidy_channel) = (key(channel), key(subsidy_channel));
+            let close =
+                Command::CloseAccount { card: card("c1"), channel, subsidy_channel, operator: key("op") };
+            assert_eq!(bench.command(close).unwrap_err().code, "channel");
+        }
+    }
     let reply = close(&mut bench, "c1").unwrap();
     assert_eq!(reply["closed"], json!(true));
     assert_eq!(state(&mut bench, "c1"), "closing");

@@ -14,7 +14,7 @@ use crate::core::{Round, StoreError};
 use crate::ledger::{channel_ledger, wallet_ledger};
 use crate::store::accounts::{self, StoredAccount};
 use crate::store::cases::{self, CaseState};
-use crate::store::money::{self, MovementState};
+use crate::store::money;
 use crate::store::{holders, logs, put_meta, recovery as notes};
 
 impl Round<'_> {
@@ -152,15 +152,10 @@ impl Round<'_> {
         let (account, wallet, amount) = (*account, *wallet, *amount);
         let own_day = self.state.calendar().day(time);
         self.post(at, own_day, amount, channel_ledger(channel.as_str()), wallet_ledger(account, wallet))?;
-        let previous = self.link_movement(account, wallet, at)?;
-        let movement = MovementState { previous, ..MovementState::plain(time, amount) };
-        money::put_movement(self.db, account, wallet, at, &movement)?;
-        let holding = self.holding(account, wallet)?;
-        holding.wallet.funds += amount;
-        holding.wallet.free += amount;
-        let posted = holding.wallet.funds;
+        self.move_funds(at, time, (account, wallet), amount)?;
         if by_channel {
             // What the balance was then is not known any more.
+            let posted = self.holding(account, wallet)?.wallet.funds;
             let answer = json!({
                 "account": account, "wallet": wallet, "amount_fen": amount, "posted_fen": posted,
             });
