@@ -3,6 +3,8 @@
 //! What needs no knowledge of this engine is in [`crate::promises::books`] and [`crate::promises::receipts`]; here the books
 //! are gathered, at chosen moments and at the end.
 
+mod copies;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
@@ -59,49 +61,6 @@ struct Copy {
 }
 
 impl World<'_> {
-    /// Notes what a disk holds at the moment when a copy of it is made, or of when it may come back.
-    pub(super) fn note_copy(&mut self, site: usize) -> Result<()> {
-        let node = self.sites[site].identity.node;
-        let tables = self.node_tables(site)?;
-        let applied = tables.entries(to_node_log(node))?.len();
-        let mut held: BTreeMap<AccountId, Fen> = BTreeMap::new();
-        for ((account, _), row) in tables.rows()? {
-            *held.entry(account).or_default() += row.unspent + row.stand_in_left;
-        }
-        self.bounds.copies.push(Copy { node, held, applied });
-        Ok(())
-    }
-
-    /// Notes a disk that was put back from a copy, where the next Hello shows that.
-    pub(super) fn note_shown_copy(&mut self, site: usize) {
-        // What cannot be read will not say Hello.
-        if self.is_behind(site).unwrap_or(false) {
-            self.shown_copies.insert(self.sites[site].identity.node);
-        }
-    }
-
-    /// True where a disk holds less than the centre has ingested of its log, or than was acknowledged of the centre's stream.
-    fn is_behind(&mut self, site: usize) -> Result<bool> {
-        let node = self.sites[site].identity.node;
-        let tables = self.node_tables(site)?;
-        let (log, stream) = (tables.entries(node_log(node))?.len(), tables.entries(to_node_log(node))?.len());
-        let (ingested, acked) = self.centre_tables()?.acknowledged(node)?;
-        Ok((log as u64) < ingested || (stream as u64) < acked)
-    }
-
-    /// A copy that shows is refused.
-    fn check_copies(&mut self) -> Result<()> {
-        for node in self.shown_copies.clone() {
-            if !self.centre_was_restored() && self.state_of(node)? == "open" {
-                self.violated(
-                    Promise::History,
-                    format!("node {node} runs on a restored copy, and was not refused"),
-                );
-            }
-        }
-        Ok(())
-    }
-
     /// The right that is with a building's node, or under way to or from it, where its epoch is the one that the centre has.
     pub(super) fn right_there(&mut self, building: usize) -> Option<(NodeId, u32, Fen)> {
         let node = self.sites[self.buildings[building].site].identity.node;
