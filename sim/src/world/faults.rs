@@ -304,7 +304,7 @@ impl World<'_> {
     /// A bit turns while the process is down; it is started again on what is left.
     fn rot(&mut self, index: usize, building: usize, bit: u64, down_ms: u64) -> Result<()> {
         let site = self.site_of(building);
-        // Of a disk that has rotted already it cannot be read any more what it loses.
+        // It rots once: what such a disk held is known from then.
         let rotten = self.sites[site].trust == Trust::Broken;
         if rotten || self.sites[site].gone || self.sites[site].armed.is_some() || !self.may_lose_disk()? {
             return Ok(());

@@ -5,9 +5,19 @@ use feiqian_protocol::ids::{LogId, NodeId};
 use feiqian_protocol::limits::SHARDS;
 use rusqlite::Connection;
 
+use super::hosts::Trust;
 use super::{Event, World};
 use crate::outcome::NodeTimeline;
 use crate::plan::INSTITUTION;
+
+/// What a node's disk says at a sample.
+struct Seen {
+    backlog: u64,
+    /// Entries of account streams that it has applied.
+    applied: i64,
+    heard: Option<i64>,
+    exposed_fen: i64,
+}
 
 impl World<'_> {
     fn timeline(&mut self, site: usize) -> Option<&mut NodeTimeline> {
@@ -49,27 +59,25 @@ impl World<'_> {
         for building in 0..self.buildings.len() {
             let site = self.buildings[building].site;
             let wall = self.sites[site].clock.read(start, self.now);
-            let node = self.sites[site].identity.node;
-            let connection = self.node_tables(site)?.connection();
-            let (acked, heard): (i64, Option<i64>) =
-                connection
-                    .query_row("SELECT acked, heard FROM state", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            let end = last_position(connection, LogId::node(INSTITUTION, node))?;
-            let applied =
-                (0..SHARDS).map(|shard| last_position(connection, LogId::shard(INSTITUTION, shard)));
-            let applied = applied.sum::<Result<i64>>()?;
-            let exposed: i64 = connection.query_row(
-                "SELECT coalesce(sum(amount), 0) FROM debits WHERE position > ?1",
-                [acked],
-                |row| row.get(0),
-            )?;
+            let seen = match self.seen(site) {
+                Ok(seen) => Some(seen),
+                Err(_) if self.sites[site].trust == Trust::Broken => None,
+                Err(error) => return Err(error),
+            };
             let up = self.sites[site].link.is_some();
-            let age = heard.map_or(0, |heard| wall.0 - heard);
-            if let Some(line) = self.timeline(site) {
-                line.backlog.push(end.abs_diff(acked));
+            let Some(line) = self.timeline(site) else { continue };
+            if let Some(Seen { backlog, applied, heard, exposed_fen }) = seen {
+                let age = heard.map_or(0, |heard| wall.0 - heard);
+                line.backlog.push(backlog);
                 line.behind.push((shards - applied).max(0) as u64);
                 line.view_age_ms.push(if up { 0 } else { age.max(0) as u64 });
-                line.exposed_fen.push(exposed);
+                line.exposed_fen.push(exposed_fen);
+            } else {
+                // A disk that has rotted says no more: the line stays where it is.
+                repeat(&mut line.backlog);
+                repeat(&mut line.behind);
+                repeat(&mut line.view_age_ms);
+                repeat(&mut line.exposed_fen);
             }
         }
         let connection = self.centre_tables()?.connection();
@@ -89,6 +97,23 @@ impl World<'_> {
         Ok(())
     }
 
+    fn seen(&mut self, site: usize) -> Result<Seen> {
+        let node = self.sites[site].identity.node;
+        let connection = self.node_tables(site)?.connection();
+        let (acked, heard): (i64, Option<i64>) =
+            connection
+                .query_row("SELECT acked, heard FROM state", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let end = last_position(connection, LogId::node(INSTITUTION, node))?;
+        let applied = (0..SHARDS).map(|shard| last_position(connection, LogId::shard(INSTITUTION, shard)));
+        let applied = applied.sum::<Result<i64>>()?;
+        let exposed_fen = connection.query_row(
+            "SELECT coalesce(sum(amount), 0) FROM debits WHERE position > ?1",
+            [acked],
+            |row| row.get(0),
+        )?;
+        Ok(Seen { backlog: end.abs_diff(acked), applied, heard, exposed_fen })
+    }
+
     fn shard_positions(&mut self) -> Result<i64> {
         let connection = self.centre_tables()?.connection();
         let sum = connection.query_row(
@@ -105,4 +130,9 @@ fn last_position(connection: &Connection, log: LogId) -> Result<i64> {
     let mut statement =
         connection.prepare_cached("SELECT coalesce(max(position), 0) FROM entries WHERE log = ?1")?;
     Ok(statement.query_row([log.key()], |row| row.get(0))?)
+}
+
+/// The next sample of a line is its last one.
+fn repeat<T: Copy + Default>(line: &mut Vec<T>) {
+    line.push(line.last().copied().unwrap_or_default());
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use feiqian_protocol::ids::AccountId;
 use feiqian_protocol::money::Fen;
 
-use super::Copy;
+use super::{Copy, Trust};
 use crate::link::tables::{node_log, to_node_log};
 use crate::promises::Promise;
 use crate::world::World;
@@ -14,6 +14,16 @@ use crate::world::World;
 impl World<'_> {
     /// Notes what a disk holds at the moment when a copy of it is made, or of when it may come back.
     pub(in crate::world) fn note_copy(&mut self, site: usize) -> Result<()> {
+        match self.copy_of(site) {
+            Ok(copy) => self.bounds.copies.push(copy),
+            // What a disk held that has rotted was noted when it did.
+            Err(_) if self.sites[site].trust == Trust::Broken => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn copy_of(&mut self, site: usize) -> Result<Copy> {
         let node = self.sites[site].identity.node;
         let tables = self.node_tables(site)?;
         let applied = tables.entries(to_node_log(node))?.len();
@@ -21,8 +31,7 @@ impl World<'_> {
         for ((account, _), row) in tables.rows()? {
             *held.entry(account).or_default() += row.unspent + row.stand_in_left;
         }
-        self.bounds.copies.push(Copy { node, held, applied });
-        Ok(())
+        Ok(Copy { node, held, applied })
     }
 
     /// Notes a disk that was put back from a copy, where the next Hello shows that.
