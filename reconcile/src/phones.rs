@@ -18,7 +18,7 @@ use feiqian_protocol::chain::unhex;
 use feiqian_protocol::code::{PhoneAlgorithm, PhoneKey, SignedVoucher, Voucher};
 use feiqian_protocol::entry::{Actor, CaseReason, CodeUse, EntryRef, TapRef};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, Wallet};
-use feiqian_protocol::limits::{HOLDS_PER_ACCOUNT_MAX, VOUCHER_CEILING_FEN_MAX};
+use feiqian_protocol::limits::VOUCHER_CEILING_FEN_MAX;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
 use serde_json::{Value, json};
@@ -28,8 +28,8 @@ use crate::accounts::refused;
 use crate::core::{Round, StoreError};
 use crate::io::{CommandError, Identity, Reply};
 use crate::store::codes::{self, FirstUse};
-use crate::store::holds::{self, HoldStage, HoldState};
-use crate::store::{StoreError as Store, accounts, cases};
+use crate::store::holds;
+use crate::store::{StoreError as Store, accounts, cases, corrupt};
 
 /// Virtual cards that an account may have at once: a few devices.
 const VIRTUAL_CARDS_MAX: usize = 4;
@@ -123,7 +123,7 @@ impl Round<'_> {
     }
 
     /// Signs a voucher for a virtual card. It stands for the account, and up to its ceiling money is held for it: what is asked
-    /// for, or as much as there is. Asked for again after the same one, an unspent voucher is given again.
+    /// for, or as much as there is. `after` is one that its phone has used; an unused one is given again.
     pub(crate) fn voucher(
         &mut self,
         card: &CardNumber,
@@ -163,7 +163,10 @@ impl Round<'_> {
         };
         let ceiling = if pays { self.can_hold(account, &settings, wanted)? } else { Fen::ZERO };
         let institution = self.state.identity.institution;
-        if pays && let Some(signed) = self.unspent(account, card, ceiling, after)? {
+        if let Some(used) = after {
+            holds::give_no_more(self.db, account, card, used)?;
+        }
+        if pays && let Some(signed) = self.unspent(account, card, ceiling)? {
             return Ok(Ok(self.told(&signed)));
         }
         let last = codes::last_voucher(self.db, account)?;
@@ -181,31 +184,24 @@ impl Round<'_> {
         Ok(Ok(self.told(&signed)))
     }
 
-    /// The newest voucher of a virtual card whose money is held and, as far as is known, unspent, where it is no older than half its
-    /// life and another would hold no more; and an older one as long as another would hold less, since it is this one that has the
-    /// money of who has little. It is newer than the one that the phone says it has used.
+    /// Of the vouchers of a virtual card whose money is held and that its phone is not known to have used, the one with the most:
+    /// where it is no older than half its life and another would hold no more, or another would hold less. It is the older ones, too,
+    /// that have the money of who has little.
     fn unspent(
         &self,
         account: AccountId,
         card: &CardNumber,
         ceiling: Fen,
-        after: Option<u32>,
     ) -> Result<Option<SignedVoucher>, StoreError> {
-        let institution = self.state.identity.institution;
-        let newest = holds::of_account(self.db, institution, account, HOLDS_PER_ACCOUNT_MAX)?;
         let now = self.state.time.0.div_euclid(1_000);
-        let fits = |hold: &HoldState| {
-            hold.card == *card
-                && hold.stage == HoldStage::Whole
-                && after.is_none_or(|after| hold.voucher > after)
-                && match now < (i64::from(hold.issued) + i64::from(hold.until)) / 2 {
-                    true => hold.ceiling >= ceiling,
-                    false => now < i64::from(hold.until) && hold.ceiling > ceiling,
-                }
-        };
-        let found = newest.into_iter().find(fits);
-        // One from before a restored backup was signed by a centre that nobody remembers.
-        Ok(found.and_then(|hold| SignedVoucher::from_bytes(&hold.signed).ok()))
+        let institution = self.state.identity.institution;
+        let mut held = holds::to_give_again(self.db, institution, account, card, now)?;
+        held.retain(|hold| {
+            let is_young = now < (i64::from(hold.issued) + i64::from(hold.until)) / 2;
+            hold.ceiling > ceiling || (is_young && hold.ceiling == ceiling)
+        });
+        let most = held.into_iter().max_by_key(|hold| (hold.ceiling, hold.voucher));
+        most.map(|hold| corrupt(SignedVoucher::from_bytes(&hold.signed).ok(), "a voucher")).transpose()
     }
 
     fn told(&self, signed: &SignedVoucher) -> Value {

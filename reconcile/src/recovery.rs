@@ -40,7 +40,7 @@ use crate::core::{Round, State, StoreError};
 use crate::escrow::PendingGrants;
 use crate::io::{LinkId, NotHeard, Output, RecoveryStatus, Reply};
 use crate::store::nodes::{GIVEN_UP, Node, NodeState};
-use crate::store::{habits, logs, meta_number, put_meta, recovery as notes};
+use crate::store::{habits, holds, logs, meta_number, put_meta, recovery as notes};
 
 /// How far the centre has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -79,6 +79,7 @@ impl Recovery {
 pub(crate) fn begin(db: &rusqlite::Connection) -> Result<(), StoreError> {
     if meta_number(db, "recovery")?.is_none() {
         put_meta(db, "recovery", 1)?;
+        holds::give_none_again(db)?;
     }
     Ok(())
 }

@@ -69,7 +69,7 @@ pub(crate) struct HoldState {
     pub debit: Option<EntryRef>,
     /// Where the debit is ingested, its order key.
     pub order_key: Timestamp,
-    /// The voucher as it was signed; empty where a restored centre has it from its streams.
+    /// The voucher as it was signed; empty where it is given to nobody again: its phone has used it, or the centre was restored since.
     pub signed: Vec<u8>,
 }
 
@@ -110,17 +110,38 @@ pub(crate) fn hold(
     rows.next()?.map(|row| read(row, institution)).transpose()
 }
 
-/// Those of an account, newest first; at most so many.
-pub(crate) fn of_account(
+/// Those of a card that hold all of their ceiling, end after a time, in Unix seconds, and can be given again.
+pub(crate) fn to_give_again(
     db: &Connection,
     institution: InstitutionId,
     account: AccountId,
-    limit: usize,
+    card: &CardNumber,
+    now: i64,
 ) -> Result<Vec<HoldState>, StoreError> {
     let mut statement = db.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM holds WHERE account = ?1 ORDER BY voucher DESC LIMIT ?2"
+        "SELECT {COLUMNS} FROM holds
+         WHERE account = ?1 AND card = ?2 AND state = 0 AND until > ?3 AND signed <> x'' ORDER BY voucher"
     ))?;
-    statement.query_and_then(params![account.0 as i64, limit as i64], |row| read(row, institution))?.collect()
+    let key = params![account.0 as i64, card.as_str(), now];
+    statement.query_and_then(key, |row| read(row, institution))?.collect()
+}
+
+/// Gives a card's voucher to nobody again: its phone has used it.
+pub(crate) fn give_no_more(
+    db: &Connection,
+    account: AccountId,
+    card: &CardNumber,
+    voucher: u32,
+) -> Result<(), StoreError> {
+    db.prepare_cached("UPDATE holds SET signed = x'' WHERE account = ?1 AND card = ?2 AND voucher = ?3")?
+        .execute(params![account.0 as i64, card.as_str(), voucher])?;
+    Ok(())
+}
+
+/// Gives none of them again: what phones have said that they used may be forgotten.
+pub(crate) fn give_none_again(db: &Connection) -> Result<(), StoreError> {
+    db.execute("UPDATE holds SET signed = x'' WHERE state = 0", [])?;
+    Ok(())
 }
 
 /// Those of an account that end no earlier than a time, in Unix seconds, and whose money was not returned.

@@ -92,7 +92,8 @@ struct Phone {
     voucher: Option<SignedVoucher>,
     /// The last voucher that has paid.
     spent: Option<u32>,
-    counter: u16,
+    /// The last counter of each voucher.
+    counters: BTreeMap<u32, u16>,
 }
 
 impl Carried {
@@ -145,10 +146,7 @@ impl Carried {
     pub fn keep(&mut self, person: u32, answer: &Value) -> Result<()> {
         let text = answer["voucher"].as_str().context("an answer without a voucher")?;
         let voucher = SignedVoucher::from_text(text)?;
-        let phone = self.phones.entry(person).or_default();
-        if phone.voucher.as_ref() != Some(&voucher) {
-            (phone.voucher, phone.counter) = (Some(voucher), 0);
-        }
+        self.phones.entry(person).or_default().voucher = Some(voucher);
         Ok(())
     }
 
@@ -159,9 +157,10 @@ impl Carried {
     pub fn code(&mut self, person: u32, at: Timestamp) -> Result<Option<Code>> {
         let Some(phone) = self.phones.get_mut(&person) else { return Ok(None) };
         let Some(voucher) = &phone.voucher else { return Ok(None) };
-        phone.counter += 1;
+        let counter = phone.counters.entry(voucher.voucher().number).or_default();
+        *counter += 1;
         let time = u32::try_from(at.0.div_euclid(1_000)).context("the time")?;
-        Ok(Code::sign(voucher, &secret(person)?, time, phone.counter))
+        Ok(Code::sign(voucher, &secret(person)?, time, *counter))
     }
 
     /// Its voucher has paid.

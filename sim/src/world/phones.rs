@@ -380,7 +380,7 @@ impl World<'_> {
             ErrandKind::Bring { receipt, .. } => (Command::Receipt { receipt: receipt.clone() }, None),
             ErrandKind::Fetch { life_minutes, .. } => {
                 let (life_minutes, ceiling_fen) = (Some(*life_minutes), VOUCHER_CEILING_FEN_DEFAULT);
-                (Command::Voucher { card, life_minutes, ceiling_fen, after: device.spent }, None)
+                (Command::Voucher { card, life_minutes, ceiling_fen, after: device.says }, None)
             }
             ErrandKind::ReportLoss(loss) => (Command::ReportLoss { card, operator }, Some(*loss)),
             ErrandKind::Revoke => {
@@ -468,8 +468,7 @@ impl World<'_> {
     fn scan(&mut self, account: usize, receipt: &SignedReceipt) {
         let text = receipt.to_digits();
         let Some(device) = self.phones.devices.get_mut(&account) else { return };
-        let number = receipt.receipt().voucher;
-        device.spent = Some(device.spent.map_or(number, |spent| spent.max(number)));
+        device.has_spent(receipt.receipt().voucher);
         let seed = &mut self.phones.seed;
         if seed.chance(1, FORGED_RECEIPT_EVERY) {
             let receipt = forged_receipt(receipt, seed);

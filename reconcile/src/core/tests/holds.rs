@@ -462,6 +462,36 @@ fn who_has_little_keeps_the_voucher_that_has_it_until_its_end() {
 }
 
 #[test]
+fn an_older_voucher_is_given_again_once_the_newer_one_is_spent() {
+    let mut bench = with_phone(1, 1_500);
+    let first = fetch(&mut bench, 2_000, None);
+    bench.topup("c1", 2_000, "k").unwrap();
+    let second = fetch(&mut bench, 2_000, None);
+    assert_eq!([&first, &second].map(|signed| signed.voucher().ceiling.get()), [1_500, 2_000]);
+    // The newer one pays in a building that has not said so.
+    assert_eq!(fetch(&mut bench, 2_000, Some(second.voucher().number)), first);
+    // With the older one used, too, neither comes back, whichever is said last.
+    let third = fetch(&mut bench, 2_000, Some(first.voucher().number));
+    assert!(third.voucher().number > second.voucher().number);
+    assert_eq!(third.voucher().ceiling, Fen::ZERO);
+    let fourth = fetch(&mut bench, 2_000, Some(second.voucher().number));
+    assert!(fourth.voucher().number > third.voucher().number);
+    bench.check();
+}
+
+#[test]
+fn a_restored_centre_gives_no_voucher_again() {
+    let mut bench = with_phone(0, 4_000);
+    let first = fetch(&mut bench, 1_500, None);
+    assert_eq!(fetch(&mut bench, 1_500, None), first);
+    bench.core.restored().unwrap();
+    bench.step(Vec::new());
+    let next = fetch(&mut bench, 1_500, None);
+    assert!(next.voucher().number > first.voucher().number);
+    bench.check();
+}
+
+#[test]
 fn at_its_end_a_voucher_is_given_no_more() {
     let mut bench = with_phone(0, 1_500);
     let first = fetch(&mut bench, 2_000, None);

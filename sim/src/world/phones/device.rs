@@ -1,4 +1,6 @@
-//! One phone: its key, its voucher, its counter; and codes and receipts that somebody makes up.
+//! One phone: its key, its voucher, its counters; and codes and receipts that somebody makes up.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::SigningKey;
 use feiqian_protocol::chain::unhex;
@@ -19,9 +21,12 @@ pub(super) struct Device {
     voucher: Option<SignedVoucher>,
     /// How far the centre's time is ahead of its own clock, which is right.
     offset_ms: i64,
-    counter: u16,
-    /// The last voucher of which it knows that it has paid.
-    pub(super) spent: Option<u32>,
+    /// The last counter of each voucher.
+    counters: BTreeMap<u32, u16>,
+    /// The vouchers of which it knows that they have paid.
+    spent: BTreeSet<u32>,
+    /// The one that it says it has used when it asks for another.
+    pub(super) says: Option<u32>,
     /// Receipts that it has scanned and not brought yet.
     pub(super) receipts: Vec<String>,
     /// What it makes short codes by: alias and secret.
@@ -32,8 +37,17 @@ impl Device {
     pub(super) fn new(seed: &mut Seed) -> Self {
         let secret = secret(seed);
         let card = CardNumber::of_phone(&secret.key());
-        let (voucher, spent, receipts, short) = (None, None, Vec::new(), None);
-        Self { secret, card, voucher, offset_ms: 0, counter: 0, spent, receipts, short }
+        Self {
+            secret,
+            card,
+            voucher: None,
+            offset_ms: 0,
+            counters: BTreeMap::new(),
+            spent: BTreeSet::new(),
+            says: None,
+            receipts: Vec::new(),
+            short: None,
+        }
     }
 
     /// Keeps what the centre has said of short codes.
@@ -54,12 +68,21 @@ impl Device {
         now.plus_ms(self.offset_ms)
     }
 
-    /// Keeps a voucher; the counter goes on where it is the same one.
+    /// Keeps a voucher, or says with the next question that it has used it.
     pub(super) fn keep(&mut self, voucher: SignedVoucher, offset_ms: i64) {
-        if self.voucher.as_ref() != Some(&voucher) {
-            (self.voucher, self.counter) = (Some(voucher), 0);
+        let number = voucher.voucher().number;
+        if self.spent.contains(&number) {
+            self.says = Some(number);
+        } else {
+            self.voucher = Some(voucher);
         }
         self.offset_ms = offset_ms;
+    }
+
+    /// A voucher has paid.
+    pub(super) fn has_spent(&mut self, voucher: u32) {
+        self.spent.insert(voucher);
+        self.says = Some(voucher);
     }
 
     /// True where it has none that is worth showing: it has paid, or is half over.
@@ -67,7 +90,7 @@ impl Device {
         self.voucher.as_ref().is_none_or(|signed| {
             let voucher = signed.voucher();
             let half_s = (i64::from(voucher.issued) + i64::from(voucher.until())) / 2;
-            self.spent.is_some_and(|spent| spent >= voucher.number) || now.0 >= half_s * 1_000
+            self.spent.contains(&voucher.number) || now.0 >= half_s * 1_000
         })
     }
 
@@ -79,8 +102,9 @@ impl Device {
         if seconds >= voucher.voucher().until() {
             return None;
         }
-        self.counter = self.counter.checked_add(1)?;
-        Code::sign(voucher, &self.secret, seconds, self.counter)
+        let counter = self.counters.entry(voucher.voucher().number).or_default();
+        *counter = counter.checked_add(1)?;
+        Code::sign(voucher, &self.secret, seconds, *counter)
     }
 }
 
