@@ -5,6 +5,7 @@
 
 use feiqian_protocol::account::CardStatus;
 use feiqian_protocol::campus::{Merchant, Mode};
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::entry::Measured;
 use feiqian_protocol::ids::Key;
 use feiqian_protocol::limits::{AMOUNT_FEN_MAX, QUANTITY_MAX};
@@ -56,7 +57,7 @@ pub fn standing<'a>(
     if holder.frozen && !access {
         return Err(DeclineReason::Frozen);
     }
-    if holder.closed {
+    if holder.closed && !planted(Canary::ClosedStillPays) {
         return Err(DeclineReason::Closed);
     }
     let is_legacy = holder.card == CardStatus::Legacy;

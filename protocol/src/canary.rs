@@ -48,6 +48,8 @@ canaries! {
     CodeCounterForgotten = "code-counter-forgotten",
     /// How old a code is does not matter.
     CodeWindowUnchecked = "code-window-unchecked",
+    /// An account that is closed goes on paying.
+    ClosedStillPays = "closed-still-pays",
     /// What was out when a node was closed by force is declared without the grants under way.
     ClosedWithoutUnderWay = "closed-without-under-way",
     /// A terminal's retry is decided anew.
@@ -56,6 +58,8 @@ canaries! {
     FailedStepAnswers = "failed-step-answers",
     /// A log with two histories is taken for one.
     ForkAccepted = "fork-accepted",
+    /// A row that was given up counts like any other when its building is heard again.
+    GivenUpCountsAgain = "given-up-counts-again",
     /// A grant that is delivered again is added again.
     GrantAddedOnEveryDelivery = "grant-added-on-every-delivery",
     /// What a voucher holds is free again though it is not over and nobody has brought a receipt.

@@ -180,6 +180,11 @@ pub enum What {
         /// Whose: an index into [`Plan::accounts`].
         account: usize,
     },
+    /// An account is closed at the centre, and its money paid out; said again until it is answered.
+    Close {
+        /// Which: an index into [`Plan::accounts`].
+        account: usize,
+    },
     /// The holder shows up at the centre, and wrong tries of the PIN are forgotten; said again until it is confirmed.
     Unlock {
         /// Whose: an index into [`Plan::accounts`].

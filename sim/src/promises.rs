@@ -1,6 +1,7 @@
 //! The promises by name, and the rare paths that a sweep must reach.
 
 pub mod books;
+pub mod closings;
 pub mod ledger;
 pub mod losses;
 pub mod pins;
@@ -50,6 +51,8 @@ named! {
         Cases = "cases",
         /// After a loss report the holder does not pay.
         AfterLoss = "after_loss",
+        /// A closed account pays nowhere where that is known, and is paid out, once and where it was asked for.
+        Closing = "closing",
         /// Over the limits only the right PIN pays, of the holder's choice, and none after three wrong ones.
         Pin = "pin",
         /// A code pays within its window, once in a building; what is held for a voucher pays once.
@@ -204,6 +207,12 @@ named! {
         SettingRefused = "setting_refused",
         /// A document was begun anew.
         DocumentRenewed = "document_renewed",
+        /// A closed account was paid out.
+        ClosedPaidOut = "closed_paid_out",
+        /// What came home later was paid out, too.
+        ClosedPaidOutAgain = "closed_paid_out_again",
+        /// A closed account was paid out without word of a building.
+        ClosedGivenUp = "closed_given_up",
         /// Whoever wrote into the log of another was not listened to any longer.
         ForeignLogRefused = "foreign_log_refused",
         /// Wrong tries of a PIN were forgotten at the holder's wish.
@@ -230,6 +239,8 @@ named! {
         DeclinedVoucherForged = "declined_voucher_forged",
         /// A decline: a voucher that is over.
         DeclinedVoucherExpired = "declined_voucher_expired",
+        /// A decline: a closed account.
+        DeclinedClosed = "declined_closed",
         /// A decline: no price.
         DeclinedNoTariff = "declined_no_tariff",
         /// A decline: wrong PIN.

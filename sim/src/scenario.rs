@@ -157,6 +157,8 @@ pub struct DrawnWorkload {
     pub losses_in_buildings: u32,
     /// Of those, lifted again, in percent.
     pub lifts: u32,
+    /// Accounts that are closed.
+    pub closings: u32,
     /// Cards that are stolen: the thief tries PINs in several buildings, and the holder finds the PIN locked.
     pub thefts: u32,
 }
@@ -225,6 +227,7 @@ built_in! {
     "centre-restored",
     "retired-bus",
     "loss-during-outage",
+    "closings",
     "loss-behind-backlog",
     "everyone-everywhere",
     "term-start",

@@ -75,6 +75,7 @@ fn without_unused_accounts(plan: &Plan) -> Plan {
             What::TopUp { account, .. }
             | What::Loss { account, .. }
             | What::Lift { account }
+            | What::Close { account }
             | What::Unlock { account } => account == index,
             What::Reversal { .. } => false,
         })
@@ -90,6 +91,7 @@ fn without_unused_accounts(plan: &Plan) -> Plan {
             What::TopUp { account, .. }
             | What::Loss { account, .. }
             | What::Lift { account }
+            | What::Close { account }
             | What::Unlock { account } => {
                 *account = used.iter().position(|index| index == account).unwrap_or(0);
             }

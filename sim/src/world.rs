@@ -129,7 +129,7 @@ enum Event {
     GiveUp(u64, End, u32),
     Heal(u32),
     /// A building must have heard of a loss.
-    LossHeard(heard::ToHear),
+    Heard(heard::ToHear),
     ReleaseCentre(u32, Vec<centre_io::Output>),
     ReleaseNode(usize, u32, Vec<node_io::Output>),
     /// Something about a phone.
@@ -389,7 +389,7 @@ impl<'p> World<'p> {
             Event::Forger(step) => self.forger_step(step)?,
             Event::GiveUp(link, end, breaks) => self.give_up(link, end, breaks),
             Event::Heal(stage) => self.heal(stage)?,
-            Event::LossHeard(to_hear) => self.check_loss_heard(&to_hear)?,
+            Event::Heard(to_hear) => self.check_heard(&to_hear)?,
             Event::ReleaseCentre(life, outputs) => self.release_centre(life, outputs),
             Event::ReleaseNode(site, life, outputs) => self.release_node(site, life, outputs),
             Event::Phone(step) => self.phone_step(step),

@@ -16,8 +16,8 @@ use super::hosts::At;
 use super::run::{Run, Shared};
 use super::terminals;
 use crate::plan::What;
-use crate::promises::Coverage;
 use crate::promises::ledger::{BuildingLoss, Credit, Loss};
+use crate::promises::{Coverage, closings};
 use crate::vfs::Disk;
 use crate::world::Trust;
 
@@ -88,6 +88,9 @@ pub(super) fn say_again_since(run: &Shared, state: &mut Run, known: usize) {
         if let Some(loss) = loss.and_then(|loss| state.seen.ledger.losses.get_mut(loss)) {
             loss.confirmed = None;
         }
+        if let What::Close { account } = &what {
+            state.seen.ledger.closings.entry(*account).or_default().told_ns = None;
+        }
         let (run, after) = (run.clone(), AGAIN + Duration::from_millis(place as u64));
         spawn_local(async move { say(&run, what, loss, after) });
     }
@@ -119,6 +122,9 @@ fn say(run: &Shared, what: What, loss: Option<usize>, after: Duration) {
             What::Unlock { account } => {
                 Command::UnlockPin { card: state.plan.accounts[*account].card.clone() }
             }
+            What::Close { account } => {
+                closings::command(state.plan.accounts[*account].card.clone(), operator)
+            }
             What::Tap(_) | What::Reversal { .. } => return,
         }
     };
@@ -126,10 +132,16 @@ fn say(run: &Shared, what: What, loss: Option<usize>, after: Duration) {
     spawn_local(async move {
         sleep(after).await;
         loop {
-            if let What::Lift { account } = &what {
+            {
                 let mut state = run.borrow_mut();
                 let now_ns = state.time.now_ns();
-                state.seen.ledger.lifts.insert(*account, now_ns);
+                match &what {
+                    What::Lift { account } => drop(state.seen.ledger.lifts.insert(*account, now_ns)),
+                    What::Close { account } => {
+                        state.seen.ledger.closings.entry(*account).or_default();
+                    }
+                    _ => {}
+                }
             }
             if let Some(reply) = ask(&run, command.clone(), loss).await {
                 let mut state = run.borrow_mut();
@@ -147,6 +159,10 @@ fn say(run: &Shared, what: What, loss: Option<usize>, after: Duration) {
                         if let Some(loss) = loss.and_then(|loss| state.seen.ledger.losses.get_mut(loss)) {
                             loss.confirmed = Some(positions);
                         }
+                    }
+                    (What::Close { account }, reply) if closings::is_closed(&reply) => {
+                        let now_ns = state.time.now_ns();
+                        state.seen.ledger.closings.entry(*account).or_default().told_ns = Some(now_ns);
                     }
                     (What::Lift { .. }, Ok(_)) => state.reached(Coverage::LossLifted),
                     (What::Unlock { .. }, Ok(_)) => state.reached(Coverage::PinUnlocked),

@@ -427,6 +427,21 @@ impl CentreTables {
         Ok(exposed)
     }
 
+    /// Rows of closed accounts that were given up, with the right and stand-in that were out in them.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn given_up(&self) -> Result<BTreeMap<RowKey, Fen>> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT account, wallet, node, epoch, out + si_out FROM given_up ORDER BY 1, 2, 3, 4",
+        )?;
+        let rows = statement.query_map([], |row| {
+            let key = (AccountId(row.get::<_, i64>(0)? as u64), wallet_of(row, 1)?, row.get(2)?, row.get(3)?);
+            Ok((key, fen(row, 4)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Entries that break a rule, as the centre noted them.
     ///
     /// # Errors
@@ -505,6 +520,16 @@ impl NodeTables {
         let mut statement = self.connection().prepare_cached(
             "SELECT 1 FROM hotlist WHERE card = ?1 UNION SELECT 1 FROM cards WHERE card = ?1 AND status <> 0",
         )?;
+        Ok(statement.exists([card.as_str()])?)
+    }
+
+    /// True for a card whose account it knows to be closed.
+    ///
+    /// # Errors
+    /// Where that cannot be read.
+    pub fn is_closed(&self, card: &CardNumber) -> Result<bool> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT 1 FROM cards WHERE card = ?1 AND closed <> 0")?;
         Ok(statement.exists([card.as_str()])?)
     }
 

@@ -214,6 +214,11 @@ impl Drawing<'_> {
                 actions.push(Action { at_ms, what: What::Lift { account } });
             }
         }
+        for _ in 0..self.drawn.closings {
+            let account = seed.index(self.plan.accounts.len());
+            let at_ms = seed.below(self.plan.timing.length_ms);
+            actions.push(Action { at_ms, what: What::Close { account } });
+        }
         for _ in 0..self.drawn.thefts {
             self.theft(seed, &mut actions, &mut next);
         }

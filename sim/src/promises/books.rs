@@ -1,6 +1,6 @@
 //! The books of all sides at one moment, and what must be true of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -84,6 +84,8 @@ pub struct Books {
     pub overspent: BTreeMap<(AccountId, Wallet), Fen>,
     /// What was out at the declared heads of epochs that the centre closed by itself.
     pub closed_by_force: Fen,
+    /// Rows that were given up when their account was closed, with what was out in them.
+    pub given_up: BTreeMap<RowKey, Fen>,
     /// Heads that were declared: node, epoch, position.
     pub closings: Vec<(u16, u32, u64)>,
     /// Entries that break a rule, as the centre noted them.
@@ -137,6 +139,7 @@ impl Books {
             cases: centre.cases_by_wallet()?,
             overspent: centre.overspent()?,
             closed_by_force: centre.closed_by_force()?,
+            given_up: centre.given_up()?,
             closings: centre.closings()?,
             faults: centre.faults()?,
             unbalanced: centre.unbalanced()?,
@@ -272,13 +275,19 @@ impl Books {
         if days.len() > 1 {
             reach(Coverage::DayChanged);
         }
+        let mut paid_out = BTreeSet::new();
         for entry in self.shard_entries() {
             match &entry.body {
+                Body::Payout(payout) if paid_out.insert((payout.account, payout.wallet)) => {
+                    reach(Coverage::ClosedPaidOut);
+                }
+                Body::Payout(_) => reach(Coverage::ClosedPaidOutAgain),
                 Body::Refund(_) => reach(Coverage::LossRefunded),
                 Body::DocumentRenewed(_) => reach(Coverage::DocumentRenewed),
                 _ => {}
             }
         }
+        self.given_up.values().for_each(|_| reach(Coverage::ClosedGivenUp));
         self.vouchers.coverage().into_iter().for_each(&mut reach);
         if self.faults.iter().any(|fault| fault.contains("was used before")) {
             reach(Coverage::CodeReplayFound);
@@ -421,6 +430,10 @@ fn row_views(books: &Books, node: &NodeBooks) -> Checked {
     let with_stand_in = books.policy.mode != Mode::Optimistic;
     for ((account, wallet), (out, stand_in)) in rows {
         let key = (account, wallet, node.node.0, node.epoch);
+        if books.given_up.contains_key(&key) {
+            // Whatever is there counts for nothing.
+            continue;
+        }
         let view = books.rights.get(&key).copied().unwrap_or_default();
         promise!(
             view.out == out,
@@ -461,10 +474,12 @@ fn stand_in_cap(books: &Books) -> Checked {
     Ok(())
 }
 
-/// The cap, what was out at forced closings, what copies held, and ceilings of vouchers for each building after the first.
+/// The cap, what was out at forced closings and in rows that were given up, what copies held, and ceilings of vouchers for each building after the first.
 fn bound(books: &Books, cap: Fen, account: AccountId) -> Fen {
     let copies = books.slack.get(&account).copied().unwrap_or_default();
-    cap + books.closed_by_force + copies + books.vouchers.beyond(account)
+    let given_up =
+        books.given_up.iter().filter(|(key, _)| key.0 == account).map(|(_, fen)| *fen).sum::<Fen>();
+    cap + books.closed_by_force + given_up + copies + books.vouchers.beyond(account)
 }
 
 /// I5: nobody is overspent by more than the cap, what was out at forced closings, and what copies held.

@@ -142,6 +142,15 @@ pub struct Loss {
     pub confirmed: Option<BTreeMap<LogId, u64>>,
 }
 
+/// The closing of an account, as the operator knows it.
+#[derive(Clone, Debug, Default)]
+pub struct Closing {
+    /// When the centre said that it is closed, in nanoseconds.
+    pub told_ns: Option<u64>,
+    /// Processes that were seen to go by it, and when first, in nanoseconds.
+    pub heard: BTreeMap<usize, u64>,
+}
+
 /// A loss report that was made in a building, from when on it goes by it.
 #[derive(Clone, Debug)]
 pub struct BuildingLoss {
@@ -167,6 +176,8 @@ pub struct Ledger {
     pub losses: Vec<Loss>,
     /// When the lift of an account's card was last asked for, in nanoseconds.
     pub lifts: BTreeMap<usize, u64>,
+    /// Closings that were asked for, by account: an index into the plan's.
+    pub closings: BTreeMap<usize, Closing>,
     /// Virtual cards, and whose they are: an index into the plan's accounts.
     pub phones: BTreeMap<CardNumber, usize>,
     /// Loss reports that buildings took.

@@ -288,7 +288,7 @@ pub fn balances(plan: &Plan, ledger: &Ledger, books: &Books) -> Checked {
 }
 
 /// The account of each card of the plan, in its order: as the centre opened them.
-fn accounts(plan: &Plan, books: &Books) -> Vec<Option<AccountId>> {
+pub(super) fn accounts(plan: &Plan, books: &Books) -> Vec<Option<AccountId>> {
     let mut by_card = BTreeMap::new();
     for entry in books.shards.iter().flat_map(|shard| shard.iter()) {
         if let Body::AccountOpened(opened) = &entry.body {

@@ -31,7 +31,7 @@ pub fn check(
         let (single, daily) = (settings.single_limit, settings.daily_limit);
         return broken(format!("limits of {single} and {daily} are in force, and {limits:?} were set"));
     }
-    if settings.frozen || settings.closed {
+    if settings.frozen || (settings.closed && !ledger.closings.contains_key(&account)) {
         return broken("it is frozen or closed, and nobody has said so".to_owned());
     }
     let generations: Vec<_> = settings.pins.keys().copied().collect();

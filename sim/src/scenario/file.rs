@@ -138,6 +138,7 @@ struct WorkloadTable {
     losses: Option<At<i64>>,
     losses_in_buildings: Option<At<i64>>,
     lifts: Option<At<i64>>,
+    closings: Option<At<i64>>,
     thefts: Option<At<i64>>,
 }
 
@@ -470,6 +471,7 @@ impl Source<'_> {
                 50,
             )?,
             lifts: self.percent(table.lifts.as_ref(), "lifts", 30)?,
+            closings: self.number(table.closings.as_ref(), "closings", 0, 0..=1_000)?,
             thefts: self.number(table.thefts.as_ref(), "thefts", 0, 0..=1_000)?,
         }))
     }
@@ -577,9 +579,11 @@ impl Source<'_> {
                 What::Loss { account: account()?, building }
             }
             "lift" => What::Lift { account: account()? },
+            "close" => What::Close { account: account()? },
             "unlock" => What::Unlock { account: account()? },
             other => {
-                let message = format!("{other:?} is no event (tap, reversal, top_up, loss, lift, unlock)");
+                let message =
+                    format!("{other:?} is no event (tap, reversal, top_up, loss, lift, close, unlock)");
                 return Err(self.error(Some(kind.span()), Some("kind"), message));
             }
         };

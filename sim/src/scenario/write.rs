@@ -90,6 +90,7 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
                 ("losses", drawn.losses),
                 ("losses_in_buildings", drawn.losses_in_buildings),
                 ("lifts", drawn.lifts),
+                ("closings", drawn.closings),
                 ("thefts", drawn.thefts),
             ] {
                 writeln!(out, "{key} = {value}")?;
@@ -179,6 +180,7 @@ fn write_action(scenario: &Scenario, action: &Action, out: &mut String) -> std::
             at.map_or(Ok(()), |at| writeln!(out, "building = {}", quoted(&building(scenario, at))))
         }
         What::Lift { account } => writeln!(out, "kind = \"lift\"\ncard = {}", card(*account)),
+        What::Close { account } => writeln!(out, "kind = \"close\"\ncard = {}", card(*account)),
         What::Unlock { account } => writeln!(out, "kind = \"unlock\"\ncard = {}", card(*account)),
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use feiqian_protocol::account::{AccountSettings, Document, actor_id};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{Body, Entry};
-use feiqian_protocol::ids::{AccountId, NodeId};
+use feiqian_protocol::ids::{AccountId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, Pin, TapKey};
 use feiqian_protocol::time::Timestamp;
@@ -24,7 +24,7 @@ use crate::plan::{Ask, INSTITUTION, LinkQuality, Manner, Tap};
 use crate::promises::books::{Books, Finding, NodeBooks};
 use crate::promises::ledger::{Sent, Told};
 use crate::promises::pins::PROBE;
-use crate::promises::{Coverage, Promise, books, losses, pins, receipts, settings};
+use crate::promises::{Coverage, Promise, books, closings, losses, pins, receipts, settings};
 
 /// How often and how long it is waited for everything to settle at the end, in milliseconds, and how quickly what nobody waits for
 /// is attended to then.
@@ -69,7 +69,11 @@ impl World<'_> {
         }
         let books = self.books().ok()?;
         let held = books.nodes.iter().find(|books| books.node == node && books.sound)?;
-        let right = books::rows_there(held).values().map(|row| row.0).sum();
+        let given_up = |(account, wallet): &(AccountId, Wallet)| {
+            books.given_up.contains_key(&(*account, *wallet, node.0, held.epoch))
+        };
+        let rows = books::rows_there(held);
+        let right = rows.iter().filter(|(key, _)| !given_up(key)).map(|(_, row)| row.0).sum();
         let open = self.centre_tables().ok()?.open_epoch(node).ok()?;
         (open == held.epoch).then_some((node, open, right))
     }
@@ -293,6 +297,10 @@ impl World<'_> {
         let found = receipts::access(self.plan, &self.ledger);
         self.found(found);
         self.check_reports()?;
+        self.check_closed_there();
+        let in_service = self.buildings.iter().map(|building| self.sites[building.site].identity.node);
+        let found = closings::check(self.plan, &self.ledger, &books, &in_service.collect());
+        self.found(found);
         if self.plan.in_order {
             for building in 0..self.buildings.len() {
                 let node = self.sites[self.buildings[building].site].identity.node;
@@ -488,6 +496,7 @@ impl World<'_> {
             if probes.len() == PROBED_ACCOUNTS
                 || paying.is_empty()
                 || lost.contains(&card)
+                || self.ledger.closings.contains_key(&account)
                 || self.purses.has(&card)
             {
                 continue;

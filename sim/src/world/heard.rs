@@ -1,5 +1,5 @@
-//! Who must have heard of a loss: a building that is in session hears of it in time, whatever else is under way to it, and
-//! goes by it.
+//! Who must have heard of a loss or a closing: a building that is in session hears of it in time, and goes by it; of a loss
+//! whatever else is under way to it.
 
 use anyhow::Result;
 use feiqian_protocol::ids::CardNumber;
@@ -16,20 +16,37 @@ const IN_SESSION_AFTER_MS: u64 = 10_000;
 /// On a link that loses more than this, even what goes first may come late.
 const LOSS_PERMILLE_MAX: u32 = 50;
 
-/// A building that is to hear of a loss.
+/// What is heard of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum News {
+    Loss,
+    Closing,
+}
+
+/// A building that is to hear of a loss or a closing.
 #[derive(Clone, Debug)]
 pub(super) struct ToHear {
+    news: News,
     site: usize,
     life: u32,
     link: u64,
     breaks: u32,
     account: usize,
-    reported_ns: u64,
+    told_ns: u64,
 }
 
 impl World<'_> {
     /// A loss is reported: whoever is in session is told.
     pub(super) fn loss_told(&mut self, account: usize) {
+        self.told(News::Loss, account);
+    }
+
+    /// An account is closed, likewise.
+    pub(super) fn closing_told(&mut self, account: usize) {
+        self.told(News::Closing, account);
+    }
+
+    fn told(&mut self, news: News, account: usize) {
         for building in 0..self.buildings.len() {
             let site = self.buildings[building].site;
             let host = &self.sites[site];
@@ -42,8 +59,8 @@ impl World<'_> {
                 continue;
             }
             let life = host.life;
-            let to_hear = ToHear { site, life, link, breaks, account, reported_ns: self.now };
-            self.after_ms(HEARD_WITHIN_MS, Event::LossHeard(to_hear));
+            let to_hear = ToHear { news, site, life, link, breaks, account, told_ns: self.now };
+            self.after_ms(HEARD_WITHIN_MS, Event::Heard(to_hear));
         }
     }
 
@@ -55,22 +72,54 @@ impl World<'_> {
     }
 
     /// Looks whether it has heard, where nothing has kept it from that.
-    pub(super) fn check_loss_heard(&mut self, to_hear: &ToHear) -> Result<()> {
-        let ToHear { site, life, link, breaks, account, reported_ns } = *to_hear;
+    pub(super) fn check_heard(&mut self, to_hear: &ToHear) -> Result<()> {
+        let ToHear { news, site, life, link, breaks, account, told_ns } = *to_hear;
         let host = &self.sites[site];
         let went_on = host.core.is_some() && host.life == life && host.link == Some(link);
-        let may_be_lifted = self.ledger.lifts.get(&account).is_some_and(|said_ns| *said_ns >= reported_ns);
-        if !went_on || self.unbroken(link) != Some(breaks) || may_be_lifted || self.is_shut_out(site)? {
+        let may_be_lifted = self.ledger.lifts.get(&account).is_some_and(|said_ns| *said_ns >= told_ns);
+        if !went_on || self.unbroken(link) != Some(breaks) || self.is_shut_out(site)? {
             return Ok(());
         }
         let card: CardNumber = self.plan.accounts[account].card.clone();
-        if !self.node_tables(site)?.is_lost(&card)? {
+        let tables = self.node_tables(site)?;
+        let (heard, promise, what) = match news {
+            News::Loss => (may_be_lifted || tables.is_lost(&card)?, Promise::AfterLoss, "reported lost"),
+            News::Closing => (tables.is_closed(&card)?, Promise::Closing, "closed"),
+        };
+        if !heard {
             let name = self.site_name(site);
             let text = format!(
-                "{name} was in session, and {HEARD_WITHIN_MS} ms after {card} was reported lost does not go by it"
+                "{name} was in session, and {HEARD_WITHIN_MS} ms after {card} was {what} does not go by it"
             );
-            self.violated(Promise::AfterLoss, text);
+            self.violated(promise, text);
+        } else if news == News::Closing {
+            self.ledger.closings.entry(account).or_default().heard.entry(site).or_insert(self.now);
         }
         Ok(())
+    }
+
+    /// A building that goes by a closing goes on doing so.
+    pub(super) fn check_closed_there(&mut self) {
+        let closings = &self.ledger.closings;
+        let heard = closings.iter().flat_map(|(account, closing)| {
+            closing.heard.iter().map(|(site, heard_ns)| (*account, *site, *heard_ns))
+        });
+        let mut approved = Vec::new();
+        for (account, site, heard_ns) in heard {
+            let host = &self.sites[site];
+            // A disk that came back older may have forgotten it.
+            if host.trust != Trust::Sound || host.gone {
+                continue;
+            }
+            let card = &self.plan.accounts[account].card;
+            approved.extend(self.ledger.requests.iter().filter_map(|request| {
+                let later = request.site == site && request.first_ns > heard_ns;
+                let paid = later && request.card() == Some(card) && request.approved().is_some();
+                paid.then(|| {
+                    format!("site {site} knew that {card} is closed, and approved {:?}", request.sent.key())
+                })
+            }));
+        }
+        approved.into_iter().for_each(|text| self.violated(Promise::Closing, text));
     }
 }

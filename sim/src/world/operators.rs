@@ -18,7 +18,7 @@ use super::pins;
 use super::{ATTEND_AT_HEAL_MS, Event, MS, World};
 use crate::plan::{INSTITUTION, What};
 use crate::promises::ledger::{BuildingLoss, Credit, Loss};
-use crate::promises::{Coverage, Promise};
+use crate::promises::{Coverage, Promise, closings};
 use crate::vfs::Disk;
 
 /// How long a channel or an operator waits for a confirmation before it says it again.
@@ -163,8 +163,10 @@ impl World<'_> {
         if let What::Loss { account, building: Some(building) } = self.plan.actions[index].what {
             return self.report(index, account, building);
         }
-        if let What::Lift { account } = &self.plan.actions[index].what {
-            self.ledger.lifts.insert(*account, self.now);
+        match &self.plan.actions[index].what {
+            What::Lift { account } => drop(self.ledger.lifts.insert(*account, self.now)),
+            What::Close { account } => drop(self.ledger.closings.entry(*account).or_default()),
+            _ => {}
         }
         let operator = Key::new("operator").expect("letters are a key");
         let card = |account: usize| self.plan.accounts[account].card.clone();
@@ -179,6 +181,7 @@ impl World<'_> {
             What::Loss { account, .. } => Command::ReportLoss { card: card(*account), operator },
             What::Lift { account } => Command::LiftLoss { card: card(*account), operator },
             What::Unlock { account } => Command::UnlockPin { card: card(*account) },
+            What::Close { account } => closings::command(card(*account), operator),
             What::Tap(_) | What::Reversal { .. } => return,
         };
         self.tickets += 1;
@@ -262,6 +265,9 @@ impl World<'_> {
             if let Some(loss) = loss.and_then(|loss| self.ledger.losses.get_mut(loss)) {
                 loss.confirmed = None;
             }
+            if let What::Close { account } = &plan.actions[index].what {
+                self.ledger.closings.entry(*account).or_default().told_ns = None;
+            }
             self.after_ms(AGAIN_MS + place as u64, Event::Want(Wanted::Action(index, loss)));
         }
     }
@@ -291,6 +297,10 @@ impl World<'_> {
                 if let Some(loss) = loss.and_then(|loss| self.ledger.losses.get_mut(loss)) {
                     loss.confirmed = self.ingested_at.remove(&ticket.0);
                 }
+            }
+            (What::Close { account }, reply) if closings::is_closed(&reply) => {
+                self.ledger.closings.entry(*account).or_default().told_ns = Some(self.now);
+                self.closing_told(*account);
             }
             (What::Lift { .. }, Ok(_)) => self.reached(Coverage::LossLifted),
             (What::Unlock { .. }, Ok(_)) => self.reached(Coverage::PinUnlocked),
