@@ -291,7 +291,8 @@ impl NodeCore {
             }
             let (position, _) =
                 core.append(now, actor(terminal, Proof::Card), Body::PursePurchase(purchase))?;
-            core.store.put_purse_report(&row.at(position))?;
+            core.store.put_purse_purchase(&row.at(position), amount)?;
+            core.state.totals.exposed += amount;
             Ok(PurseDone::Recorded { repeat: false })
         })
     }

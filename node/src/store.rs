@@ -13,6 +13,7 @@
 //! | `pools`, `pool_used` | day | stand-in of all accounts together, granted and used |
 //! | `taps` | terminal, epoch, sequence | first answers, and tombstones |
 //! | `recent` | position | what taps left lately of `taps` and `wallets`, until it is folded into them: [`recent`] |
+//! | `purse_debits` | purchase of a purse | how much: [`purses`] |
 //! | `purse_reports` | report of a purse | which entry it is: [`purses`] |
 //! | `counters`, `spent_vouchers` | voucher | the last code used of each; those that pay no more: [`codes`] |
 //! | `debits`, `reversals` | position | own effects on balances: a debit with what is left of it for reversals, a reversal |

@@ -54,7 +54,8 @@ impl NodeCore {
             }
             Body::PursePurchase(purchase) => {
                 let terminal = key(&entry.actor, &purchase.tap)?.terminal;
-                self.store.put_purse_report(&ReportRow::new(&terminal, purchase, position))
+                self.state.totals.exposed += purchase.amount;
+                self.store.put_purse_purchase(&ReportRow::new(&terminal, purchase, position), purchase.amount)
             }
             Body::WrongPin(wrong) => self.store.put_pin_tries(wrong.account, wrong.tries),
             Body::EpochEnd(end) => {

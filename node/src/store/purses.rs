@@ -2,6 +2,7 @@
 
 use feiqian_protocol::entry::{PursePurchase, TapRef};
 use feiqian_protocol::ids::TerminalId;
+use feiqian_protocol::money::Fen;
 use feiqian_protocol::purse::values::{CardSerial, Counter};
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -15,6 +16,7 @@ CREATE TABLE IF NOT EXISTS purse_reports (
     PRIMARY KEY (terminal, epoch, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS purse_reports_of ON purse_reports (serial, counter);
+CREATE TABLE IF NOT EXISTS purse_debits (position INTEGER PRIMARY KEY, amount INTEGER NOT NULL);
 ";
 
 /// A report.
@@ -90,6 +92,14 @@ impl Store {
         )?;
         let found = statement.query_row(params![serial.0, counter.0, digest], |row| row.get::<_, i64>(0));
         Ok(found.optional()?.map(|position| position as u64))
+    }
+
+    /// Keeps the first report of a purchase, and how much is lost with this disk until the centre has it.
+    pub(crate) fn put_purse_purchase(&self, row: &ReportRow, amount: Fen) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO purse_debits VALUES (?1, ?2)")?
+            .execute(params![row.position as i64, amount.get()])?;
+        self.put_purse_report(row)
     }
 
     /// Keeps a report.

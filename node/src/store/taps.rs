@@ -298,10 +298,11 @@ impl Store {
         Ok(debits)
     }
 
-    /// The sum of the debits after one position, up to another.
+    /// The sum of the debits after one position, up to another, those of purses too.
     pub(crate) fn debited(&self, after: u64, to: u64) -> Result<Fen, StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT coalesce(sum(amount), 0) FROM debits WHERE position > ?1 AND position <= ?2",
+            "SELECT (SELECT coalesce(sum(amount), 0) FROM debits WHERE position > ?1 AND position <= ?2)
+               + (SELECT coalesce(sum(amount), 0) FROM purse_debits WHERE position > ?1 AND position <= ?2)",
         )?;
         Ok(statement.query_row(params![after as i64, to as i64], |row| row.get(0).map(Fen::new))?)
     }

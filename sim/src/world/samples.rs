@@ -107,7 +107,8 @@ impl World<'_> {
         let applied = (0..SHARDS).map(|shard| last_position(connection, LogId::shard(INSTITUTION, shard)));
         let applied = applied.sum::<Result<i64>>()?;
         let exposed_fen = connection.query_row(
-            "SELECT coalesce(sum(amount), 0) FROM debits WHERE position > ?1",
+            "SELECT (SELECT coalesce(sum(amount), 0) FROM debits WHERE position > ?1)
+               + (SELECT coalesce(sum(amount), 0) FROM purse_debits WHERE position > ?1)",
             [acked],
             |row| row.get(0),
         )?;

@@ -89,7 +89,9 @@ fn a_purchase_is_written_once_however_it_is_reported() {
     let other = PurchaseReport { terminal_sequence: TerminalSequence(8), ..report("3", 41) };
     assert_eq!(purchase(&mut world, other), recorded(false));
     assert_eq!(reports(&world), 2);
+    assert_eq!(world.status().exposed_fen, 2_500, "two purchases, until the centre has them");
     world.reopen();
+    assert_eq!(world.status().exposed_fen, 2_500);
     world.connect();
     assert_eq!(purchase(&mut world, report("2", 41)), recorded(true), "a restart forgets nothing");
     let nothing = PurchaseReport { amount: PurseFen::ZERO, ..report("4", 43) };
