@@ -108,6 +108,8 @@ struct RowView {
     granted: Fen,
     out: Fen,
     stand_in: Fen,
+    /// Of a closed account's row that was given up: what has come back in it since.
+    residue: Fen,
 }
 
 impl Round<'_> {
@@ -216,6 +218,7 @@ impl Round<'_> {
                     granted: row.granted,
                     out: row.out,
                     stand_in: row.si_out,
+                    residue: row.residue,
                 };
                 let rows = rows.map(|(key, row)| (key.0, view(row))).collect();
                 View { free: holding.wallet.free, rows }
@@ -229,6 +232,7 @@ impl Round<'_> {
                     granted: share.granted,
                     out: share.out,
                     stand_in: Fen::ZERO,
+                    residue: Fen::ZERO,
                 };
                 View { free, rows: rows.map(|(key, share)| (key.0, row(share))).collect() }
             }
@@ -454,7 +458,8 @@ impl Round<'_> {
                     .retain(|key, recall| (key.0, key.1) != (account, unit) || !settled(recall));
                 continue;
             }
-            for (node, RowView { out, stand_in, .. }) in rows {
+            for (node, RowView { out, stand_in, residue, .. }) in rows {
+                let out = if closed { out + residue } else { out };
                 let key = (account, unit, node);
                 let known = self.state.debts.recalls.get(&key);
                 // One that answered without giving anything has nothing: asking again changes nothing.

@@ -4,7 +4,8 @@
 //! handed out any more, and all right is recalled. Once nothing is out that could still be spent, what is free is paid out. A
 //! building that cannot be reached is waited for until the campus's term (`policy.claim_term_minutes`) is over; then its rows
 //! of this account are given up: they come home here, and what the building tells of them later is judged like entries of a
-//! closed epoch. What comes back later still, such as a reversal, is paid out likewise.
+//! closed epoch. What comes back later still, such as a reversal, is paid out likewise; in a row that was given up, once the building
+//! has released it: until it has heard of the closing it may spend that again.
 //!
 //! **Stand-in** is not released. It counts as gone once the building has the closing on its disk and has answered a recall
 //! that was sent after that: its log up to there is ingested, and it approves nothing any more.
@@ -35,14 +36,15 @@ pub(crate) struct Closures {
     orders: BTreeMap<AccountId, Closure>,
     /// Those that are to be looked at.
     due: BTreeSet<AccountId>,
-    given_up: BTreeSet<(AccountId, NodeId, Epoch)>,
+    given_up: BTreeSet<(AccountId, Wallet, NodeId, Epoch)>,
 }
 
 impl Closures {
     pub(crate) fn load(db: &Connection, institution: InstitutionId) -> Result<Self, StoreError> {
         let orders = closures::all(db, institution)?;
         let due = orders.keys().copied().collect();
-        let given_up = closures::given_up(db)?.into_iter().map(|row| (row.account, row.node, row.epoch));
+        let rows = closures::given_up(db)?.into_iter();
+        let given_up = rows.map(|row| (row.account, row.wallet, row.node, row.epoch));
         Ok(Self { orders, due, given_up: given_up.collect() })
     }
 
@@ -56,9 +58,9 @@ impl Closures {
         self.orders.get(&account).map(|closure| closure.ordered)
     }
 
-    /// True where the rows of an account at a node were given up.
-    pub(crate) fn is_given_up(&self, account: AccountId, node: NodeId, epoch: Epoch) -> bool {
-        self.given_up.contains(&(account, node, epoch))
+    /// True where the row of an account at a node was given up.
+    pub(crate) fn is_given_up(&self, account: AccountId, wallet: Wallet, node: NodeId, epoch: Epoch) -> bool {
+        self.given_up.contains(&(account, wallet, node, epoch))
     }
 
     /// A new look is needed at an account, where it is a closed one.
@@ -292,7 +294,7 @@ impl Round<'_> {
                 }
                 let given_up = GivenUp { account, wallet, node, epoch, out: row.out, si_out: row.si_out };
                 closures::put_given_up(self.db, &given_up)?;
-                self.state.closures.given_up.insert((account, node, epoch));
+                self.state.closures.given_up.insert((account, wallet, node, epoch));
                 let holding = self.holding(account, wallet)?;
                 holding.wallet.free += row.out;
                 if let Some(row) = holding.rows.get_mut(&(node, epoch)) {

@@ -118,9 +118,9 @@ impl Round<'_> {
     }
 
     /// The same of an account's row: one that was given up is closed, whatever its epoch.
-    fn row_of_account(&self, place: Place, epoch: Epoch, account: AccountId) -> RowOf {
+    fn row_of_account(&self, place: Place, epoch: Epoch, (account, wallet): (AccountId, Wallet)) -> RowOf {
         let row_of = self.row_of(place, epoch);
-        let given_up = self.state.closures.is_given_up(account, row_of.node, row_of.epoch);
+        let given_up = self.state.closures.is_given_up(account, wallet, row_of.node, row_of.epoch);
         RowOf { open: row_of.open && (!given_up || planted(Canary::GivenUpCountsAgain)), ..row_of }
     }
 
@@ -160,7 +160,7 @@ impl Round<'_> {
             self.fault(log, position, "a debit of an unknown account")?;
             return self.suspend_debit(place, debit);
         }
-        let row_of = self.row_of_account(place, debit.epoch, account);
+        let row_of = self.row_of_account(place, debit.epoch, (account, wallet));
         if !row_of.open && accounts::account_of_card(self.db, &debit.card)? != Some(account) {
             // A building that was given up may know another account by this number than the centre does since it came back.
             self.fault(log, position, "a late debit of a card that the account does not have")?;
@@ -336,7 +336,7 @@ impl Round<'_> {
         }
         debit.reversed += amount;
         debit.stand_in_home += reversal.stand_in_home;
-        let row_of = self.row_of_account(place, reversal.epoch, account);
+        let row_of = self.row_of_account(place, reversal.epoch, (account, wallet));
         let holding = self.holding(account, wallet)?;
         let row = holding.rows.entry((row_of.node, row_of.epoch)).or_default();
         if row_of.open {
@@ -425,12 +425,19 @@ impl Round<'_> {
         if !in_range(release.amount) {
             return self.fault(log, position, "a release of an impossible amount");
         }
-        let row_of = self.row_of_account(place, release.epoch, release.account);
+        let (account, wallet) = (release.account, release.wallet);
+        let row_of = self.row_of_account(place, release.epoch, (account, wallet));
         if !row_of.open {
-            // It came home when the epoch was closed, or the row given up.
+            // What was out came home when the epoch was closed, or the row given up. In that the node says what it has got since.
+            let given_up = self.state.closures.is_given_up(account, wallet, row_of.node, row_of.epoch);
+            let holding = self.holding(account, wallet)?;
+            if let Some(row) = holding.rows.get_mut(&(row_of.node, row_of.epoch)).filter(|_| given_up) {
+                let there = release.amount.min(row.residue);
+                row.residue -= there;
+                holding.wallet.free += there;
+            }
             return Ok(());
         }
-        let (account, wallet) = (release.account, release.wallet);
         let (pending, _) = self.pending(row_of.node, account, wallet);
         let holding = self.holding(account, wallet)?;
         let Some(row) = holding.rows.get_mut(&(row_of.node, row_of.epoch)) else {
@@ -458,7 +465,7 @@ impl Round<'_> {
             self.fault(log, position, "cash for an unknown account")?;
             return self.post(place.at, own_day, amount, desk, SUSPENSE.to_owned());
         }
-        let row_of = self.row_of_account(place, taken_in.epoch, account);
+        let row_of = self.row_of_account(place, taken_in.epoch, (account, wallet));
         let holding = self.holding(account, wallet)?;
         let row = holding.rows.entry((row_of.node, row_of.epoch)).or_default();
         if row_of.open {

@@ -113,7 +113,7 @@ impl World<'_> {
                     self.violated(Promise::Pin, text);
                 }
                 let sells = self.plan.buildings[building].role != Role::Door;
-                if counted >= PIN_TRIES_MAX && sells {
+                if counted >= PIN_TRIES_MAX && sells && !self.ledger.closings.contains_key(&account) {
                     locked.get_or_insert((building, card.clone()));
                 }
             }

@@ -131,6 +131,43 @@ fn what_comes_back_after_the_payout_is_paid_out_too() {
 }
 
 #[test]
+fn what_comes_back_in_a_row_that_was_given_up_is_paid_out_once_its_building_has_released_it() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000]);
+    holding_back(&mut bench);
+    let debit = bench.debit(0, 1, 1_000, 0);
+    bench.upload(0);
+    bench.cut(0);
+    close(&mut bench, "c1").unwrap();
+    bench.advance(8 * 24 * 3_600_000);
+    bench.step(vec![Input::Timer]);
+    assert_eq!(shown(&mut bench, "c1")["given_up_fen"], json!(4_000));
+    let reversal = Reversal {
+        tap: TapRef { epoch: 1, sequence: key("r") },
+        debit,
+        account: AccountId(1),
+        wallet: Wallet::Cash,
+        epoch: Epoch::FIRST,
+        right_back: Fen::new(400),
+        right_home: Fen::ZERO,
+        stand_in_home: Fen::ZERO,
+        allowance_back: Fen::ZERO,
+        day: BusinessDay(1),
+    };
+    let wall = bench.now.wall;
+    bench.nodes[0].write(wall, Proof::None, reversal);
+    bench.connect(0);
+    bench.upload(0);
+    assert_eq!(shown(&mut bench, "c1")["paid_fen"], json!(4_000), "it may have been spent there");
+    assert_eq!(recalls(&bench, 0, 1), [Fen::new(400)]);
+    // What was given up is paid out already.
+    release(&mut bench, 0, 1, 4_400);
+    let done = shown(&mut bench, "c1");
+    assert_eq!((&done["state"], &done["paid_fen"]), (&json!("paid_out"), &json!(4_400)), "{done}");
+    assert_eq!(bench.number("SELECT COUNT(*) FROM faults"), 0);
+    bench.check();
+}
+
+#[test]
 fn a_building_out_of_reach_is_waited_for_until_the_term_and_its_late_word_is_a_case() {
     let mut bench = campus_of(Mode::Strict, 2, &[5_000]);
     holding_back(&mut bench);
