@@ -75,9 +75,13 @@ impl Debts {
         self.recalls.get(&(account, Unit::Wallet(wallet), node)).is_some_and(|recall| recall.done)
     }
 
-    /// Nothing of an account is waited for any more.
-    pub fn forget(&mut self, account: AccountId) {
-        self.recalls.retain(|key, _| key.0 != account);
+    /// Nothing of an account is waited for any more, but in these rows.
+    pub fn forget(&mut self, account: AccountId, rows: &BTreeSet<(Wallet, NodeId)>) {
+        self.recalls.retain(|(of, unit, node), _| match unit {
+            _ if *of != account => true,
+            Unit::Wallet(wallet) => rows.contains(&(*wallet, *node)),
+            Unit::Allowance => false,
+        });
     }
 
     /// Recalls of surplus that are not answered.

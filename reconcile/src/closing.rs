@@ -150,7 +150,7 @@ impl Round<'_> {
         };
         closures::put(self.db, ordered.account, &closure)?;
         // What was answered before says nothing about what was approved since.
-        self.state.debts.forget(ordered.account);
+        self.state.debts.forget(ordered.account, &BTreeSet::new());
         self.state.closures.orders.insert(ordered.account, closure);
         self.state.closures.due.insert(ordered.account);
         Ok(())
@@ -195,7 +195,7 @@ impl Round<'_> {
             if !self.is_home(account)? {
                 continue;
             }
-            let mut rest = Fen::ZERO;
+            let (mut rest, mut comes_back) = (Fen::ZERO, BTreeSet::new());
             for wallet in Wallet::SPENDING_ORDER {
                 let amount = self.holding(account, wallet)?.wallet.free;
                 if amount.is_positive() {
@@ -205,13 +205,15 @@ impl Round<'_> {
                     };
                     self.pay_out(Payout { account, wallet, amount, channel })?;
                 }
-                let state = self.holding(account, wallet)?.wallet;
-                rest += state.funds.max(-state.funds);
+                let holding = self.holding(account, wallet)?;
+                rest += holding.wallet.funds.max(-holding.wallet.funds);
+                let rows = holding.rows.iter().filter(|(_, row)| row.residue.is_positive());
+                comes_back.extend(rows.map(|(key, _)| (wallet, key.0)));
             }
             if let Some(closure) = self.state.closures.orders.get_mut(&account) {
                 closure.settled = rest == Fen::ZERO;
             }
-            self.state.debts.forget(account);
+            self.state.debts.forget(account, &comes_back);
         }
         Ok(())
     }

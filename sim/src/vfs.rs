@@ -8,6 +8,7 @@
 //! Cuts are drawn from a seed. SQLite's own randomness (salts in the log of a database) is of its process: it differs from run
 //! to run, unless [`fix_randomness`] is called. Neither what is written where nor what survives depends on it.
 
+mod content;
 mod ffi;
 mod shm;
 mod state;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Weak;
 use std::time::Duration;
 
+use super::content::Content;
 use super::shm::Shm;
 use crate::seed::Seed;
 
@@ -45,7 +46,7 @@ pub struct Counters {
 
 /// A copy of all files of a disk.
 #[derive(Clone, Debug, Default)]
-pub struct Image(BTreeMap<String, Vec<u8>>);
+pub struct Image(BTreeMap<String, Content>);
 
 impl Image {
     /// Bytes of all files together.
@@ -60,7 +61,7 @@ impl Image {
     pub fn write_file(&self, name: &str, path: &std::path::Path) -> std::io::Result<()> {
         match self.0.get(name) {
             Some(content) => {
-                std::fs::write(path, content)?;
+                std::fs::write(path, content.to_bytes())?;
                 std::fs::File::open(path)?.sync_all()
             }
             None => Ok(()),
@@ -75,16 +76,18 @@ enum Change {
 }
 
 impl Change {
-    fn apply(&self, content: &mut Vec<u8>) {
+    fn apply(&self, content: &mut Content) {
         match self {
             Self::Truncate(len) => content.truncate(*len),
-            Self::Write { offset, bytes } => {
-                let end = offset + bytes.len();
-                if content.len() < end {
-                    content.resize(end, 0);
-                }
-                content[*offset..end].copy_from_slice(bytes);
-            }
+            Self::Write { offset, bytes } => content.write(*offset, bytes),
+        }
+    }
+
+    /// The bytes that may be others after it.
+    const fn bytes(&self) -> std::ops::Range<usize> {
+        match self {
+            Self::Truncate(len) => *len..usize::MAX,
+            Self::Write { offset, bytes } => *offset..*offset + bytes.len(),
         }
     }
 
@@ -115,8 +118,8 @@ pub(super) struct FileLocks {
 
 #[derive(Clone, Debug, Default)]
 struct Inode {
-    live: Vec<u8>,
-    durable: Vec<u8>,
+    live: Content,
+    durable: Content,
     unsynced: Vec<Change>,
     /// True once the name is on disk as well.
     linked: bool,
@@ -185,9 +188,8 @@ impl State {
             return false;
         }
         let (byte, mask) = ((bit % bits / 8) as usize, 1 << (bit % 8));
-        for content in [&mut inode.durable, &mut inode.live] {
-            content.get_mut(byte).into_iter().for_each(|byte| *byte ^= mask);
-        }
+        inode.durable.flip(byte, mask);
+        inode.live.flip(byte, mask);
         true
     }
 
@@ -309,12 +311,7 @@ impl State {
         offset: usize,
         into: &mut [u8],
     ) -> Result<usize, DiskError> {
-        let live = &self.inode(opened)?.live;
-        let there = live.get(offset..).unwrap_or_default();
-        let count = there.len().min(into.len());
-        into[..count].copy_from_slice(&there[..count]);
-        into[count..].fill(0);
-        Ok(count)
+        Ok(self.inode(opened)?.live.read(offset, into))
     }
 
     pub(super) fn write(&mut self, opened: Opened, offset: usize, bytes: &[u8]) -> Result<(), DiskError> {
@@ -361,9 +358,8 @@ impl State {
         self.note((opened.inode << 48) ^ (1 << 45), &[]);
         if !self.ignore_syncs {
             let inode = self.inode(opened)?;
-            for change in inode.unsynced.drain(..) {
-                change.apply(&mut inode.durable);
-            }
+            let changed = inode.unsynced.drain(..).map(|change| change.bytes());
+            inode.durable.follow(&inode.live, changed);
             // The first sync of a new file takes its directory along, as SQLite's own VFS for Unix does it.
             if !std::mem::replace(&mut inode.linked, true) {
                 self.ghosts.clear();
