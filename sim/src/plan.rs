@@ -185,6 +185,11 @@ pub enum What {
         /// Which: an index into [`Plan::accounts`].
         account: usize,
     },
+    /// The card is withdrawn at the centre and another one given out for it; said again until it is answered.
+    Reissue {
+        /// Whose: an index into [`Plan::accounts`].
+        account: usize,
+    },
     /// The holder shows up at the centre, and wrong tries of the PIN are forgotten; said again until it is confirmed.
     Unlock {
         /// Whose: an index into [`Plan::accounts`].

@@ -6,6 +6,7 @@ pub mod ledger;
 pub mod losses;
 pub mod pins;
 pub mod receipts;
+pub mod reissues;
 pub mod settings;
 pub mod vouchers;
 
@@ -53,6 +54,8 @@ named! {
         AfterLoss = "after_loss",
         /// A closed account pays nowhere where that is known, and is paid out, once and where it was asked for.
         Closing = "closing",
+        /// A card that was replaced is good nowhere where that is known, and the new one is.
+        Reissue = "reissue",
         /// Over the limits only the right PIN pays, of the holder's choice, and none after three wrong ones.
         Pin = "pin",
         /// A code pays within its window, once in a building; what is held for a voucher pays once.
@@ -205,6 +208,10 @@ named! {
         CodeAfterWithdrawal = "code_after_withdrawal",
         /// A setting that a node forged was refused with its reason.
         SettingRefused = "setting_refused",
+        /// A card was replaced by another.
+        CardReissued = "card_reissued",
+        /// The new one paid.
+        ReissuedPaid = "reissued_paid",
         /// A document was begun anew.
         DocumentRenewed = "document_renewed",
         /// A closed account was paid out.

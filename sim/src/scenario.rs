@@ -159,6 +159,8 @@ pub struct DrawnWorkload {
     pub lifts: u32,
     /// Accounts that are closed.
     pub closings: u32,
+    /// Cards that are withdrawn, and replaced by others.
+    pub reissues: u32,
     /// Cards that are stolen: the thief tries PINs in several buildings, and the holder finds the PIN locked.
     pub thefts: u32,
 }

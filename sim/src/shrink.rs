@@ -76,6 +76,7 @@ fn without_unused_accounts(plan: &Plan) -> Plan {
             | What::Loss { account, .. }
             | What::Lift { account }
             | What::Close { account }
+            | What::Reissue { account }
             | What::Unlock { account } => account == index,
             What::Reversal { .. } => false,
         })
@@ -92,6 +93,7 @@ fn without_unused_accounts(plan: &Plan) -> Plan {
             | What::Loss { account, .. }
             | What::Lift { account }
             | What::Close { account }
+            | What::Reissue { account }
             | What::Unlock { account } => {
                 *account = used.iter().position(|index| index == account).unwrap_or(0);
             }

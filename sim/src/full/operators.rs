@@ -17,7 +17,7 @@ use super::run::{Run, Shared};
 use super::terminals;
 use crate::plan::What;
 use crate::promises::ledger::{BuildingLoss, Credit, Loss};
-use crate::promises::{Coverage, closings};
+use crate::promises::{Coverage, closings, reissues};
 use crate::vfs::Disk;
 use crate::world::Trust;
 
@@ -88,8 +88,15 @@ pub(super) fn say_again_since(run: &Shared, state: &mut Run, known: usize) {
         if let Some(loss) = loss.and_then(|loss| state.seen.ledger.losses.get_mut(loss)) {
             loss.confirmed = None;
         }
-        if let What::Close { account } = &what {
-            state.seen.ledger.closings.entry(*account).or_default().told_ns = None;
+        match &what {
+            What::Close { account } => {
+                state.seen.ledger.closings.entry(*account).or_default().told_ns = None;
+            }
+            What::Reissue { account } => {
+                let card = state.plan.accounts[*account].card.clone();
+                state.seen.ledger.reissue(*account, &card).told_ns = None;
+            }
+            _ => {}
         }
         let (run, after) = (run.clone(), AGAIN + Duration::from_millis(place as u64));
         spawn_local(async move { say(&run, what, loss, after) });
@@ -124,6 +131,11 @@ fn say(run: &Shared, what: What, loss: Option<usize>, after: Duration) {
             }
             What::Close { account } => {
                 closings::command(state.plan.accounts[*account].card.clone(), operator)
+            }
+            What::Reissue { account } => {
+                let card = state.plan.accounts[*account].card.clone();
+                let new = state.seen.ledger.reissue(*account, &card).card.clone();
+                reissues::command(card, new, operator)
             }
             What::Tap(_) | What::Reversal { .. } => return,
         }
@@ -163,6 +175,12 @@ fn say(run: &Shared, what: What, loss: Option<usize>, after: Duration) {
                     (What::Close { account }, reply) if closings::is_closed(&reply) => {
                         let now_ns = state.time.now_ns();
                         state.seen.ledger.closings.entry(*account).or_default().told_ns = Some(now_ns);
+                    }
+                    (What::Reissue { account }, Ok(_)) => {
+                        let (now_ns, card) =
+                            (state.time.now_ns(), state.plan.accounts[*account].card.clone());
+                        state.seen.ledger.reissue(*account, &card).told_ns.get_or_insert(now_ns);
+                        state.reached(Coverage::CardReissued);
                     }
                     (What::Lift { .. }, Ok(_)) => state.reached(Coverage::LossLifted),
                     (What::Unlock { .. }, Ok(_)) => state.reached(Coverage::PinUnlocked),

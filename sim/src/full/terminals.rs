@@ -195,7 +195,8 @@ impl Run {
             Ask::Quantity(quantity) => TapKind::Quantity(quantity),
         };
         let key = TapKey { terminal, epoch: 1, sequence };
-        let sent = Sent::Tap(TapRequest { key, card: tap.card.clone(), code: None, kind, pin: tap.pin });
+        let card = self.seen.ledger.card_shown(&tap.card, tap.number);
+        let sent = Sent::Tap(TapRequest { key, card, code: None, kind, pin: tap.pin });
         let now_ns = self.time.now_ns();
         let index = self.seen.ledger.begin(site, tap.number, sent, now_ns);
         self.seen.ledger.requests[index].may_be_lost = self.seen.sites[site].may_lose;

@@ -523,6 +523,15 @@ impl NodeTables {
         Ok(statement.exists([card.as_str()])?)
     }
 
+    /// True for a card of which it knows whose it is.
+    ///
+    /// # Errors
+    /// Where that cannot be read.
+    pub fn knows(&self, card: &CardNumber) -> Result<bool> {
+        let mut statement = self.connection().prepare_cached("SELECT 1 FROM cards WHERE card = ?1")?;
+        Ok(statement.exists([card.as_str()])?)
+    }
+
     /// True for a card whose account it knows to be closed.
     ///
     /// # Errors

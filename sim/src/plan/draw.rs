@@ -222,6 +222,11 @@ impl Drawing<'_> {
         for _ in 0..self.drawn.thefts {
             self.theft(seed, &mut actions, &mut next);
         }
+        for _ in 0..self.drawn.reissues {
+            let account = seed.index(self.plan.accounts.len());
+            let at_ms = seed.below(self.plan.timing.length_ms);
+            actions.push(Action { at_ms, what: What::Reissue { account } });
+        }
         actions
     }
 

@@ -12,6 +12,7 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::BusinessDay;
 use sha2::{Digest, Sha256};
 
+use super::ledger::Ledger;
 use super::vouchers::{Vouchers, all_ended, holds};
 use super::{Coverage, Promise};
 use crate::link::invariants::effect;
@@ -225,12 +226,14 @@ impl Books {
     }
 
     /// Rare paths that the books show, and how often.
-    pub fn coverage(&self) -> Vec<(Coverage, u64)> {
+    pub fn coverage(&self, ledger: &Ledger) -> Vec<(Coverage, u64)> {
         let mut counts: BTreeMap<Coverage, u64> = BTreeMap::new();
         let mut reach = |coverage| *counts.entry(coverage).or_default() += 1;
+        let reissued: BTreeSet<_> = ledger.reissues.values().map(|reissue| &reissue.card).collect();
         for node in &self.nodes {
             for (position, entry) in node.logs.iter().flat_map(|log| (1_u64..).zip(log.iter())) {
                 match &entry.body {
+                    Body::Debit(debit) if reissued.contains(&debit.card) => reach(Coverage::ReissuedPaid),
                     Body::Release(_) => reach(Coverage::RightReleased),
                     Body::ShareRelease(_) => reach(Coverage::AllowanceReleased),
                     Body::Reversal(back) if (back.right_home + back.stand_in_home).is_positive() => {

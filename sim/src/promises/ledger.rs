@@ -151,6 +151,22 @@ pub struct Closing {
     pub heard: BTreeMap<usize, u64>,
 }
 
+/// Another card for an account's own, as the operator knows it.
+#[derive(Clone, Debug)]
+pub struct Reissue {
+    /// The old one.
+    pub old: CardNumber,
+    /// The new one.
+    pub card: CardNumber,
+    /// When the centre said that it is good, in nanoseconds.
+    pub told_ns: Option<u64>,
+    /// Processes that were seen to go by it, and when first, in nanoseconds.
+    pub heard: BTreeMap<usize, u64>,
+}
+
+/// One tap in so many of a card that was replaced is made with the old one, by whoever has it.
+const WITH_OLD_CARD_EVERY: u32 = 3;
+
 /// A loss report that was made in a building, from when on it goes by it.
 #[derive(Clone, Debug)]
 pub struct BuildingLoss {
@@ -178,8 +194,10 @@ pub struct Ledger {
     pub lifts: BTreeMap<usize, u64>,
     /// Closings that were asked for, by account: an index into the plan's.
     pub closings: BTreeMap<usize, Closing>,
-    /// Virtual cards, and whose they are: an index into the plan's accounts.
-    pub phones: BTreeMap<CardNumber, usize>,
+    /// Cards that were given out for others, by account: an index into the plan's.
+    pub reissues: BTreeMap<usize, Reissue>,
+    /// Virtual cards and cards given out later, and whose they are: an index into the plan's accounts.
+    pub further: BTreeMap<CardNumber, usize>,
     /// Loss reports that buildings took.
     pub building_losses: Vec<BuildingLoss>,
     /// What contradicts what was told before.
@@ -207,8 +225,26 @@ impl Ledger {
 
     /// The account of a card or virtual card: an index into the plan's.
     pub fn account_of(&self, plan: &Plan, card: &CardNumber) -> Option<usize> {
-        let own = self.phones.get(card).copied();
+        let own = self.further.get(card).copied();
         own.or_else(|| plan.accounts.iter().position(|account| account.card == *card))
+    }
+
+    /// An operator is to give out another card for an account's own.
+    pub fn reissue(&mut self, account: usize, old: &CardNumber) -> &mut Reissue {
+        let new = format!("n{old}");
+        let card = CardNumber::new(new).expect("letters and digits make a card number");
+        self.further.insert(card.clone(), account);
+        let reissue = Reissue { old: old.clone(), card, told_ns: None, heard: BTreeMap::new() };
+        self.reissues.entry(account).or_insert(reissue)
+    }
+
+    /// The card that is held to a terminal where this one is to be: mostly the one that was given out for it.
+    pub fn card_shown(&self, card: &CardNumber, number: u32) -> CardNumber {
+        let replaced = |reissue: &&Reissue| reissue.old == *card && reissue.told_ns.is_some();
+        match self.reissues.values().find(replaced) {
+            Some(reissue) if !number.is_multiple_of(WITH_OLD_CARD_EVERY) => reissue.card.clone(),
+            _ => card.clone(),
+        }
     }
 
     /// The request of a key at a site.

@@ -76,7 +76,7 @@ pub fn check(
         .any(|stream| stream.iter().any(|entry| matches!(entry.body, Body::PinVerifiers(_))));
     let mut accounts: BTreeMap<&CardNumber, usize> =
         plan.accounts.iter().enumerate().map(|(index, account)| (&account.card, index)).collect();
-    accounts.extend(ledger.phones.iter().map(|(card, account)| (card, *account)));
+    accounts.extend(ledger.further.iter().map(|(card, account)| (card, *account)));
     let default = plan.campus().single_limit_fen;
     let mut sent: BTreeSet<&TapKey> = BTreeSet::new();
     for request in &ledger.requests {

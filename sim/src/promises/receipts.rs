@@ -132,7 +132,7 @@ pub fn prices(plan: &Plan, ledger: &Ledger, books: &Books) -> Checked {
     for request in &ledger.requests {
         let Sent::Tap(tap) = &request.sent else { continue };
         let (TapKind::Quantity(quantity), Some(told)) = (tap.kind, request.approved()) else { continue };
-        let account = plan.accounts.iter().find(|account| account.card == tap.card);
+        let account = ledger.account_of(plan, &tap.card).map(|account| &plan.accounts[account]);
         let price = account.and_then(|account| plan.tariff.get(&account.patron_class));
         let due = price.and_then(|price| price_of(&price.to_string(), quantity));
         let taken = by_key.get(&tap.key).map_or(told, |moved| moved.taken);
@@ -165,7 +165,7 @@ fn broken(promise: Promise, request: &Request, at_centre: bool, what: &str) -> F
 pub fn access(plan: &Plan, ledger: &Ledger) -> Checked {
     let mut members: BTreeMap<_, _> =
         plan.accounts.iter().map(|account| (&account.card, &account.groups)).collect();
-    members.extend(ledger.phones.iter().map(|(card, account)| (card, &plan.accounts[*account].groups)));
+    members.extend(ledger.further.iter().map(|(card, account)| (card, &plan.accounts[*account].groups)));
     let groups: BTreeMap<_, _> = plan
         .buildings
         .iter()

@@ -10,6 +10,7 @@ use super::Promise;
 use super::books::{Checked, Finding};
 use super::ledger::Ledger;
 use super::pins::{PinKind, kind_of, pin_of};
+use super::reissues;
 use crate::plan::Plan;
 
 /// Holds an account's settings against what was done: its limits, its PIN, its cards. `withdrawn`: virtual cards that were revoked or
@@ -40,18 +41,18 @@ pub fn check(
         return broken(format!("PINs {generations:?}, which nobody has chosen"));
     }
     for (card, status) in &settings.cards {
-        let known = *card == own.card || ledger.phones.get(card) == Some(&account);
+        let known = *card == own.card || ledger.further.get(card) == Some(&account);
         let purse = feiqian_protocol::purse::values::CardSerial::of_card(card).is_some();
         let was_lost = ledger.losses.iter().any(|loss| loss.card == *card)
             || ledger.building_losses.iter().any(|loss| loss.card == *card);
         let right = match status {
             CardStatus::Lost => was_lost,
-            CardStatus::Void => purse || withdrawn.contains(card),
+            CardStatus::Void => purse || withdrawn.contains(card) || ledger.reissues.contains_key(&account),
             _ => true,
         };
         if !known || !right {
             return broken(format!("{card} is {status:?}, and nobody has said so"));
         }
     }
-    Ok(())
+    reissues::check(ledger, account, settings)
 }

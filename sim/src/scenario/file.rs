@@ -139,6 +139,7 @@ struct WorkloadTable {
     losses_in_buildings: Option<At<i64>>,
     lifts: Option<At<i64>>,
     closings: Option<At<i64>>,
+    reissues: Option<At<i64>>,
     thefts: Option<At<i64>>,
 }
 
@@ -472,6 +473,7 @@ impl Source<'_> {
             )?,
             lifts: self.percent(table.lifts.as_ref(), "lifts", 30)?,
             closings: self.number(table.closings.as_ref(), "closings", 0, 0..=1_000)?,
+            reissues: self.number(table.reissues.as_ref(), "reissues", 0, 0..=1_000)?,
             thefts: self.number(table.thefts.as_ref(), "thefts", 0, 0..=1_000)?,
         }))
     }
@@ -580,10 +582,12 @@ impl Source<'_> {
             }
             "lift" => What::Lift { account: account()? },
             "close" => What::Close { account: account()? },
+            "reissue" => What::Reissue { account: account()? },
             "unlock" => What::Unlock { account: account()? },
             other => {
-                let message =
-                    format!("{other:?} is no event (tap, reversal, top_up, loss, lift, close, unlock)");
+                let message = format!(
+                    "{other:?} is no event (tap, reversal, top_up, loss, lift, close, reissue, unlock)"
+                );
                 return Err(self.error(Some(kind.span()), Some("kind"), message));
             }
         };

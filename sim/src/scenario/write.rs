@@ -91,6 +91,7 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
                 ("losses_in_buildings", drawn.losses_in_buildings),
                 ("lifts", drawn.lifts),
                 ("closings", drawn.closings),
+                ("reissues", drawn.reissues),
                 ("thefts", drawn.thefts),
             ] {
                 writeln!(out, "{key} = {value}")?;
@@ -181,6 +182,7 @@ fn write_action(scenario: &Scenario, action: &Action, out: &mut String) -> std::
         }
         What::Lift { account } => writeln!(out, "kind = \"lift\"\ncard = {}", card(*account)),
         What::Close { account } => writeln!(out, "kind = \"close\"\ncard = {}", card(*account)),
+        What::Reissue { account } => writeln!(out, "kind = \"reissue\"\ncard = {}", card(*account)),
         What::Unlock { account } => writeln!(out, "kind = \"unlock\"\ncard = {}", card(*account)),
     }
 }

@@ -297,7 +297,7 @@ impl World<'_> {
         let found = receipts::access(self.plan, &self.ledger);
         self.found(found);
         self.check_reports()?;
-        self.check_closed_there();
+        self.check_withdrawn_there();
         let in_service = self.buildings.iter().map(|building| self.sites[building.site].identity.node);
         let found = closings::check(self.plan, &self.ledger, &books, &in_service.collect());
         self.found(found);
@@ -492,7 +492,9 @@ impl World<'_> {
         self.chance.shuffle(&mut order);
         let mut probes = Vec::new();
         for account in order {
-            let card = self.plan.accounts[account].card.clone();
+            let own = self.plan.accounts[account].card.clone();
+            let reissue = self.ledger.reissues.get(&account).filter(|reissue| reissue.told_ns.is_some());
+            let card = reissue.map_or(own, |reissue| reissue.card.clone());
             if probes.len() == PROBED_ACCOUNTS
                 || paying.is_empty()
                 || lost.contains(&card)
@@ -572,7 +574,7 @@ impl World<'_> {
     /// Counts entries and the rare paths that only the books show.
     fn count(&mut self, books: &Books) -> Result<()> {
         self.outcome.entries = books.entries();
-        for (coverage, count) in books.coverage() {
+        for (coverage, count) in books.coverage(&self.ledger) {
             self.coverage[coverage as usize] += count;
         }
         if self.centre_tables()?.has_branches()? {

@@ -1,4 +1,4 @@
-//! Who must have heard of a loss or a closing: a building that is in session hears of it in time, and goes by it; of a loss
+//! Who must have heard of a loss, a closing or another card: a building that is in session hears of it in time, and goes by it; of a loss
 //! whatever else is under way to it.
 
 use anyhow::Result;
@@ -21,9 +21,10 @@ const LOSS_PERMILLE_MAX: u32 = 50;
 enum News {
     Loss,
     Closing,
+    Reissue,
 }
 
-/// A building that is to hear of a loss or a closing.
+/// A building that is to hear of something.
 #[derive(Clone, Debug)]
 pub(super) struct ToHear {
     news: News,
@@ -44,6 +45,11 @@ impl World<'_> {
     /// An account is closed, likewise.
     pub(super) fn closing_told(&mut self, account: usize) {
         self.told(News::Closing, account);
+    }
+
+    /// Another card is given out, likewise.
+    pub(super) fn reissue_told(&mut self, account: usize) {
+        self.told(News::Reissue, account);
     }
 
     fn told(&mut self, news: News, account: usize) {
@@ -81,10 +87,15 @@ impl World<'_> {
             return Ok(());
         }
         let card: CardNumber = self.plan.accounts[account].card.clone();
+        let new = self.ledger.reissues.get(&account).map(|reissue| reissue.card.clone());
         let tables = self.node_tables(site)?;
         let (heard, promise, what) = match news {
             News::Loss => (may_be_lifted || tables.is_lost(&card)?, Promise::AfterLoss, "reported lost"),
             News::Closing => (tables.is_closed(&card)?, Promise::Closing, "closed"),
+            News::Reissue => {
+                let knows_new = new.map(|new| tables.knows(&new)).transpose()?.unwrap_or_default();
+                (knows_new && tables.is_lost(&card)?, Promise::Reissue, "replaced")
+            }
         };
         if !heard {
             let name = self.site_name(site);
@@ -92,34 +103,45 @@ impl World<'_> {
                 "{name} was in session, and {HEARD_WITHIN_MS} ms after {card} was {what} does not go by it"
             );
             self.violated(promise, text);
-        } else if news == News::Closing {
-            self.ledger.closings.entry(account).or_default().heard.entry(site).or_insert(self.now);
+            return Ok(());
+        }
+        let heard = match news {
+            News::Loss => None,
+            News::Closing => self.ledger.closings.get_mut(&account).map(|closing| &mut closing.heard),
+            News::Reissue => self.ledger.reissues.get_mut(&account).map(|reissue| &mut reissue.heard),
+        };
+        if let Some(heard) = heard {
+            heard.entry(site).or_insert(self.now);
         }
         Ok(())
     }
 
-    /// A building that goes by a closing goes on doing so.
-    pub(super) fn check_closed_there(&mut self) {
-        let closings = &self.ledger.closings;
-        let heard = closings.iter().flat_map(|(account, closing)| {
-            closing.heard.iter().map(|(site, heard_ns)| (*account, *site, *heard_ns))
+    /// A building that goes by a closing, or knows that a card was replaced, goes on doing so.
+    pub(super) fn check_withdrawn_there(&mut self) {
+        let closings = self.ledger.closings.iter().flat_map(|(account, closing)| {
+            let card = &self.plan.accounts[*account].card;
+            closing.heard.iter().map(move |heard| (Promise::Closing, card, heard))
         });
+        let reissues =
+            self.ledger.reissues.values().flat_map(|reissue| {
+                reissue.heard.iter().map(|heard| (Promise::Reissue, &reissue.old, heard))
+            });
         let mut approved = Vec::new();
-        for (account, site, heard_ns) in heard {
-            let host = &self.sites[site];
+        for (promise, card, (site, heard_ns)) in closings.chain(reissues) {
+            let host = &self.sites[*site];
             // A disk that came back older may have forgotten it.
             if host.trust != Trust::Sound || host.gone {
                 continue;
             }
-            let card = &self.plan.accounts[account].card;
             approved.extend(self.ledger.requests.iter().filter_map(|request| {
-                let later = request.site == site && request.first_ns > heard_ns;
+                let later = request.site == *site && request.first_ns > *heard_ns;
                 let paid = later && request.card() == Some(card) && request.approved().is_some();
+                let key = request.sent.key();
                 paid.then(|| {
-                    format!("site {site} knew that {card} is closed, and approved {:?}", request.sent.key())
+                    (promise, format!("site {site} knew that {card} is good no more, and approved {key:?}"))
                 })
             }));
         }
-        approved.into_iter().for_each(|text| self.violated(Promise::Closing, text));
+        approved.into_iter().for_each(|(promise, text)| self.violated(promise, text));
     }
 }

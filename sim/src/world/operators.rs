@@ -18,7 +18,7 @@ use super::pins;
 use super::{ATTEND_AT_HEAL_MS, Event, MS, World};
 use crate::plan::{INSTITUTION, What};
 use crate::promises::ledger::{BuildingLoss, Credit, Loss};
-use crate::promises::{Coverage, Promise, closings};
+use crate::promises::{Coverage, Promise, closings, reissues};
 use crate::vfs::Disk;
 
 /// How long a channel or an operator waits for a confirmation before it says it again.
@@ -182,6 +182,10 @@ impl World<'_> {
             What::Lift { account } => Command::LiftLoss { card: card(*account), operator },
             What::Unlock { account } => Command::UnlockPin { card: card(*account) },
             What::Close { account } => closings::command(card(*account), operator),
+            What::Reissue { account } => {
+                let new = self.ledger.reissue(*account, &card(*account)).card.clone();
+                reissues::command(card(*account), new, operator)
+            }
             What::Tap(_) | What::Reversal { .. } => return,
         };
         self.tickets += 1;
@@ -265,8 +269,13 @@ impl World<'_> {
             if let Some(loss) = loss.and_then(|loss| self.ledger.losses.get_mut(loss)) {
                 loss.confirmed = None;
             }
-            if let What::Close { account } = &plan.actions[index].what {
-                self.ledger.closings.entry(*account).or_default().told_ns = None;
+            match &plan.actions[index].what {
+                What::Close { account } => self.ledger.closings.entry(*account).or_default().told_ns = None,
+                What::Reissue { account } => {
+                    let card = &plan.accounts[*account].card;
+                    self.ledger.reissue(*account, card).told_ns = None;
+                }
+                _ => {}
             }
             self.after_ms(AGAIN_MS + place as u64, Event::Want(Wanted::Action(index, loss)));
         }
@@ -301,6 +310,12 @@ impl World<'_> {
             (What::Close { account }, reply) if closings::is_closed(&reply) => {
                 self.ledger.closings.entry(*account).or_default().told_ns = Some(self.now);
                 self.closing_told(*account);
+            }
+            (What::Reissue { account }, Ok(_)) => {
+                let card = &plan.accounts[*account].card;
+                self.ledger.reissue(*account, card).told_ns.get_or_insert(self.now);
+                self.reached(Coverage::CardReissued);
+                self.reissue_told(*account);
             }
             (What::Lift { .. }, Ok(_)) => self.reached(Coverage::LossLifted),
             (What::Unlock { .. }, Ok(_)) => self.reached(Coverage::PinUnlocked),

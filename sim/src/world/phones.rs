@@ -178,7 +178,7 @@ impl World<'_> {
                 operator: Key::new("app")?,
             })?;
             device.keep_short(&self.must(Command::ShortCode { card: card.clone() })?);
-            self.ledger.phones.insert(card, account);
+            self.ledger.further.insert(card, account);
             self.phones.devices.insert(account, device);
         }
         Ok(())

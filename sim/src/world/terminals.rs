@@ -93,7 +93,8 @@ impl World<'_> {
             Ask::Quantity(quantity) => TapKind::Quantity(quantity),
         };
         let key = TapKey { terminal, epoch: 1, sequence };
-        let sent = Sent::Tap(TapRequest { key, card: tap.card.clone(), code: None, kind, pin: tap.pin });
+        let card = self.ledger.card_shown(&tap.card, tap.number);
+        let sent = Sent::Tap(TapRequest { key, card, code: None, kind, pin: tap.pin });
         let index = self.ledger.begin(site, tap.number, sent, self.now);
         self.ledger.requests[index].may_be_lost = self.sites[site].may_lose;
         self.numbers.insert(tap.number, index);

@@ -1,0 +1,31 @@
+//! Cards that are given out for others.
+
+use feiqian_protocol::account::{AccountSettings, CardStatus};
+use feiqian_protocol::ids::{CardNumber, Key};
+use feiqian_reconcile::io::{Command, SettingCommand};
+
+use super::Promise;
+use super::books::{Checked, Finding};
+use super::ledger::Ledger;
+
+/// What the operator says.
+pub fn command(card: CardNumber, new_card: CardNumber, operator: Key) -> Command {
+    Command::ChangeSetting { card, change: SettingCommand::ReplaceCard { new_card }, operator }
+}
+
+/// Where another card was said to be given out, that is the one that is good, and the old one is not.
+///
+/// # Errors
+/// What an account's settings say instead.
+pub fn check(ledger: &Ledger, account: usize, settings: &AccountSettings) -> Checked {
+    let Some(reissue) = ledger.reissues.get(&account).filter(|reissue| reissue.told_ns.is_some()) else {
+        return Ok(());
+    };
+    let status = |card: &CardNumber| settings.cards.get(card);
+    if (status(&reissue.old), status(&reissue.card)) == (Some(&CardStatus::Void), Some(&CardStatus::Active)) {
+        return Ok(());
+    }
+    let (old, new) = (&reissue.old, &reissue.card);
+    let text = format!("{new} was given out for {old}, and they are {:?} and {:?}", status(new), status(old));
+    Err(Finding::new(Promise::Reissue, text))
+}
