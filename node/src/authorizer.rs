@@ -46,6 +46,7 @@ pub fn standing<'a>(
     let holder = holder.ok_or(DeclineReason::UnknownCard)?;
     let access = kind == TapKind::Access;
     match holder.card {
+        CardStatus::Void if planted(Canary::VoidStillPays) => {}
         CardStatus::Void => return Err(DeclineReason::Void),
         CardStatus::Lost => return Err(DeclineReason::Lost),
         CardStatus::Active | CardStatus::Legacy | CardStatus::Inactive if lost => {

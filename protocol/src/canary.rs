@@ -122,6 +122,8 @@ canaries! {
     SynchronousNormal = "synchronous-normal",
     /// A tap is approved though its reversal was there first.
     TombstoneIgnored = "tombstone-ignored",
+    /// A card that is withdrawn goes on paying.
+    VoidStillPays = "void-still-pays",
     /// A second debit of a voucher is paid out of what was held for it, too.
     VoucherPaidOutTwice = "voucher-paid-out-twice",
     /// A building without a link waits for the centre all the same.

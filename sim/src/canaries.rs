@@ -80,6 +80,7 @@ const PLACES: &[Place] = &[
     message(Canary::StandInRefreshedByFlap, "everyone-everywhere"),
     message(Canary::SynchronousNormal, "power-cut-storm"),
     message(Canary::TombstoneIgnored, "lunch-uplink-cut"),
+    message(Canary::VoidStillPays, "loss-during-outage"),
     message(Canary::VoucherPaidOutTwice, "phones"),
     message(Canary::WaitsThoughCut, "flapping-link"),
 ];
