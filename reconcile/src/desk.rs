@@ -51,6 +51,13 @@ impl Round<'_> {
                 daily: daily_limit_fen.unwrap_or(settings.daily_limit),
             }],
             SettingCommand::VoidCard => vec![Intent::VoidCard { card: card.clone() }],
+            // Said again, as by an operator who has lost the answer.
+            SettingCommand::ReplaceCard { new_card }
+                if settings.cards.get(card) == Some(&CardStatus::Void)
+                    && settings.cards.get(&new_card) == Some(&CardStatus::Active) =>
+            {
+                Vec::new()
+            }
             SettingCommand::ReplaceCard { new_card } => {
                 if let Some(error) = self.replaceable(card, &new_card, &settings)? {
                     return Ok(error);

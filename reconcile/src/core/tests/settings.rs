@@ -195,6 +195,10 @@ fn a_card_is_replaced_in_one_step_and_an_account_frozen_and_thawed() {
     assert_eq!(change(&mut bench, replace("c1")).unwrap_err().code, "card_in_use");
     let shown = change(&mut bench, replace("c2")).unwrap();
     assert_eq!(shown["cards"], json!({"c1": "void", "c2": "active"}));
+    let entries = "SELECT COUNT(*) FROM entries";
+    let before = bench.number(entries);
+    assert_eq!(change(&mut bench, replace("c2")).unwrap(), shown, "said again");
+    assert_eq!(bench.number(entries), before);
     assert_eq!(change(&mut bench, replace("c3")).unwrap_err().code, "card_void");
     assert_eq!(change(&mut bench, SettingCommand::Unfreeze).unwrap_err().code, "not_frozen");
     change(&mut bench, SettingCommand::Freeze).unwrap();
