@@ -163,7 +163,8 @@ impl Round<'_> {
         tracing::warn!(log = %at.log, position = at.position, "two cards have one serial: the card is withdrawn");
         let Some(account) = accounts::account_of_card(self.db, &card)? else { return Ok(()) };
         let Some(settings) = self.settings(account)? else { return Ok(()) };
-        if settings.cards.get(&card) == Some(&CardStatus::Void) {
+        // A card of a closed account pays nowhere where that is known, as one that is withdrawn.
+        if settings.closed || settings.cards.get(&card) == Some(&CardStatus::Void) {
             return Ok(());
         }
         let fresh = std::mem::replace(&mut self.fresh, true);

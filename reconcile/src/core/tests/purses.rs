@@ -465,6 +465,29 @@ fn two_cards_of_one_serial_are_found_by_their_counter_and_withdrawn() {
 }
 
 #[test]
+fn a_copy_of_a_card_whose_account_is_closed_is_a_case_and_no_fault() {
+    let mut bench = bench_with(10_000);
+    let mut chip = Chip::new();
+    load(&mut bench, &mut chip, 2_000);
+    let mut clone = chip.clone();
+    let first = chip.purchase(500, 1);
+    report(&mut bench, first);
+    let close = Command::CloseAccount {
+        card: card(SERIAL),
+        channel: key("counter"),
+        subsidy_channel: key("subsidy"),
+        operator: key("desk"),
+    };
+    bench.command(close).unwrap();
+    let second = clone.purchase(700, 8);
+    report(&mut bench, second);
+    let view = bench.command(Command::Purse { serial: serial() }).unwrap();
+    assert_eq!(view["purchases"][0]["case"], json!("purse_clone"));
+    assert_eq!(bench.number("SELECT COUNT(*) FROM faults"), 0);
+    bench.check();
+}
+
+#[test]
 fn what_is_left_on_the_card_of_a_closed_account_is_paid_out() {
     let mut bench = bench_with(10_000);
     let mut chip = Chip::new();
