@@ -68,7 +68,7 @@ impl Round<'_> {
             self.regain_pin(node, setting, &settings)?;
             return Ok(None);
         }
-        if settings.closed && !matches!(setting.intent, Intent::ReportLoss { .. }) {
+        if settings.closed && !matches!(setting.intent, Intent::ReportLoss { .. } | Intent::SetPin { .. }) {
             // It asks for no more than the closing has taken away; the node goes by its own word until it has that.
             return Ok(None);
         }

@@ -255,6 +255,24 @@ fn two_kiosks() -> (Bench, [usize; 2], Vec<u8>) {
 }
 
 #[test]
+fn a_pin_changed_at_a_cut_off_kiosk_after_the_account_was_closed_is_refused() {
+    let (mut bench, [one, _], before) = two_kiosks();
+    bench.cut(one);
+    change_at(&mut bench, one, Some(&hashed(1, 7)), &hashed(2, 8), &before);
+    let close = Command::CloseAccount {
+        card: card("c1"),
+        channel: key("counter"),
+        subsidy_channel: key("subsidy"),
+        operator: key("op"),
+    };
+    bench.command(close).unwrap();
+    bench.connect(one);
+    bench.upload(one);
+    assert_eq!(answers(&bench, one), ["closed"]);
+    bench.check();
+}
+
+#[test]
 fn a_pin_changed_at_a_kiosk_is_taken_where_the_one_before_was_shown() {
     let (mut bench, [one, two], before) = two_kiosks();
     let (first, second) = (hashed(1, 7), hashed(2, 8));
