@@ -34,9 +34,9 @@ const STEP_TIME: Duration = Duration::from_millis(32);
 /// The same where there was something of the kind not long ago: then there is more to come.
 const BUSY_STEP_TIME: Duration = Duration::from_millis(3);
 
-/// After such a step over entries none are taken for three times as long as it took: what comes in that time waits for nothing, and a
-/// machine that has little more to do than to take a backlog in is not kept busy by it alone. A backlog can wait for a second.
-const REST_PER_STEP: u32 = 3;
+/// After such a step over entries none are taken for as long as it took: what comes in that time waits for nothing, and a machine
+/// that has little more to do than to take a backlog in is not kept busy by it alone.
+const REST_PER_STEP: u32 = 1;
 
 /// What an entry takes as far as nothing is known.
 const ENTRY_TIME: Duration = Duration::from_micros(50);
