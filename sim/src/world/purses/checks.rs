@@ -101,7 +101,10 @@ impl World<'_> {
                 );
                 found.push((Promise::Conservation, text));
             }
-            if (cloned > 0) != void {
+            // A card whose account is closed is not withdrawn besides.
+            let account = self.ledger.account_of(self.plan, card);
+            let closed = account.is_some_and(|account| self.ledger.closings.contains_key(&account));
+            if (cloned > 0) != void && !closed {
                 found.push((Promise::History, format!("{card}: {cloned} purchases of a copy, void: {void}")));
             }
             if cloned > 0 && chip.copy.is_none() {
