@@ -7,7 +7,7 @@ use std::time::Duration;
 use feiqian_node::drive::{Answer, Request};
 use feiqian_node::settings::{SettingKind, SettingRequest};
 use feiqian_protocol::entry::Proof;
-use feiqian_protocol::ids::{Key, Wallet};
+use feiqian_protocol::ids::Key;
 use feiqian_reconcile::io::{Command, CommandError};
 use tokio::task::spawn_local;
 use tokio::time::sleep;
@@ -16,8 +16,8 @@ use super::hosts::At;
 use super::run::{Run, Shared};
 use super::terminals;
 use crate::plan::What;
-use crate::promises::ledger::{BuildingLoss, Credit, Loss};
-use crate::promises::{Coverage, closings, reissues};
+use crate::promises::Coverage;
+use crate::promises::ledger::{BuildingLoss, Loss};
 use crate::vfs::Disk;
 use crate::world::Trust;
 
@@ -80,24 +80,8 @@ fn report(run: &Shared, account: usize, building: usize) {
 /// What a restored centre has confirmed since its copy was made it may know no more: it is said again, in the same order.
 pub(super) fn say_again_since(run: &Shared, state: &mut Run, known: usize) {
     for (place, (what, loss)) in state.confirmed.split_off(known).into_iter().enumerate() {
-        if let What::TopUp { channel, key, .. } = &what
-            && let Some(credit) = state.seen.ledger.credits.get_mut(&(channel.clone(), key.clone()))
-        {
-            credit.confirmed = false;
-        }
-        if let Some(loss) = loss.and_then(|loss| state.seen.ledger.losses.get_mut(loss)) {
-            loss.confirmed = None;
-        }
-        match &what {
-            What::Close { account } => {
-                state.seen.ledger.closings.entry(*account).or_default().told_ns = None;
-            }
-            What::Reissue { account } => {
-                let card = state.plan.accounts[*account].card.clone();
-                state.seen.ledger.reissue(*account, &card).told_ns = None;
-            }
-            _ => {}
-        }
+        let Run { seen, plan, .. } = state;
+        seen.ledger.forgotten(plan, &what, loss);
         let (run, after) = (run.clone(), AGAIN + Duration::from_millis(place as u64));
         spawn_local(async move { say(&run, what, loss, after) });
     }
@@ -105,87 +89,30 @@ pub(super) fn say_again_since(run: &Shared, state: &mut Run, known: usize) {
 
 /// Says it after so long, and again until it is confirmed.
 fn say(run: &Shared, what: What, loss: Option<usize>, after: Duration) {
-    let command = {
-        let mut state = run.borrow_mut();
-        let operator = Key::new("operator").expect("letters are a key");
-        match &what {
-            What::TopUp { account, amount, channel, key } => {
-                let credit = Credit { account: *account, amount: *amount, confirmed: false };
-                state.seen.ledger.credits.entry((channel.clone(), key.clone())).or_insert(credit);
-                Command::Topup {
-                    card: state.plan.accounts[*account].card.clone(),
-                    amount_fen: *amount,
-                    wallet: Wallet::Cash,
-                    channel: channel.clone(),
-                    key: key.clone(),
-                }
-            }
-            What::Loss { account, .. } => {
-                Command::ReportLoss { card: state.plan.accounts[*account].card.clone(), operator }
-            }
-            What::Lift { account } => {
-                Command::LiftLoss { card: state.plan.accounts[*account].card.clone(), operator }
-            }
-            What::Unlock { account } => {
-                Command::UnlockPin { card: state.plan.accounts[*account].card.clone() }
-            }
-            What::Close { account } => {
-                closings::command(state.plan.accounts[*account].card.clone(), operator)
-            }
-            What::Reissue { account } => {
-                let card = state.plan.accounts[*account].card.clone();
-                let new = state.seen.ledger.reissue(*account, &card).card.clone();
-                reissues::command(card, new, operator)
-            }
-            What::Tap(_) | What::Reversal { .. } => return,
-        }
-    };
     let run = run.clone();
     spawn_local(async move {
         sleep(after).await;
         loop {
-            {
+            let command = {
                 let mut state = run.borrow_mut();
                 let now_ns = state.time.now_ns();
-                match &what {
-                    What::Lift { account } => drop(state.seen.ledger.lifts.insert(*account, now_ns)),
-                    What::Close { account } => {
-                        state.seen.ledger.closings.entry(*account).or_default();
-                    }
-                    _ => {}
-                }
-            }
-            if let Some(reply) = ask(&run, command.clone(), loss).await {
+                let Run { seen, plan, .. } = &mut *state;
+                seen.ledger.said(plan, &what, now_ns)
+            };
+            let Some(command) = command else { return };
+            if let Some(reply) = ask(&run, command, loss).await {
                 let mut state = run.borrow_mut();
                 state.say(|_| format!("the centre answers {reply:?}"));
-                match (&what, reply) {
-                    (What::TopUp { channel, key, .. }, Ok(_)) => {
-                        if let Some(credit) =
-                            state.seen.ledger.credits.get_mut(&(channel.clone(), key.clone()))
-                        {
-                            credit.confirmed = true;
-                        }
-                    }
-                    (What::Loss { .. }, Ok(_)) => {
-                        let positions = state.ingested();
-                        if let Some(loss) = loss.and_then(|loss| state.seen.ledger.losses.get_mut(loss)) {
-                            loss.confirmed = Some(positions);
-                        }
-                    }
-                    (What::Close { account }, reply) if closings::is_closed(&reply) => {
-                        let now_ns = state.time.now_ns();
-                        state.seen.ledger.closings.entry(*account).or_default().told_ns = Some(now_ns);
-                    }
-                    (What::Reissue { account }, Ok(_)) => {
-                        let (now_ns, card) =
-                            (state.time.now_ns(), state.plan.accounts[*account].card.clone());
-                        state.seen.ledger.reissue(*account, &card).told_ns.get_or_insert(now_ns);
-                        state.reached(Coverage::CardReissued);
-                    }
-                    (What::Lift { .. }, Ok(_)) => state.reached(Coverage::LossLifted),
-                    (What::Unlock { .. }, Ok(_)) => state.reached(Coverage::PinUnlocked),
-                    // A card that is reported already, or was not.
-                    _ => {}
+                let now_ns = state.time.now_ns();
+                let positions = matches!(what, What::Loss { .. }).then(|| state.ingested());
+                let Run { seen, plan, .. } = &mut *state;
+                if let Some(loss) = loss.and_then(|loss| seen.ledger.losses.get_mut(loss))
+                    && reply.is_ok()
+                {
+                    loss.confirmed = positions;
+                }
+                if let Some(path) = seen.ledger.answered(plan, &what, &reply, now_ns) {
+                    state.reached(path);
                 }
                 state.confirmed.push((what, loss));
                 return;

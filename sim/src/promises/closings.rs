@@ -2,36 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use feiqian_protocol::account::AccountError;
 use feiqian_protocol::entry::Body;
-use feiqian_protocol::ids::{AccountId, CardNumber, Key, NodeId, Wallet};
-use feiqian_reconcile::io::{Command, Reply};
+use feiqian_protocol::ids::{AccountId, NodeId, Wallet};
 
 use super::Promise;
 use super::books::{Books, Checked, Finding};
 use super::ledger::Ledger;
+use super::ledger::operators::{CLOSING_CHANNEL, CLOSING_SUBSIDY_CHANNEL};
 use super::receipts::accounts;
 use crate::plan::Plan;
-
-/// Who pays out what was the holder's own.
-const CHANNEL: &str = "counter";
-
-/// Where the rest of the subsidy goes.
-const SUBSIDY_CHANNEL: &str = "subsidies";
-
-/// What the operator says.
-pub fn command(card: CardNumber, operator: Key) -> Command {
-    let key = |text| Key::new(text).expect("letters are a key");
-    Command::CloseAccount { card, channel: key(CHANNEL), subsidy_channel: key(SUBSIDY_CHANNEL), operator }
-}
-
-/// True where the answer is that the account is closed, by this or before.
-pub fn is_closed(reply: &Reply) -> bool {
-    match reply {
-        Ok(_) => true,
-        Err(error) => error.code == AccountError::Closed.code(),
-    }
-}
 
 /// Who was said to be closed is, and nobody else; what is paid out goes where it was asked to; and once everybody in service has
 /// settled with the centre, nothing that is the holder's is left. `in_service`: the nodes that are.
@@ -57,8 +36,8 @@ pub fn check(plan: &Plan, ledger: &Ledger, books: &Books, in_service: &BTreeSet<
             }
             Body::Payout(payout) => {
                 let wanted = match payout.wallet {
-                    Wallet::Cash => CHANNEL,
-                    Wallet::Subsidy => SUBSIDY_CHANNEL,
+                    Wallet::Cash => CLOSING_CHANNEL,
+                    Wallet::Subsidy => CLOSING_SUBSIDY_CHANNEL,
                 };
                 let right = payout.channel.as_str() == wanted && payout.amount.is_positive();
                 if !right || !closed.contains(&payout.account) {

@@ -1,6 +1,8 @@
 //! The naive ledger: what terminals, channels and operators did and were told, and nothing else. A promise can be held against
 //! nothing but this; it knows no rights, no logs and no batches.
 
+pub mod operators;
+
 use std::collections::BTreeMap;
 
 use feiqian_node::io::{Input, TapError, Ticket};
@@ -227,15 +229,6 @@ impl Ledger {
     pub fn account_of(&self, plan: &Plan, card: &CardNumber) -> Option<usize> {
         let own = self.further.get(card).copied();
         own.or_else(|| plan.accounts.iter().position(|account| account.card == *card))
-    }
-
-    /// An operator is to give out another card for an account's own.
-    pub fn reissue(&mut self, account: usize, old: &CardNumber) -> &mut Reissue {
-        let new = format!("n{old}");
-        let card = CardNumber::new(new).expect("letters and digits make a card number");
-        self.further.insert(card.clone(), account);
-        let reissue = Reissue { old: old.clone(), card, told_ns: None, heard: BTreeMap::new() };
-        self.reissues.entry(account).or_insert(reissue)
     }
 
     /// The card that is held to a terminal where this one is to be: mostly the one that was given out for it.

@@ -1,17 +1,11 @@
 //! Cards that are given out for others.
 
 use feiqian_protocol::account::{AccountSettings, CardStatus};
-use feiqian_protocol::ids::{CardNumber, Key};
-use feiqian_reconcile::io::{Command, SettingCommand};
+use feiqian_protocol::ids::CardNumber;
 
 use super::Promise;
 use super::books::{Checked, Finding};
 use super::ledger::Ledger;
-
-/// What the operator says.
-pub fn command(card: CardNumber, new_card: CardNumber, operator: Key) -> Command {
-    Command::ChangeSetting { card, change: SettingCommand::ReplaceCard { new_card }, operator }
-}
 
 /// Where another card was said to be given out, that is the one that is good, and the old one is not.
 ///

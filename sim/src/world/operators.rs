@@ -9,7 +9,7 @@ use feiqian_node::io as node_io;
 use feiqian_node::settings::{SettingKind, SettingRequest};
 use feiqian_protocol::chain::hex;
 use feiqian_protocol::entry::Proof;
-use feiqian_protocol::ids::{CampusId, Key, LogId, NodeId, Wallet};
+use feiqian_protocol::ids::{CampusId, Key, LogId, NodeId};
 use feiqian_protocol::pin::PinKey;
 use feiqian_reconcile::io::{self as centre_io, Command};
 
@@ -17,8 +17,9 @@ use super::hosts::{CentreMessage, NodeMessage, Site, TicketFor, Trust};
 use super::pins;
 use super::{ATTEND_AT_HEAL_MS, Event, MS, World};
 use crate::plan::{INSTITUTION, What};
-use crate::promises::ledger::{BuildingLoss, Credit, Loss};
-use crate::promises::{Coverage, Promise, closings, reissues};
+use crate::promises::ledger::operators::is_closed;
+use crate::promises::ledger::{BuildingLoss, Loss};
+use crate::promises::{Coverage, Promise};
 use crate::vfs::Disk;
 
 /// How long a channel or an operator waits for a confirmation before it says it again.
@@ -143,17 +144,10 @@ impl World<'_> {
     /// What the plan has an operator or channel do.
     pub(super) fn operate(&mut self, index: usize, what: &What) {
         let mut loss = None;
-        match what {
-            What::TopUp { account, amount, channel, key } => {
-                let credit = Credit { account: *account, amount: *amount, confirmed: false };
-                self.ledger.credits.entry((channel.clone(), key.clone())).or_insert(credit);
-            }
-            What::Loss { account, building: None } => {
-                loss = Some(self.ledger.losses.len());
-                let card = self.plan.accounts[*account].card.clone();
-                self.ledger.losses.push(Loss { card, asked: BTreeMap::new(), confirmed: None });
-            }
-            _ => {}
+        if let What::Loss { account, building: None } = what {
+            loss = Some(self.ledger.losses.len());
+            let card = self.plan.accounts[*account].card.clone();
+            self.ledger.losses.push(Loss { card, asked: BTreeMap::new(), confirmed: None });
         }
         self.say_to_centre(Wanted::Action(index, loss));
     }
@@ -163,31 +157,8 @@ impl World<'_> {
         if let What::Loss { account, building: Some(building) } = self.plan.actions[index].what {
             return self.report(index, account, building);
         }
-        match &self.plan.actions[index].what {
-            What::Lift { account } => drop(self.ledger.lifts.insert(*account, self.now)),
-            What::Close { account } => drop(self.ledger.closings.entry(*account).or_default()),
-            _ => {}
-        }
-        let operator = Key::new("operator").expect("letters are a key");
-        let card = |account: usize| self.plan.accounts[account].card.clone();
-        let command = match &self.plan.actions[index].what {
-            What::TopUp { account, amount, channel, key } => Command::Topup {
-                card: card(*account),
-                amount_fen: *amount,
-                wallet: Wallet::Cash,
-                channel: channel.clone(),
-                key: key.clone(),
-            },
-            What::Loss { account, .. } => Command::ReportLoss { card: card(*account), operator },
-            What::Lift { account } => Command::LiftLoss { card: card(*account), operator },
-            What::Unlock { account } => Command::UnlockPin { card: card(*account) },
-            What::Close { account } => closings::command(card(*account), operator),
-            What::Reissue { account } => {
-                let new = self.ledger.reissue(*account, &card(*account)).card.clone();
-                reissues::command(card(*account), new, operator)
-            }
-            What::Tap(_) | What::Reversal { .. } => return,
-        };
+        let what = &self.plan.actions[index].what;
+        let Some(command) = self.ledger.said(self.plan, what, self.now) else { return };
         self.tickets += 1;
         self.audit.event(self.now, 12, index as u64);
         self.audit.say(self.now, || format!("the centre is asked: {command:?}"));
@@ -261,22 +232,7 @@ impl World<'_> {
                 continue;
             }
             self.confirmed.remove(&index);
-            if let What::TopUp { channel, key, .. } = &plan.actions[index].what
-                && let Some(credit) = self.ledger.credits.get_mut(&(channel.clone(), key.clone()))
-            {
-                credit.confirmed = false;
-            }
-            if let Some(loss) = loss.and_then(|loss| self.ledger.losses.get_mut(loss)) {
-                loss.confirmed = None;
-            }
-            match &plan.actions[index].what {
-                What::Close { account } => self.ledger.closings.entry(*account).or_default().told_ns = None,
-                What::Reissue { account } => {
-                    let card = &plan.accounts[*account].card;
-                    self.ledger.reissue(*account, card).told_ns = None;
-                }
-                _ => {}
-            }
+            self.ledger.forgotten(plan, &plan.actions[index].what, loss);
             self.after_ms(AGAIN_MS + place as u64, Event::Want(Wanted::Action(index, loss)));
         }
     }
@@ -294,32 +250,19 @@ impl World<'_> {
         };
         self.audit.say(self.now, || format!("the centre answers {reply:?}"));
         self.confirmed.insert(index, loss);
-        let plan = self.plan;
-        match (&plan.actions[index].what, reply) {
-            (What::TopUp { channel, key, .. }, Ok(_)) => {
-                if let Some(credit) = self.ledger.credits.get_mut(&(channel.clone(), key.clone())) {
-                    credit.confirmed = true;
-                }
-            }
-            (What::Loss { account, .. }, Ok(_)) => {
+        let what = &self.plan.actions[index].what;
+        if let Some(path) = self.ledger.answered(self.plan, what, &reply, self.now) {
+            self.reached(path);
+        }
+        match what {
+            What::Loss { account, .. } if reply.is_ok() => {
                 self.loss_told(*account);
                 if let Some(loss) = loss.and_then(|loss| self.ledger.losses.get_mut(loss)) {
                     loss.confirmed = self.ingested_at.remove(&ticket.0);
                 }
             }
-            (What::Close { account }, reply) if closings::is_closed(&reply) => {
-                self.ledger.closings.entry(*account).or_default().told_ns = Some(self.now);
-                self.closing_told(*account);
-            }
-            (What::Reissue { account }, Ok(_)) => {
-                let card = &plan.accounts[*account].card;
-                self.ledger.reissue(*account, card).told_ns.get_or_insert(self.now);
-                self.reached(Coverage::CardReissued);
-                self.reissue_told(*account);
-            }
-            (What::Lift { .. }, Ok(_)) => self.reached(Coverage::LossLifted),
-            (What::Unlock { .. }, Ok(_)) => self.reached(Coverage::PinUnlocked),
-            // A card that is reported already, or was not.
+            What::Close { account } if is_closed(&reply) => self.closing_told(*account),
+            What::Reissue { account } if reply.is_ok() => self.reissue_told(*account),
             _ => {}
         }
     }
