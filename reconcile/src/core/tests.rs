@@ -153,20 +153,7 @@ fn after_a_loss_report_the_holder_does_not_pay() {
     assert!(cases.ends_with("\nn1:2,c1,loss,risk_fund,700,0,700\n"), "{cases}");
     bench.check();
     // The terminal takes part of it back: so does the fund.
-    let reversal = Reversal {
-        tap: TapRef { epoch: 1, sequence: key("r") },
-        debit: late,
-        account: AccountId(1),
-        wallet: Wallet::Cash,
-        epoch: Epoch::FIRST,
-        right_back: Fen::new(200),
-        right_home: Fen::ZERO,
-        stand_in_home: Fen::ZERO,
-        allowance_back: Fen::ZERO,
-        day: BusinessDay(1),
-    };
-    let wall = bench.now.wall;
-    bench.nodes[0].write(wall, Proof::None, reversal);
+    bench.reverse(0, 1, late, 200);
     bench.upload(0);
     assert_eq!(bench.number("SELECT funds FROM wallets"), 4_600);
     assert_eq!(bench.number("SELECT refunded FROM cases"), 500);

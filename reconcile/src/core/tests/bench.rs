@@ -126,6 +126,12 @@ pub(super) fn key(text: &str) -> Key {
     Key::new(text).unwrap()
 }
 
+/// The command that closes an account, which is paid out at the counter.
+pub(super) fn closing(card_text: &str) -> Command {
+    let (channel, subsidy_channel) = (key("counter"), key("subsidy"));
+    Command::CloseAccount { card: card(card_text), channel, subsidy_channel, operator: key("op") }
+}
+
 pub(super) fn card(text: &str) -> CardNumber {
     CardNumber::new(text).unwrap()
 }
@@ -315,6 +321,28 @@ impl Bench {
             from_voucher: None,
         };
         node.write(wall, Proof::Card, debit)
+    }
+
+    /// A debit is given back; what it took of the right is right again.
+    pub(super) fn reverse(&mut self, index: usize, account: u64, debit: u64, right_back: i64) -> u64 {
+        let wall = self.now.wall;
+        let reversal = Reversal {
+            tap: TapRef { epoch: 1, sequence: key("r") },
+            debit,
+            account: AccountId(account),
+            wallet: Wallet::Cash,
+            epoch: Epoch::FIRST,
+            right_back: Fen::new(right_back),
+            right_home: Fen::ZERO,
+            stand_in_home: Fen::ZERO,
+            allowance_back: Fen::ZERO,
+            day: BusinessDay(1),
+        };
+        self.nodes[index].write(wall, Proof::None, reversal)
+    }
+
+    pub(super) fn close(&mut self, card_text: &str) -> Reply {
+        self.command(closing(card_text))
     }
 
     pub(super) fn number(&self, sql: &str) -> i64 {

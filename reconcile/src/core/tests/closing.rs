@@ -5,15 +5,6 @@ use feiqian_protocol::entry::Release;
 
 use super::*;
 
-fn close(bench: &mut Bench, card_text: &str) -> Reply {
-    bench.command(Command::CloseAccount {
-        card: card(card_text),
-        channel: key("counter"),
-        subsidy_channel: key("subsidy"),
-        operator: key("op"),
-    })
-}
-
 fn shown(bench: &mut Bench, card_text: &str) -> Value {
     bench.command(Command::Account { card: card(card_text) }).unwrap()["closing"].clone()
 }
@@ -69,7 +60,7 @@ fn an_account_is_paid_out_once_everything_is_home() {
             assert_eq!(bench.command(close).unwrap_err().code, "channel");
         }
     }
-    let reply = close(&mut bench, "c1").unwrap();
+    let reply = bench.close("c1").unwrap();
     assert_eq!(reply["closed"], json!(true));
     assert_eq!(state(&mut bench, "c1"), "closing");
     assert_eq!(recalls(&bench, 0, 1), [Fen::new(first)]);
@@ -88,7 +79,7 @@ fn an_account_is_paid_out_once_everything_is_home() {
     bench.check();
 
     // For ever, and nothing comes in.
-    assert_eq!(close(&mut bench, "c1").unwrap_err().code, "closed");
+    assert_eq!(bench.close("c1").unwrap_err().code, "closed");
     assert_eq!(bench.topup("c1", 100, "late").unwrap_err().code, "closed");
     let replace = crate::io::SettingCommand::ReplaceCard { new_card: card("c9") };
     let replace = Command::ChangeSetting { card: card("c1"), change: replace, operator: key("op") };
@@ -105,23 +96,10 @@ fn what_comes_back_after_the_payout_is_paid_out_too() {
     holding_back(&mut bench);
     let debit = bench.debit(0, 1, 1_000, 0);
     bench.upload(0);
-    close(&mut bench, "c1").unwrap();
+    bench.close("c1").unwrap();
     release(&mut bench, 0, 1, 4_000);
     assert_eq!(shown(&mut bench, "c1")["paid_fen"], json!(4_000));
-    let reversal = Reversal {
-        tap: TapRef { epoch: 1, sequence: key("r") },
-        debit,
-        account: AccountId(1),
-        wallet: Wallet::Cash,
-        epoch: Epoch::FIRST,
-        right_back: Fen::new(400),
-        right_home: Fen::ZERO,
-        stand_in_home: Fen::ZERO,
-        allowance_back: Fen::ZERO,
-        day: BusinessDay(1),
-    };
-    let wall = bench.now.wall;
-    bench.nodes[0].write(wall, Proof::None, reversal);
+    bench.reverse(0, 1, debit, 400);
     bench.upload(0);
     assert_eq!(state(&mut bench, "c1"), "closing", "it is a right of the building again");
     release(&mut bench, 0, 1, 400);
@@ -137,24 +115,11 @@ fn what_comes_back_in_a_row_that_was_given_up_is_paid_out_once_its_building_has_
     let debit = bench.debit(0, 1, 1_000, 0);
     bench.upload(0);
     bench.cut(0);
-    close(&mut bench, "c1").unwrap();
+    bench.close("c1").unwrap();
     bench.advance(8 * 24 * 3_600_000);
     bench.step(vec![Input::Timer]);
     assert_eq!(shown(&mut bench, "c1")["given_up_fen"], json!(4_000));
-    let reversal = Reversal {
-        tap: TapRef { epoch: 1, sequence: key("r") },
-        debit,
-        account: AccountId(1),
-        wallet: Wallet::Cash,
-        epoch: Epoch::FIRST,
-        right_back: Fen::new(400),
-        right_home: Fen::ZERO,
-        stand_in_home: Fen::ZERO,
-        allowance_back: Fen::ZERO,
-        day: BusinessDay(1),
-    };
-    let wall = bench.now.wall;
-    bench.nodes[0].write(wall, Proof::None, reversal);
+    bench.reverse(0, 1, debit, 400);
     bench.connect(0);
     bench.upload(0);
     assert_eq!(shown(&mut bench, "c1")["paid_fen"], json!(4_000), "it may have been spent there");
@@ -173,7 +138,7 @@ fn a_building_out_of_reach_is_waited_for_until_the_term_and_its_late_word_is_a_c
     holding_back(&mut bench);
     let (first, second) = (granted(&bench, 0, 1), granted(&bench, 1, 1));
     bench.cut(1);
-    close(&mut bench, "c1").unwrap();
+    bench.close("c1").unwrap();
     release(&mut bench, 0, 1, first);
     bench.advance(6 * 24 * 3_600_000);
     bench.step(vec![Input::Timer]);
@@ -216,7 +181,7 @@ fn stand_in_is_waited_for_until_the_building_has_answered() {
     holding_back(&mut bench);
     let granted = [granted(&bench, 0, 1), granted(&bench, 1, 1)];
     bench.cut(1);
-    close(&mut bench, "c1").unwrap();
+    bench.close("c1").unwrap();
     release(&mut bench, 0, 1, granted[0]);
     bench.connect(1);
     if granted[1] > 0 {
@@ -236,10 +201,10 @@ fn an_account_that_owes_is_not_closed_and_an_empty_one_at_once() {
     let mut bench = campus_of(Mode::Strict, 1, &[0, 500]);
     bench.debit(0, 2, 900, 0);
     bench.upload(0);
-    assert_eq!(close(&mut bench, "c2").unwrap_err().code, "owes");
-    assert_eq!(close(&mut bench, "nobody").unwrap_err().code, "unknown_card");
+    assert_eq!(bench.close("c2").unwrap_err().code, "owes");
+    assert_eq!(bench.close("nobody").unwrap_err().code, "unknown_card");
     assert_eq!(bench.number("SELECT COUNT(*) FROM closures"), 0);
-    close(&mut bench, "c1").unwrap();
+    bench.close("c1").unwrap();
     assert_eq!(state(&mut bench, "c1"), "paid_out");
     bench.check();
 }
@@ -248,7 +213,7 @@ fn an_account_that_owes_is_not_closed_and_an_empty_one_at_once() {
 fn a_core_that_is_opened_again_goes_on_with_a_closing() {
     let mut bench = campus_of(Mode::Strict, 1, &[5_000]);
     holding_back(&mut bench);
-    close(&mut bench, "c1").unwrap();
+    bench.close("c1").unwrap();
     bench.cut(0);
     let identity = Identity { institution: INSTITUTION, log_key: bench.centre_key.clone() };
     let file = tempfile::tempdir().unwrap();
@@ -293,7 +258,7 @@ fn a_loss_of_before_is_still_taken_and_what_was_paid_after_it_is_paid_out() {
     write(&mut bench, limits);
     bench.advance(1_000);
     bench.debit(0, 1, 700, 0);
-    close(&mut bench, "c1").unwrap();
+    bench.close("c1").unwrap();
     bench.upload(0);
     release(&mut bench, 0, 1, 4_300);
     assert_eq!(shown(&mut bench, "c1")["paid_fen"], json!(4_300));

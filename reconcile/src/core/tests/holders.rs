@@ -258,17 +258,11 @@ fn a_login_password_is_apart_from_the_pin_and_its_tries_are_bounded() {
 fn a_closed_account_takes_nothing_more() {
     let mut bench = freshmen();
     change(&mut bench, "b1", SettingCommand::ActivateCard).unwrap();
-    let close = || Command::CloseAccount {
-        card: card("b1"),
-        channel: key("counter"),
-        subsidy_channel: key("subsidy"),
-        operator: key("op"),
-    };
-    bench.command(close()).unwrap();
+    bench.close("b1").unwrap();
     let before = written(&bench);
     let replace = SettingCommand::ReplaceCard { new_card: card("b4") };
     for (command, expected) in [
-        (close(), "closed"),
+        (closing("b1"), "closed"),
         (Command::ChangeSetting { card: card("b1"), change: replace, operator: key("op") }, "closed"),
         (Command::SetPin { card: card("b1"), pin: hashed(9, 9), operator: key("op") }, "closed"),
         (Command::SetLogin { card: card("b1"), login: hashed(9, 9), operator: key("op") }, "closed"),

@@ -525,13 +525,7 @@ fn a_debit_of_a_voucher_that_never_held_anything_is_backed_by_nothing() {
 fn a_closed_account_is_paid_out_once_its_voucher_holds_nothing_and_no_sooner() {
     let mut bench = with_phone(1, 5_000);
     fetch(&mut bench, 2_000, None);
-    let close = Command::CloseAccount {
-        card: card("c1"),
-        channel: key("counter"),
-        subsidy_channel: key("subsidy"),
-        operator: key("op"),
-    };
-    bench.command(close).unwrap();
+    bench.close("c1").unwrap();
     let paid = "SELECT coalesce(sum(balance), 0) FROM ledger WHERE ledger = 'channel:counter'";
     assert_eq!((bench.number(paid), money(&bench)), (0, (5_000, 3_000, 2_000)));
     // The term of the closing is over, that of the voucher, which began with its end a day later, is not.

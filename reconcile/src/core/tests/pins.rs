@@ -259,13 +259,7 @@ fn a_pin_changed_at_a_cut_off_kiosk_after_the_account_was_closed_is_refused() {
     let (mut bench, [one, _], before) = two_kiosks();
     bench.cut(one);
     change_at(&mut bench, one, Some(&hashed(1, 7)), &hashed(2, 8), &before);
-    let close = Command::CloseAccount {
-        card: card("c1"),
-        channel: key("counter"),
-        subsidy_channel: key("subsidy"),
-        operator: key("op"),
-    };
-    bench.command(close).unwrap();
+    bench.close("c1").unwrap();
     bench.connect(one);
     bench.upload(one);
     assert_eq!(answers(&bench, one), ["closed"]);

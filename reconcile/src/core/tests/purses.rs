@@ -472,13 +472,7 @@ fn a_copy_of_a_card_whose_account_is_closed_is_a_case_and_no_fault() {
     let mut clone = chip.clone();
     let first = chip.purchase(500, 1);
     report(&mut bench, first);
-    let close = Command::CloseAccount {
-        card: card(SERIAL),
-        channel: key("counter"),
-        subsidy_channel: key("subsidy"),
-        operator: key("desk"),
-    };
-    bench.command(close).unwrap();
+    bench.close(SERIAL).unwrap();
     let second = clone.purchase(700, 8);
     report(&mut bench, second);
     let view = bench.command(Command::Purse { serial: serial() }).unwrap();
@@ -493,13 +487,7 @@ fn what_is_left_on_the_card_of_a_closed_account_is_paid_out() {
     let mut chip = Chip::new();
     load(&mut bench, &mut chip, 2_000);
     let late = chip.purchase(500, 1);
-    let close = Command::CloseAccount {
-        card: card(SERIAL),
-        channel: key("counter"),
-        subsidy_channel: key("subsidy"),
-        operator: key("desk"),
-    };
-    bench.command(close).unwrap();
+    bench.close(SERIAL).unwrap();
     release_all(&mut bench);
     let back =
         |bench: &mut Bench| bench.command(Command::ReturnPurse { serial: serial(), operator: key("desk") });
