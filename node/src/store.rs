@@ -281,8 +281,7 @@ impl Store {
         }
         self.connection.execute_batch(codes::SCHEMA)?;
         self.connection.execute_batch(pins::SCHEMA)?;
-        self.connection.execute_batch(purses::SCHEMA)?;
-        Ok(())
+        purses::create(&self.connection, LogId::node(identity.institution, identity.node))
     }
 
     fn check_owner(&self, identity: &Identity) -> Result<(), StoreError> {

@@ -1,15 +1,18 @@
 //! Purchases of purses that terminals reported: by the terminal's key, and by card and counter, so that each is written once.
 
-use feiqian_protocol::entry::{PursePurchase, TapRef};
-use feiqian_protocol::ids::TerminalId;
+use std::collections::BTreeMap;
+
+use feiqian_protocol::entry::{Body, Entry, PursePurchase, TapRef};
+use feiqian_protocol::ids::{LogId, TerminalId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::purse::values::{CardSerial, Counter};
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::log::each_record;
 use super::{Store, StoreError};
 use crate::purse::report_digest;
 
-pub(super) const SCHEMA: &str = "
+const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS purse_reports (
     terminal TEXT NOT NULL, epoch INTEGER NOT NULL, sequence TEXT NOT NULL, digest BLOB NOT NULL,
     serial BLOB NOT NULL, counter INTEGER NOT NULL, position INTEGER NOT NULL,
@@ -18,6 +21,34 @@ CREATE TABLE IF NOT EXISTS purse_reports (
 CREATE INDEX IF NOT EXISTS purse_reports_of ON purse_reports (serial, counter);
 CREATE TABLE IF NOT EXISTS purse_debits (position INTEGER PRIMARY KEY, amount INTEGER NOT NULL);
 ";
+
+/// True for a database in which it is kept what purses paid: not for one that only a build which kept it nowhere has opened.
+pub(crate) fn keeps_debits(connection: &Connection) -> Result<bool, StoreError> {
+    Ok(connection.prepare("SELECT 1 FROM sqlite_master WHERE name = 'purse_debits'")?.exists([])?)
+}
+
+/// Makes the tables. What purses have paid before there were all of them, the own log says.
+pub(super) fn create(connection: &Connection, own: LogId) -> Result<(), StoreError> {
+    let is_kept = keeps_debits(connection)?;
+    connection.execute_batch(SCHEMA)?;
+    if is_kept {
+        return Ok(());
+    }
+    each_record(connection, own, |position, record| {
+        match Entry::from_record(record).map(|entry| entry.body) {
+            Ok(Body::PursePurchase(purchase)) => put_debit(connection, position, purchase.amount),
+            // What does not read back, verifying names.
+            _ => Ok(()),
+        }
+    })
+}
+
+fn put_debit(connection: &Connection, position: u64, amount: Fen) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO purse_debits VALUES (?1, ?2)")?
+        .execute(params![position as i64, amount.get()])?;
+    Ok(())
+}
 
 /// A report.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -96,9 +127,7 @@ impl Store {
 
     /// Keeps the first report of a purchase, and how much is lost with this disk until the centre has it.
     pub(crate) fn put_purse_purchase(&self, row: &ReportRow, amount: Fen) -> Result<(), StoreError> {
-        self.connection
-            .prepare_cached("INSERT OR REPLACE INTO purse_debits VALUES (?1, ?2)")?
-            .execute(params![row.position as i64, amount.get()])?;
+        put_debit(&self.connection, row.position, amount)?;
         self.put_purse_report(row)
     }
 
@@ -117,6 +146,14 @@ impl Store {
             ])?;
         Ok(())
     }
+}
+
+/// What purses paid, by entry.
+pub(crate) fn paid(connection: &Connection) -> Result<BTreeMap<u64, Fen>, StoreError> {
+    let mut statement = connection.prepare("SELECT position, amount FROM purse_debits")?;
+    let rows =
+        statement.query_map([], |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1).map(Fen::new)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Hands every report that is kept to `each`: terminal, epoch, sequence, digest, position.

@@ -11,7 +11,7 @@ use crate::io::Identity;
 use crate::purse::report_digest;
 use crate::store::StoreError;
 use crate::store::log::each_record;
-use crate::store::purses::each_report;
+use crate::store::purses::{each_report, keeps_debits, paid};
 
 /// Compares every report that is kept with the entries.
 pub(super) fn compare(
@@ -21,12 +21,14 @@ pub(super) fn compare(
 ) -> Result<(), StoreError> {
     let mut keys = BTreeMap::new();
     let mut digests = BTreeMap::new();
+    let mut amounts = BTreeMap::new();
     each_record(connection, LogId::node(identity.institution, identity.node), |position, record| {
         // What does not read back is named by the chain.
         if let Ok(Entry { body: Body::PursePurchase(purchase), actor, .. }) = Entry::from_record(record) {
             let tap = &purchase.tap;
             let key = (actor.id.to_string(), tap.epoch, tap.sequence.to_string());
             digests.insert(position, report_digest(&purchase));
+            amounts.insert(position, purchase.amount);
             keys.insert(key, position);
         }
         Ok(())
@@ -50,6 +52,11 @@ pub(super) fn compare(
     })?;
     for ((terminal, epoch, sequence), position) in keys {
         report.problem(format!("the report {terminal} {epoch} {sequence} of entry {position} is missing"));
+    }
+    let paid = if keeps_debits(connection)? { paid(connection)? } else { amounts.clone() };
+    let differs = |position: &&u64| paid.get(position) != amounts.get(position);
+    if let Some(position) = amounts.keys().chain(paid.keys()).find(differs) {
+        report.problem(format!("what a purse paid by entry {position} is not what is kept of it"));
     }
     Ok(())
 }

@@ -104,6 +104,24 @@ fn a_purchase_is_written_once_however_it_is_reported() {
 }
 
 #[test]
+fn what_purses_paid_is_held_against_the_log_and_taken_from_it_where_it_was_not_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::on_disk(Mode::Strict, directory.path());
+    assert_eq!(purchase(&mut world, report("1", 41)), recorded(false));
+    let alter = |world: &World, sql: &str| world.core.store.connection().execute_batch(sql).unwrap();
+    for wrong in ["UPDATE purse_debits SET amount = 1", "DELETE FROM purse_debits"] {
+        alter(&world, wrong);
+        let report = crate::verify::verify(world.core.store.connection(), &identity()).unwrap();
+        assert_eq!(report.problems, ["what a purse paid by entry 1 is not what is kept of it"], "{wrong}");
+    }
+    alter(&world, "DROP TABLE purse_debits");
+    world.check();
+    world.reopen();
+    assert_eq!(world.status().exposed_fen, 1_250);
+    world.check();
+}
+
+#[test]
 fn a_card_that_is_known_to_be_lost_or_withdrawn_may_not_pay() {
     let mut world = World::connected(Mode::Strict);
     let check = |world: &mut World| told(&say(world, PurseRequest::Check(serial()))).unwrap().unwrap();
