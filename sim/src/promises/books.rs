@@ -1,6 +1,8 @@
 //! The books of all sides at one moment, and what must be true of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod reached;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -12,9 +14,8 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::BusinessDay;
 use sha2::{Digest, Sha256};
 
-use super::ledger::Ledger;
+use super::Promise;
 use super::vouchers::{Vouchers, all_ended, holds};
-use super::{Coverage, Promise};
 use crate::link::invariants::effect;
 use crate::link::tables::{Case, CentreRow, CentreTables, CentreWallet, NodeRow, RowKey};
 use crate::plan::INSTITUTION;
@@ -174,21 +175,8 @@ impl Books {
         let mut funds = BTreeMap::new();
         let mut add = |account, wallet, fen: Fen| *funds.entry((account, wallet)).or_insert(Fen::ZERO) += fen;
         for entry in self.shard_entries() {
-            match &entry.body {
-                Body::Credit(credit) => add(credit.account, credit.wallet, credit.amount),
-                Body::Refund(refund) => add(refund.account, refund.wallet, refund.amount),
-                Body::PurseLoad(load) => add(load.account, load.wallet, -load.amount),
-                Body::PurseReturned(back) => add(back.account, back.wallet, back.amount),
-                Body::PurseCaseDecided(decided) => {
-                    if let Some((account, wallet, fen)) = decided.given_back() {
-                        add(account, wallet, fen);
-                    }
-                }
-                Body::PurseLoadSettled(settled) if settled.reversed => {
-                    add(settled.account, settled.wallet, settled.amount);
-                }
-                Body::Payout(payout) => add(payout.account, payout.wallet, -payout.amount),
-                _ => {}
+            if let Some((account, wallet, fen)) = centre_effect(&entry.body) {
+                add(account, wallet, fen);
             }
         }
         for entry in self.nodes.iter().flat_map(NodeBooks::entries) {
@@ -224,78 +212,21 @@ impl Books {
         let nodes = self.nodes.iter().flat_map(|node| &node.logs);
         nodes.chain(&self.shards).chain(&self.to_nodes).map(|log| log.len() as u64).sum()
     }
+}
 
-    /// Rare paths that the books show, and how often.
-    pub fn coverage(&self, ledger: &Ledger) -> Vec<(Coverage, u64)> {
-        let mut counts: BTreeMap<Coverage, u64> = BTreeMap::new();
-        let mut reach = |coverage| *counts.entry(coverage).or_default() += 1;
-        let reissued: BTreeSet<_> = ledger.reissues.values().map(|reissue| &reissue.card).collect();
-        for node in &self.nodes {
-            for (position, entry) in node.logs.iter().flat_map(|log| (1_u64..).zip(log.iter())) {
-                match &entry.body {
-                    Body::Debit(debit) if reissued.contains(&debit.card) => reach(Coverage::ReissuedPaid),
-                    Body::Release(_) => reach(Coverage::RightReleased),
-                    Body::ShareRelease(_) => reach(Coverage::AllowanceReleased),
-                    Body::Reversal(back) if (back.right_home + back.stand_in_home).is_positive() => {
-                        reach(Coverage::ReversalHome);
-                    }
-                    _ => {}
-                }
-                let epoch = match &entry.body {
-                    Body::Debit(debit) => debit.epoch.0,
-                    Body::Reversal(back) => back.epoch.0,
-                    Body::Release(release) => release.epoch.0,
-                    _ => continue,
-                };
-                let late = |(of, closed, head): &(u16, u32, u64)| {
-                    *of == node.node.0 && epoch <= *closed && position > *head
-                };
-                if self.closings.iter().any(late) {
-                    reach(Coverage::LateEntry);
-                }
-            }
+/// What an entry of the centre does to the funds of an account.
+pub(super) fn centre_effect(body: &Body) -> Option<(AccountId, Wallet, Fen)> {
+    match body {
+        Body::Credit(credit) => Some((credit.account, credit.wallet, credit.amount)),
+        Body::Refund(refund) => Some((refund.account, refund.wallet, refund.amount)),
+        Body::PurseLoad(load) => Some((load.account, load.wallet, -load.amount)),
+        Body::PurseReturned(back) => Some((back.account, back.wallet, back.amount)),
+        Body::PurseCaseDecided(decided) => decided.given_back(),
+        Body::PurseLoadSettled(settled) if settled.reversed => {
+            Some((settled.account, settled.wallet, settled.amount))
         }
-        for (_, case) in &self.cases {
-            reach(Coverage::CaseOpened);
-            if case.bearer == Bearer::Holder as u8 {
-                reach(Coverage::CaseClaimed);
-            }
-            if case.bearer == Bearer::RiskFund as u8 {
-                reach(Coverage::CaseAtRiskFund);
-            }
-            if case.recovered.is_positive() {
-                reach(Coverage::CaseRecovered);
-            }
-        }
-        let mut days: Vec<BusinessDay> = Vec::new();
-        for entry in self.nodes.iter().flat_map(NodeBooks::entries) {
-            if let Body::Debit(debit) = &entry.body
-                && !days.contains(&debit.day)
-            {
-                days.push(debit.day);
-            }
-        }
-        if days.len() > 1 {
-            reach(Coverage::DayChanged);
-        }
-        let mut paid_out = BTreeSet::new();
-        for entry in self.shard_entries() {
-            match &entry.body {
-                Body::Payout(payout) if paid_out.insert((payout.account, payout.wallet)) => {
-                    reach(Coverage::ClosedPaidOut);
-                }
-                Body::Payout(_) => reach(Coverage::ClosedPaidOutAgain),
-                Body::Refund(_) => reach(Coverage::LossRefunded),
-                Body::DocumentRenewed(_) => reach(Coverage::DocumentRenewed),
-                _ => {}
-            }
-        }
-        self.given_up.values().for_each(|_| reach(Coverage::ClosedGivenUp));
-        self.vouchers.coverage().into_iter().for_each(&mut reach);
-        if self.faults.iter().any(|fault| fault.contains("was used before")) {
-            reach(Coverage::CodeReplayFound);
-        }
-        counts.into_iter().collect()
+        Body::Payout(payout) => Some((payout.account, payout.wallet, -payout.amount)),
+        _ => None,
     }
 }
 

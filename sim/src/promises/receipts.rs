@@ -9,7 +9,7 @@ use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason, TapKey, TapKind};
 
 use super::Promise;
-use super::books::{Books, Checked, Finding};
+use super::books::{Books, Checked, Finding, centre_effect};
 use super::ledger::{Ledger, Request, Sent, Told};
 use crate::plan::{Plan, What};
 
@@ -258,22 +258,11 @@ pub fn balances(plan: &Plan, ledger: &Ledger, books: &Books) -> Checked {
             _ => {}
         }
     }
-    for entry in books.shards.iter().flat_map(|shard| shard.iter()) {
-        match &entry.body {
-            Body::Refund(refund) => *expected.entry(refund.account).or_default() += refund.amount,
-            // Whether the cards have it is held against the cards.
-            Body::PurseLoad(load) => *expected.entry(load.account).or_default() -= load.amount,
-            Body::PurseReturned(back) => *expected.entry(back.account).or_default() += back.amount,
-            Body::PurseCaseDecided(decided) => {
-                if let Some((account, _, fen)) = decided.given_back() {
-                    *expected.entry(account).or_default() += fen;
-                }
-            }
-            Body::PurseLoadSettled(settled) if settled.reversed => {
-                *expected.entry(settled.account).or_default() += settled.amount;
-            }
-            Body::Payout(payout) => *expected.entry(payout.account).or_default() -= payout.amount,
-            _ => {}
+    // Credits were compared with what was paid in; whether cards have what was loaded is held against the cards.
+    let by_centre = books.shards.iter().flat_map(|shard| shard.iter()).map(|entry| &entry.body);
+    for body in by_centre.filter(|body| !matches!(body, Body::Credit(_))) {
+        if let Some((account, _, fen)) = centre_effect(body) {
+            *expected.entry(account).or_default() += fen;
         }
     }
     let money = books.money();

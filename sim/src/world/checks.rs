@@ -4,26 +4,25 @@
 //! are gathered, at chosen moments and at the end.
 
 mod copies;
+mod probe;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use feiqian_protocol::account::{AccountSettings, Document, actor_id};
-use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::{Body, Entry};
 use feiqian_protocol::ids::{AccountId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::tap::{Decision, Pin, TapKey};
+use feiqian_protocol::tap::TapKey;
 use feiqian_protocol::time::Timestamp;
 use feiqian_reconcile::io as centre_io;
 
 use super::hosts::Trust;
 use super::{MS, World};
 use crate::link::tables::{node_log, to_node_log};
-use crate::plan::{Ask, INSTITUTION, LinkQuality, Manner, Tap};
+use crate::plan::INSTITUTION;
 use crate::promises::books::{Books, Finding, NodeBooks};
-use crate::promises::ledger::{Sent, Told};
-use crate::promises::pins::PROBE;
+use crate::promises::ledger::Sent;
 use crate::promises::{Coverage, Promise, books, closings, losses, pins, receipts, settings};
 
 /// How often and how long it is waited for everything to settle at the end, in milliseconds, and how quickly what nobody waits for
@@ -34,9 +33,6 @@ const ATTEND_AT_END_MS: u64 = 20;
 
 /// Accounts whose documents are read at the end: of a campus with more of them, none.
 const ACCOUNTS_LOOKED_AT: usize = 64;
-
-/// Accounts that are spent to the last fen at the end.
-const PROBED_ACCOUNTS: usize = 2;
 
 /// What widens the bound on overspend: copies of disks.
 #[derive(Debug, Default)]
@@ -474,76 +470,6 @@ impl World<'_> {
             feiqian_reconcile::verify::verify(self.centre_tables()?.connection(), INSTITUTION, &centre_key)?;
         if !report.ok {
             self.violated(Promise::History, format!("the books of the centre: {:?}", report.problems));
-        }
-        Ok(())
-    }
-
-    /// Whoever has money can spend it, anywhere, to the last fen; and no fen more.
-    fn probe(&mut self) -> Result<()> {
-        // A building at the end of a slow line does not get an answer from the centre in time, which is not promised.
-        for building in &mut self.buildings {
-            building.quality = Some(LinkQuality::LAN);
-        }
-        let paying: Vec<usize> = (0..self.buildings.len())
-            .filter(|index| self.plan.buildings[*index].role != Role::Door)
-            .collect();
-        let lost = self.centre_tables()?.lost_cards()?;
-        let mut order: Vec<usize> = (0..self.plan.accounts.len()).collect();
-        self.chance.shuffle(&mut order);
-        let mut probes = Vec::new();
-        for account in order {
-            let own = self.plan.accounts[account].card.clone();
-            let reissue = self.ledger.reissues.get(&account).filter(|reissue| reissue.told_ns.is_some());
-            let card = reissue.map_or(own, |reissue| reissue.card.clone());
-            if probes.len() == PROBED_ACCOUNTS
-                || paying.is_empty()
-                || lost.contains(&card)
-                || self.ledger.closings.contains_key(&account)
-                || self.purses.has(&card)
-            {
-                continue;
-            }
-            let id = self.centre_tables()?.cards()?.get(&card).copied().context("an account of the plan")?;
-            let wallets = self.centre_tables()?.wallets()?;
-            // What is owed in one wallet is not taken from the other.
-            let money: Fen =
-                wallets.iter().filter(|((of, _), _)| *of == id).map(|(_, held)| held.funds.or_zero()).sum();
-            if money.is_positive() {
-                probes.push((card, money));
-            }
-        }
-        for (step, (card, money)) in probes.into_iter().enumerate() {
-            for (part, ask) in [money, Fen::new(1)].into_iter().enumerate() {
-                let building = paying[self.chance.index(paying.len())];
-                let tap = Tap {
-                    number: PROBE + 2 * step as u32 + part as u32,
-                    building,
-                    terminal: 0,
-                    card: card.clone(),
-                    ask: Ask::Amount(ask),
-                    pin: Pin::Right,
-                    manner: Manner::Patient,
-                };
-                let index = self.begin(self.buildings[building].site, &tap);
-                self.transmit(index);
-                self.run_until(self.now + (self.plan.timing.ask_deadline_ms + 5_000) * MS)?;
-                let told = self.ledger.requests[index].told.clone();
-                let right = match (&told, part) {
-                    (Some(Told::Decided(Decision::Approved { amount, stand_in, .. })), 0) => {
-                        *amount == money && *stand_in == Fen::ZERO
-                    }
-                    (Some(Told::Decided(Decision::Declined(_))), 1) => true,
-                    _ => false,
-                };
-                if !right {
-                    let place = self.site_name(self.buildings[building].site);
-                    let text =
-                        format!("{ask} of {card}, which has {money}, at {place}, all connected: {told:?}");
-                    let promise = if part == 0 { Promise::Liveness } else { Promise::NoOverspend };
-                    self.violated(promise, text);
-                    return Ok(());
-                }
-            }
         }
         Ok(())
     }
