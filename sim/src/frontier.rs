@@ -8,6 +8,7 @@
 
 pub mod cell;
 pub mod college;
+pub mod ground;
 pub mod instruments;
 pub mod mode;
 pub mod play;
@@ -31,9 +32,9 @@ use tokio::task::JoinSet;
 
 use crate::campus::Usage;
 use cell::{Found, Frontier, Kind};
+use ground::Ground;
 use instruments::Instruments;
 use mode::Contender;
-use run::Ground;
 
 /// The hidden subcommand of a worker process.
 pub const WORKER: &str = "__frontier";

@@ -2,19 +2,21 @@
 //! command anything, clocks, restarts, and beside all that an honest node. Whatever comes, no step fails, the ledger
 //! balances and every wallet is partitioned (`verify`), and the honest node's purchase is posted from its right.
 
+mod node;
+
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use ed25519_dalek::SigningKey;
 use feiqian_protocol::account::{Document, actor_id};
 use feiqian_protocol::campus::{CampusConfig, Mode};
-use feiqian_protocol::chain::{Countersignature, Cursor, Head, LogWriter, SignedHead, hex};
+use feiqian_protocol::chain::{Countersignature, Cursor, Head, LogWriter, hex};
 use feiqian_protocol::enrol::Role;
-use feiqian_protocol::entry::{Actor, ActorKind, Body, Debit, Entry, Proof, Setting, StandInGrant, TapRef};
+use feiqian_protocol::entry::{Actor, ActorKind, Body, Debit, Proof, Setting, TapRef};
 use feiqian_protocol::frame::{
-    Ack, Ask, Entries, Frame, LogCursor, Mark, NodeHello, PROTOCOL_VERSION, Recalled, RefusalReason,
+    Ack, Ask, Entries, Frame, LogCursor, Mark, NodeHello, Recalled, RefusalReason,
 };
-use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
+use feiqian_protocol::ids::{AccountId, CardNumber, Epoch, Key, LogId, NodeId, NodeName, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::snapshot::SnapshotAck;
 use feiqian_protocol::time::{BusinessCalendar, Hlc, Timestamp};
@@ -23,6 +25,7 @@ use feiqian_reconcile::io::{Command, Identity, ImportedAccount, Input, LinkId, N
 use feiqian_reconcile::verify::verify;
 use feiqian_sim::vfs::{Disk, Image};
 
+use self::node::Node;
 use super::node::campus;
 use super::script::{INSTITUTION, START, Script};
 
@@ -101,99 +104,6 @@ pub fn session(data: &[u8]) {
         rig.play(&mut script);
     }
     rig.end();
-}
-
-/// A node as far as the centre can tell.
-#[derive(Clone)]
-struct Node {
-    id: NodeId,
-    name: String,
-    incarnation: u32,
-    key: SigningKey,
-    writer: LogWriter,
-    records: Vec<Vec<u8>>,
-    heads: Vec<SignedHead>,
-    /// Where its own log may be continued otherwise: the same log some entries earlier.
-    earlier: Option<(LogWriter, usize, usize)>,
-    streams: BTreeMap<LogId, Cursor>,
-    granted: BTreeMap<(AccountId, Wallet), Fen>,
-    branch: Option<LogId>,
-    acked: u64,
-    link: Option<LinkId>,
-    epoch: Epoch,
-    anchor: Timestamp,
-}
-
-impl Node {
-    fn log(&self) -> LogId {
-        LogId::node(INSTITUTION, self.id)
-    }
-
-    fn to_node(&self) -> LogId {
-        LogId::to_node(INSTITUTION, self.id)
-    }
-
-    fn cursor(&self, log: LogId) -> Cursor {
-        self.streams.get(&log).copied().unwrap_or(Cursor::START)
-    }
-
-    fn write(&mut self, wall: Timestamp, actor: Actor, body: Body) {
-        let appended = self.writer.append(wall, CampusId(1), actor, body);
-        self.records.push(appended.record);
-    }
-
-    fn sign(&mut self, applied: u64, anchor: Timestamp) {
-        self.heads.extend(self.writer.sign_head(applied, anchor, &self.key));
-    }
-
-    fn entries_after(&self, after: u64) -> Option<Entries> {
-        let records = self.records.get(usize::try_from(after).ok()?..)?;
-        let heads = self.heads.iter().filter(|head| head.head.cursor.position > after).copied().collect();
-        (!records.is_empty()).then(|| Entries {
-            log: self.log(),
-            first: after + 1,
-            records: records.iter().cloned().map(Into::into).collect(),
-            heads,
-        })
-    }
-
-    fn hello(&self) -> NodeHello {
-        let shards = self.streams.iter().filter(|(log, _)| log.as_shard().is_some());
-        NodeHello {
-            version: PROTOCOL_VERSION,
-            institution: INSTITUTION,
-            node: self.id,
-            incarnation: self.incarnation,
-            log: self.writer.cursor(),
-            to_node: self.cursor(self.to_node()),
-            shards: shards.map(|(log, cursor)| LogCursor { log: *log, cursor: *cursor }).collect(),
-            countersigned: None,
-            refused: None,
-            kept_after: Vec::new(),
-            heads: Vec::new(),
-        }
-    }
-
-    /// Follows the centre's streams; returns the acknowledgement.
-    fn follow(&mut self, entries: &Entries) -> Option<Ack> {
-        let mut cursor = self.cursor(entries.log);
-        let known = usize::try_from((cursor.position + 1).checked_sub(entries.first)?).ok()?;
-        for record in entries.records.iter().skip(known) {
-            cursor = cursor.after(entries.log, record);
-            match Entry::from_record(record).ok()?.body {
-                Body::Anchor(anchor) => self.anchor = self.anchor.max(anchor.time),
-                Body::Grant(grant) if grant.epoch == self.epoch => {
-                    self.granted.insert((grant.account, grant.wallet), grant.total);
-                    self.anchor = self.anchor.max(grant.time);
-                }
-                Body::StandInGrant(StandInGrant(grant)) => self.anchor = self.anchor.max(grant.time),
-                Body::Closed(closed) => self.epoch = closed.epoch.next(),
-                _ => {}
-            }
-        }
-        self.streams.insert(entries.log, cursor);
-        Some(Ack { log: entries.log, position: cursor.position, countersignature: None })
-    }
 }
 
 struct Rig {
