@@ -232,10 +232,11 @@ impl CentreTables {
                 (balance, owed) = (Fen::ZERO, Fen::ZERO);
             }
             balance += fen(row, 2)?;
-            owed = (owed - fen(row, 3)?).or_zero();
-            let more = -balance - owed;
+            // What was recovered of a case that is none any more is given back later in this order.
+            owed -= fen(row, 3)?;
+            let more = -balance - owed.or_zero();
             if more.is_positive() {
-                owed += more;
+                owed = owed.or_zero() + more;
                 *overspent.entry(key).or_default() += more;
             }
         }
