@@ -180,6 +180,7 @@ impl NodeCore {
             refused: self.state.saved.refused,
             kept_after,
             heads,
+            branch: self.state.saved.branch,
         };
         outputs.push(Output::Send(link, Frame::NodeHello(Box::new(hello))));
         Ok(())

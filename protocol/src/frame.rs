@@ -143,6 +143,9 @@ pub struct NodeHello {
     /// lacks it has come back from an old copy.
     #[cbor(n(10), decode_with = "few")]
     pub heads: Vec<SignedHead>,
+    /// The branch that its log goes to, where the centre has named one: several boxes may bear one name.
+    #[n(11)]
+    pub branch: Option<LogId>,
 }
 
 /// Why the centre refuses a session. The names are in both logs.

@@ -297,6 +297,7 @@ mod tests {
             refused: None,
             kept_after: Vec::new(),
             heads: Vec::new(),
+            branch: None,
         }
     }
 

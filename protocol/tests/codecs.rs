@@ -245,6 +245,7 @@ fn lengths_are_bounded_before_anything_is_read() {
                 refused: None,
                 kept_after: vec![0; kept_after],
                 heads: vec![head; heads],
+                branch: None,
             }))
             .to_bytes();
             assert_eq!(Frame::from_bytes(&bytes).is_ok(), fits, "{shards} {kept_after} {heads}");

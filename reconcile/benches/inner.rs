@@ -173,6 +173,7 @@ impl Centre {
             refused: None,
             kept_after: Vec::new(),
             heads: Vec::new(),
+            branch: None,
         };
         centre.step(vec![
             Input::LinkUp { link: LINK, node: NODE, incarnation: 1, expired: false },

@@ -71,8 +71,8 @@ pub(crate) struct Link {
     last_sent: Option<LogId>,
     anchor: u64,
     anchored: bool,
-    /// True once the node was told which branch its continuation goes to.
-    branched: bool,
+    /// The branch that the node was told its continuation goes to.
+    branch: Option<LogId>,
     /// True once somebody was told that the node's clock is wrong.
     clock_told: bool,
 }
@@ -130,7 +130,7 @@ impl Round<'_> {
             last_sent: None,
             anchor: 0,
             anchored: false,
-            branched: false,
+            branch: None,
             clock_told: false,
         };
         self.state.links.insert(id, link);
@@ -315,12 +315,15 @@ impl Round<'_> {
         Ok(Ok(()))
     }
 
+    /// Ends the other sessions of a node. Boxes that are refused upload side by side: were each to end the others, none would come
+    /// to its end.
     pub(crate) fn end_other_sessions(&mut self, id: LinkId, node: NodeId, reason: &str) {
         let older: Vec<LinkId> = self
             .state
             .links
             .iter()
-            .filter(|(other, link)| **other != id && link.node == node && link.phase != Phase::Opening)
+            .filter(|(other, link)| **other != id && link.node == node)
+            .filter(|(_, link)| !matches!(link.phase, Phase::Opening | Phase::Refused))
             .map(|(other, _)| *other)
             .collect();
         for other in older {
@@ -427,6 +430,7 @@ impl Round<'_> {
     pub(crate) fn refuse(&mut self, id: LinkId, reason: RefusalReason) -> Result<(), StoreError> {
         let Some(link) = self.state.links.get_mut(&id) else { return Ok(()) };
         let node_id = link.node;
+        let by_hello = link.phase == Phase::Opening;
         link.phase = Phase::Refused;
         let hello = link.hello.clone();
         tracing::warn!(node = node_id.0, reason = reason.name(), "session refused");
@@ -443,10 +447,7 @@ impl Round<'_> {
         }
         let mut branch = None;
         if reason == RefusalReason::ForkedLog {
-            branch = self.branch_for(id, node_id, false)?;
-            if let Some(link) = self.state.links.get_mut(&id) {
-                link.branched = branch.is_some();
-            }
+            branch = self.branch_for(id, node_id, by_hello)?;
         }
         let session = self.state.nodes.get(&node_id).map_or(0, |node| node.session);
         self.send_hello(id, node_id, session, Some(reason), branch);
@@ -487,14 +488,34 @@ impl Round<'_> {
         branches.map(|(log, branch)| (*log, *branch)).collect()
     }
 
-    /// Where a forked node's continuation is to go: the branch that it has, or a new one where `fresh` or there is none.
-    fn branch_for(&mut self, id: LinkId, node: NodeId, fresh: bool) -> Result<Option<Branch>, StoreError> {
+    /// Where a continuation is to go that is not the log as ingested: the branch that its box names, else the newest that may
+    /// hold it, else a new one. `None` where its Hello alone does not show that it is another one.
+    fn branch_for(&mut self, id: LinkId, node: NodeId, by_hello: bool) -> Result<Option<Branch>, StoreError> {
         let own = self.state.own_log(node);
-        if !fresh && let Some((log, branch)) = self.branches_of(node).last() {
-            return Ok(Some(Branch { log: *log, after: branch.after }));
+        let Some(hello) = self.state.links.get(&id).and_then(|link| link.hello.clone()) else {
+            return Ok(None);
+        };
+        let branches = self.branches_of(node);
+        let named = branches.iter().find(|(log, _)| hello.branch == Some(*log));
+        if named.is_none() && by_hello {
+            let here = logs::hash_at(self.db, own, hello.log.position)?;
+            if here.is_none_or(|hash| hash == hello.log.hash) {
+                return Ok(None);
+            }
         }
-        // What we countersigned and the node holds is surely common.
+        // One that begins beyond a box's log is that of another box.
+        let last = branches.last().filter(|(_, branch)| branch.after < hello.log.position);
+        match named.or(last) {
+            Some((log, branch)) => Ok(Some(self.sends_to(id, *log, branch.after))),
+            None => self.branch_of_its_own(id, node),
+        }
+    }
+
+    /// A branch for what a box sends, which continues none that is there.
+    fn branch_of_its_own(&mut self, id: LinkId, node: NodeId) -> Result<Option<Branch>, StoreError> {
+        let own = self.state.own_log(node);
         let hello = self.state.links.get(&id).and_then(|link| link.hello.clone());
+        // What we countersigned and the node holds is surely common.
         let common = hello.and_then(|hello| hello.countersigned).filter(|signed| {
             signed.log == own && signed.is_signed_by(&self.state.identity.log_key.verifying_key())
         });
@@ -506,7 +527,14 @@ impl Round<'_> {
             }
             _ => Cursor::START,
         };
-        Ok(self.new_branch(node, after)?.map(|log| Branch { log, after: after.position }))
+        Ok(self.new_branch(node, after)?.map(|log| self.sends_to(id, log, after.position)))
+    }
+
+    fn sends_to(&mut self, id: LinkId, log: LogId, after: u64) -> Branch {
+        if let Some(link) = self.state.links.get_mut(&id) {
+            link.branch = Some(log);
+        }
+        Branch { log, after }
     }
 
     /// A branch that leaves a node's log after a common cursor; `None` where it has too many already.
@@ -525,6 +553,11 @@ impl Round<'_> {
     fn entries(&mut self, id: LinkId, node: NodeId, entries: Entries) -> Result<(), StoreError> {
         let log = entries.log;
         let last = entries.first.saturating_add(entries.records.len() as u64).saturating_sub(1);
+        let branch = self.state.links.get(&id).and_then(|link| link.branch);
+        if branch.is_some_and(|branch| branch != log) {
+            // Under way since before the branch was named: it comes again, there.
+            return Ok(());
+        }
         match self.ingest(node, entries)? {
             Ingest::Taken(new) => {
                 let acked = self.acks.entry((id, log)).or_default();
@@ -541,13 +574,9 @@ impl Round<'_> {
             }
             Ingest::Forked if log == self.state.own_log(node) => {
                 // One that was refused for another reason may have forked as well, which shows only here.
-                if self.state.links.get(&id).is_some_and(|link| link.branched) {
-                    self.close_link(id, "a refused continuation goes to its branch");
-                    return Ok(());
-                }
                 self.refuse(id, RefusalReason::ForkedLog)
             }
-            Ingest::Forked => match self.branch_for(id, node, true)? {
+            Ingest::Forked => match self.branch_of_its_own(id, node)? {
                 Some(branch) => {
                     let session = self.state.nodes.get(&node).map_or(0, |node| node.session);
                     self.send_hello(id, node, session, Some(RefusalReason::ForkedLog), Some(branch));

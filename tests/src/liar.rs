@@ -187,6 +187,7 @@ impl Liar {
             refused: None,
             kept_after: Vec::new(),
             heads: Vec::new(),
+            branch: None,
         }
     }
 

@@ -445,13 +445,13 @@ pub fn frame() -> impl Strategy<Value = Frame> {
     let node_hello = (
         (any::<u16>(), any::<u16>(), any::<u16>(), any::<u32>()),
         (cursor(), cursor(), log_cursors(), option::of(countersignature())),
-        (option::of(refusal.clone()), vec(any::<u64>(), 0..17), vec(signed_head(), 0..3)),
+        (option::of(refusal.clone()), vec(any::<u64>(), 0..17), vec(signed_head(), 0..3), option::of(log())),
     )
         .prop_map(
             |(
                 (version, institution, node, incarnation),
                 (log, to_node, shards, countersigned),
-                (refused, kept_after, heads),
+                (refused, kept_after, heads, branch),
             )| {
                 Frame::NodeHello(Box::new(NodeHello {
                     version,
@@ -465,6 +465,7 @@ pub fn frame() -> impl Strategy<Value = Frame> {
                     refused,
                     kept_after,
                     heads,
+                    branch,
                 }))
             },
         );

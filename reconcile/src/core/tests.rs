@@ -10,7 +10,8 @@ use feiqian_protocol::entry::{
     Actor, ActorKind, Body, Debit, Entry, Proof, Reversal, Setting, StandInGrant, TakenIn, TapRef,
 };
 use feiqian_protocol::frame::{
-    Ack, Ask, CentreHello, Entries, Frame, LogCursor, Mark, NodeHello, PROTOCOL_VERSION, Recall, Recalled,
+    Ack, Ask, Branch, CentreHello, Entries, Frame, LogCursor, Mark, NodeHello, PROTOCOL_VERSION, Recall,
+    Recalled,
 };
 use feiqian_protocol::ids::{
     AccountId, CampusId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,
@@ -30,6 +31,7 @@ use crate::verify::verify;
 mod bench;
 mod closing;
 mod codes;
+mod copies;
 mod habits;
 mod holders;
 mod holds;

@@ -112,6 +112,7 @@ impl World<'_> {
             refused: None,
             kept_after: Vec::new(),
             heads: Vec::new(),
+            branch: None,
         };
         self.note_copy(site)?;
         self.lose_unacknowledged(site)?;

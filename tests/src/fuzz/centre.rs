@@ -278,6 +278,7 @@ impl Rig {
                 hello.shards.push(LogCursor { log: script.log(), cursor });
             }
             5 => hello.version = script.u32() as u16,
+            10 => hello.branch = Some(script.log()),
             6 => hello.incarnation = script.u32(),
             7 => {
                 let cursor = Cursor { position: script.near(hello.log.position), hash: [script.byte(); 32] };

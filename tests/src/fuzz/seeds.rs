@@ -214,6 +214,7 @@ fn frames() -> Vec<Frame> {
             refused: Some(RefusalReason::ForkedLog),
             kept_after: vec![4; 2],
             heads: vec![Head { log, cursor, applied: 5, anchor: START }.sign(&key())],
+            branch: Some(LogId::branch(INSTITUTION, node, 1)),
         })),
         hello(None, None),
         hello(

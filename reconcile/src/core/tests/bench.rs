@@ -3,6 +3,7 @@
 use super::*;
 
 /// A node as far as the centre can tell.
+#[derive(Clone)]
 pub(super) struct FakeNode {
     pub(super) id: NodeId,
     pub(super) incarnation: u32,
@@ -16,6 +17,8 @@ pub(super) struct FakeNode {
     pub(super) stand_in: BTreeMap<AccountId, Fen>,
     pub(super) link: Option<LinkId>,
     pub(super) heard: Vec<Frame>,
+    /// Where the centre has said that its log goes.
+    pub(super) branch: Option<Branch>,
     pub(super) closed: Option<String>,
     pub(super) anchor: Timestamp,
     pub(super) obeys: bool,
@@ -61,6 +64,7 @@ impl FakeNode {
             refused: None,
             kept_after: Vec::new(),
             heads: Vec::new(),
+            branch: self.branch.map(|branch| branch.log),
         }))
     }
 
@@ -194,6 +198,7 @@ impl Bench {
                                 let recalled = Recalled { account: *account, unit: *unit, at };
                                 next.push(Input::Frame(link, Frame::Recalled(recalled)));
                             }
+                            Frame::CentreHello(hello) => node.branch = hello.branch.or(node.branch),
                             _ => {}
                         }
                         node.heard.push(frame);
@@ -244,6 +249,7 @@ impl Bench {
             stand_in: BTreeMap::new(),
             link: None,
             heard: Vec::new(),
+            branch: None,
             closed: None,
             anchor: Timestamp(0),
             obeys: true,

@@ -81,6 +81,7 @@ impl Node {
             refused: None,
             kept_after: Vec::new(),
             heads: Vec::new(),
+            branch: None,
         }
     }
 

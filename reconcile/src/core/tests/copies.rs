@@ -1,0 +1,79 @@
+//! Several boxes that bear one name: what each of them did comes up, whatever the others do.
+
+use feiqian_protocol::frame::RefusalReason;
+
+use super::*;
+
+/// What a box sends after a position, a record a frame, under the name of a branch.
+fn frames(bench: &Bench, index: usize, log: LogId, after: u64) -> Vec<Input> {
+    let node = &bench.nodes[index];
+    let link = node.link.expect("connected");
+    let frame = |at: usize| Entries {
+        log,
+        first: at as u64 + 1,
+        records: vec![node.records[at].clone().into()],
+        heads: vec![node.heads[at]],
+    };
+    let at = after as usize..node.records.len();
+    at.map(|at| Input::Frame(link, Frame::Entries(frame(at)))).collect()
+}
+
+/// Says Hello and sends what the centre asks for, where it asks for it.
+fn comes(bench: &mut Bench, index: usize) {
+    bench.connect(index);
+    let mut told = None;
+    while let Some(branch) = bench.nodes[index].branch
+        && told != Some(branch.log)
+    {
+        told = Some(branch.log);
+        let frames = frames(bench, index, branch.log, branch.after);
+        bench.step(frames);
+    }
+}
+
+#[test]
+fn boxes_of_one_name_upload_side_by_side_each_to_a_branch_of_its_own() {
+    let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
+    bench.debit(0, 1, 100, 0);
+    bench.upload(0);
+    bench.cut(0);
+    for _ in 0..2 {
+        let copy = bench.nodes[0].clone();
+        bench.nodes.push(copy);
+    }
+    for (index, fen) in [(0, 10), (1, 20), (2, 30)] {
+        for _ in 0..3 {
+            bench.debit(index, 1, fen, 0);
+        }
+    }
+    bench.connect(0);
+    bench.upload(0);
+    comes(&mut bench, 1);
+    assert_eq!(bench.nodes[0].closed.as_deref(), Some("another copy of the node was refused"));
+    comes(&mut bench, 2);
+    bench.debit(0, 1, 10, 0);
+    bench.connect(0);
+    assert_eq!(bench.nodes[0].centre_hello().refused, Some(RefusalReason::ForkedLog));
+    assert_eq!(bench.nodes[0].branch, None, "it continues what is there");
+    bench.upload(0);
+    assert!(bench.nodes.iter().all(|node| node.link.is_some()), "nobody is in another's way");
+    assert_eq!(bench.nodes[0].acked(), 5);
+
+    // They come again, the older one first: each goes on where it was.
+    for index in [1, 2, 1] {
+        bench.cut(index);
+        bench.debit(index, 1, 1, 0);
+        comes(&mut bench, index);
+    }
+    let branches: Vec<_> =
+        bench.nodes.iter().map(|node| node.branch.map(|branch| branch.log.stream)).collect();
+    assert_eq!(branches[0], None);
+    assert_ne!(branches[1], branches[2]);
+    assert_eq!(bench.number("SELECT COUNT(*) FROM branches"), 2);
+    for (index, entries) in [(1, 5), (2, 4)] {
+        let log = bench.nodes[index].branch.unwrap().log.key();
+        assert_eq!(bench.number(&format!("SELECT COUNT(*) FROM entries WHERE log = {log}")), entries);
+    }
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 1_000 - 100 - 4 * 10 - 3 * 20 - 2 - 3 * 30 - 1);
+    bench.check();
+}
