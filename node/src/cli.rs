@@ -123,6 +123,16 @@ enum Set {
     Freeze(SetOf),
     /// The card is no longer valid, for ever
     Void(SetOf),
+    /// A card that this building has not heard of is good by the centre's word (`feiqian-reconcile card issuance`)
+    Shown {
+        /// What the centre has signed
+        issuance: String,
+        /// Who says so
+        #[arg(long, default_value = "operator")]
+        operator: Key,
+        #[command(flatten)]
+        data: Data,
+    },
 }
 
 #[derive(Args)]
@@ -266,14 +276,17 @@ fn set(what: Set) -> Result<ExitCode, anyhow::Error> {
             let command = ControlCommand::VoidCard { card: of.card, operator: of.operator };
             (of.data, command)
         }
+        Set::Shown { issuance, operator, data } => (data, ControlCommand::ShowCard { issuance, operator }),
     };
     let answer = control::call(&of.dir()?.control_socket(), &command)?;
+    let shown = matches!(command, ControlCommand::ShowCard { .. });
     println!(
         "{}",
-        if answer["position"].is_null() {
-            "the card was withdrawn before"
-        } else {
-            "done here; the other buildings follow as they hear of it"
+        match (answer["position"].is_null(), shown) {
+            (true, false) => "the card was withdrawn before",
+            (false, false) => "done here; the other buildings follow as they hear of it",
+            (true, true) => "the card is known here already",
+            (false, true) => "the card can be used here now",
         }
     );
     Ok(ExitCode::SUCCESS)

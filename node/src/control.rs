@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{CardNumber, Key};
+use feiqian_protocol::issuance::SignedIssuance;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,13 @@ pub enum Command {
     VoidCard {
         /// The card.
         card: CardNumber,
+        /// Who says so.
+        operator: Key,
+    },
+    /// Shows what the centre has signed for a card that this building may not have heard of.
+    ShowCard {
+        /// As the card or its slip carries it.
+        issuance: String,
         /// Who says so.
         operator: Key,
     },
@@ -204,6 +212,13 @@ async fn answer(line: &[u8], control: &Control) -> Value {
         }
         Ok(Command::Freeze { card, operator }) => set(control, card, SettingKind::Freeze, operator).await,
         Ok(Command::VoidCard { card, operator }) => set(control, card, SettingKind::VoidCard, operator).await,
+        Ok(Command::ShowCard { issuance, operator }) => match SignedIssuance::from_text(&issuance) {
+            Ok(signed) => {
+                let card = signed.issuance.card.clone();
+                set(control, card, SettingKind::ShowCard(Box::new(signed)), operator).await
+            }
+            Err(error) => failure("malformed", error.to_string()),
+        },
     }
 }
 

@@ -270,8 +270,13 @@ async fn balance(terminals: &Terminals, body: &[u8]) -> Result<Vec<u8>, Failure>
 
 async fn setting(terminals: &Terminals, terminal: &TerminalId, body: &[u8]) -> Result<Vec<u8>, Failure> {
     let request = body::setting(terminal, body)?;
+    let shows = matches!(request.kind, SettingKind::ShowCard(_));
     match terminals.queue.ask(Request::Setting(request), terminals.answer_wait()).await? {
-        Answer::Setting(done) => Ok(to_json(&SettingAnswer::done(done?.position.is_none()))),
+        Answer::Setting(done) => {
+            let was_so = done?.position.is_none();
+            let answer = if shows { SettingAnswer::shown(was_so) } else { SettingAnswer::done(was_so) };
+            Ok(to_json(&answer))
+        }
         _ => Err(NoAnswer::Unavailable.into()),
     }
 }

@@ -186,6 +186,12 @@ pub enum SettingError {
         /// For a person.
         message: String,
     },
+    /// What was shown for a card is for another one.
+    #[error("what was shown is not for this card")]
+    OtherCard,
+    /// What was shown for a card is not from the centre.
+    #[error("what was shown for this card is not from the centre")]
+    NotIssued,
     /// Too many of the account wait for the centre.
     #[error("too many changes of this account wait for the centre")]
     TooMany,
@@ -201,6 +207,8 @@ impl SettingError {
             Self::UnknownCard => "unknown_card",
             Self::UnknownTerminal(_) => "unknown_terminal",
             Self::Refused { code, .. } => code,
+            Self::OtherCard => "other_card",
+            Self::NotIssued => "not_issued",
             Self::TooMany => "too_many",
             Self::OutOfService => "unavailable",
         }

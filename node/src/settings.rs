@@ -3,14 +3,16 @@
 //! What narrows acts here with the commit that writes it, cut off or not, and everywhere else as the log arrives. The document
 //! itself is changed by the account's stream alone; until the stream has it, taps here go by the document narrowed by what was
 //! written here ([`crate::store::settings`]). What widens is the centre's; so is a new PIN ([`crate::pin::change`]), which is written
-//! here for the centre to judge.
+//! here for the centre to judge. Of a card that was given out since the building was cut off, the holder brings the centre's word.
 
 use std::mem::discriminant;
 
 use feiqian_protocol::account::{AccountError, AccountSettings, CardStatus, Intent, actor_id};
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::enrol::Role;
-use feiqian_protocol::entry::{Actor, ActorKind, Proof, Setting, SettingAnswered};
+use feiqian_protocol::entry::{Actor, ActorKind, CardShown, Proof, Setting, SettingAnswered};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key, TerminalId};
+use feiqian_protocol::issuance::{Issuance, SignedIssuance};
 use feiqian_protocol::money::Fen;
 
 use crate::apply::Fault;
@@ -42,6 +44,8 @@ pub enum SettingKind {
     VoidCard,
     /// Another payment PIN.
     SetPin(Box<NewPin>),
+    /// The card is good by the centre's word, though this building may not have heard of it.
+    ShowCard(Box<SignedIssuance>),
 }
 
 /// A change of settings that somebody wants here.
@@ -88,6 +92,9 @@ impl NodeCore {
         {
             return Ok(Err(SettingError::UnknownTerminal(terminal.to_string())));
         }
+        if let SettingKind::ShowCard(signed) = &request.kind {
+            return self.show_card(now, request, signed);
+        }
         let Some(account) = self.store.account_of(&request.card) else {
             return Ok(Err(SettingError::UnknownCard));
         };
@@ -105,7 +112,7 @@ impl NodeCore {
         let mut document = document.written_by(author);
         let mut settings = document.settings().map_err(damaged)?;
         for own in &waiting {
-            settings.narrow(&own.intent);
+            own.act_on(&mut settings)?;
             // One that builds on what was refused since does not fit any more; the centre will carry it out by itself.
             let _ = document.merge_change(&own.change);
         }
@@ -147,6 +154,48 @@ impl NodeCore {
         Ok(Ok(SettingDone { account, position: Some(position) }))
     }
 
+    /// A card that this building has not heard of is good from here on, and the one that it replaces is void. What the building
+    /// does know of the card, it goes by.
+    fn show_card(
+        &mut self,
+        now: &Now,
+        request: &SettingRequest,
+        signed: &SignedIssuance,
+    ) -> Result<Result<SettingDone, SettingError>, StoreError> {
+        let Issuance { institution, account, card, replaces, .. } = &signed.issuance;
+        if *institution != self.identity.institution || *card != request.card {
+            return Ok(Err(SettingError::OtherCard));
+        }
+        if !signed.is_signed_by(&self.identity.centre_key) && !planted(Canary::IssuanceNotChecked) {
+            return Ok(Err(SettingError::NotIssued));
+        }
+        let Some(document) = self.store.settings(*account)? else {
+            return Ok(Err(AccountError::NoSuchAccount.into()));
+        };
+        let mut settings = document;
+        let waiting = self.store.own_settings(*account)?;
+        for own in &waiting {
+            own.act_on(&mut settings)?;
+        }
+        if settings.closed {
+            return Ok(Err(AccountError::Closed.into()));
+        }
+        let replaced = |card: &CardNumber| settings.cards.get(card) == Some(&CardStatus::Void);
+        if settings.cards.contains_key(card) && replaces.as_ref().is_none_or(replaced) {
+            return Ok(Ok(SettingDone { account: *account, position: None }));
+        }
+        let alike = |own: &&OwnSetting| matches!(own.intent, Intent::IssueCard { .. });
+        if waiting.iter().filter(alike).count() >= WAITING_PER_KIND_MAX {
+            return Ok(Err(SettingError::TooMany));
+        }
+        let shown = CardShown { issuance: signed.clone() };
+        let actor = Actor { kind: ActorKind::Terminal, id: request.by.clone(), proof: request.proof };
+        let (position, _) = self.append(now, actor, shown.into())?;
+        self.store.put_own_setting(*account, &OwnSetting::shown(position, signed))?;
+        self.put_in_force(*account)?;
+        Ok(Ok(SettingDone { account: *account, position: Some(position) }))
+    }
+
     /// Who writes what somebody wants here.
     pub(crate) fn author(&self, request: &SettingRequest) -> Actor {
         let kind = match self.identity.role {
@@ -172,6 +221,8 @@ impl NodeCore {
                 single: single.unwrap_or(settings.single_limit),
                 daily: daily.unwrap_or(settings.daily_limit),
             },
+            // It was done with before.
+            SettingKind::ShowCard(_) => return None,
             SettingKind::VoidCard if settings.cards.get(&card) == Some(&CardStatus::Void) => return None,
             SettingKind::VoidCard => Intent::VoidCard { card },
             SettingKind::SetPin(new) => Intent::SetPin {
@@ -188,8 +239,18 @@ impl NodeCore {
         if let (Some(account), Some(reason)) = (account, refused) {
             tracing::warn!(position = answered.position, reason, "the centre has refused a setting");
             self.put_in_force(account)?;
+            self.forget_cards(account)?;
         }
         Ok(())
+    }
+
+    /// Cards that only the centre's word stood for, which it does not stand by any more.
+    fn forget_cards(&self, account: AccountId) -> Result<(), StoreError> {
+        let Some(mut settings) = self.store.settings(account)? else { return Ok(()) };
+        for own in self.store.own_settings(account)? {
+            own.act_on(&mut settings)?;
+        }
+        self.store.forget_cards(account, |card| settings.cards.contains_key(card))
     }
 
     /// Settings that the account streams have by now stand in the documents.
@@ -216,11 +277,13 @@ impl NodeCore {
 
 #[cfg(test)]
 mod tests {
+    use ed25519_dalek::SigningKey;
     use feiqian_protocol::account::Document;
     use feiqian_protocol::campus::Mode;
     use feiqian_protocol::entry::{Body, DocumentRenewed};
     use feiqian_protocol::ids::{AccountId, LogId};
     use feiqian_protocol::tap::{DeclineReason, TapKind};
+    use feiqian_protocol::time::Timestamp;
 
     use super::*;
     use crate::core::testing::{ALICE, INSTITUTION, World, approved, decided, declined, fen, key, tap};
@@ -340,6 +403,127 @@ mod tests {
         assert_eq!(written(&kiosk).len(), 16, "what is refused is not written");
         set(&mut kiosk, request(SettingKind::ReportLoss)).unwrap();
         kiosk.check();
+    }
+
+    fn number(text: &str) -> CardNumber {
+        CardNumber::new(text).unwrap()
+    }
+
+    /// The centre's word for a card of Alice.
+    fn issuance(card: &str, replaces: &str) -> Issuance {
+        let (card, replaces) = (number(card), Some(number(replaces)));
+        Issuance { institution: INSTITUTION, account: ALICE, card, replaces, time: Timestamp(1) }
+    }
+
+    fn show(world: &mut World, card: &str, issuance: Issuance, key: u8) -> Result<SettingDone, SettingError> {
+        let signed = issuance.sign(&SigningKey::from_bytes(&[key; 32]));
+        let kind = SettingKind::ShowCard(Box::new(signed));
+        set(world, SettingRequest { card: number(card), ..request(kind) })
+    }
+
+    const CENTRE: u8 = 2;
+
+    #[test]
+    fn a_card_that_was_given_out_since_the_cut_is_good_by_the_centres_word() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut world = World::on_disk(Mode::Hybrid, directory.path());
+        world.grant(ALICE, 1_000);
+        world.share_grant(ALICE, 1_000);
+        world.disconnect();
+        assert_eq!(decided(&world.buy("1", "new", 100)), declined(DeclineReason::UnknownCard));
+        let done = show(&mut world, "new", issuance("new", "alice"), CENTRE).unwrap();
+        assert_eq!((done.account, done.position), (ALICE, Some(2)));
+        assert_eq!(decided(&world.buy("2", "new", 100)), approved(ALICE, 100, 0));
+        assert_eq!(decided(&world.buy("3", "alice", 100)), declined(DeclineReason::Void));
+        let again = show(&mut world, "new", issuance("new", "alice"), CENTRE).unwrap();
+        assert_eq!(again.position, None, "it is known here");
+        world.check();
+        world.reopen();
+        assert_eq!(decided(&world.buy("4", "new", 100)), approved(ALICE, 100, 0));
+        assert_eq!(decided(&world.buy("5", "alice", 100)), declined(DeclineReason::Void));
+        world.check();
+
+        // The stream has it by now.
+        let issued = world.setting(ALICE, Intent::IssueCard { card: number("new") });
+        let void = world.setting(ALICE, Intent::VoidCard { card: number("alice") });
+        world.connect();
+        world.frame(issued);
+        world.frame(void);
+        let stream_position = world.centre.end(LogId::shard(INSTITUTION, ALICE.shard())).position;
+        world.tell(vec![SettingAnswered { position: 2, stream_position, refused: None }.into()]);
+        assert_eq!(world.status().settings_waiting, 0);
+        assert_eq!(decided(&world.buy("6", "new", 100)), approved(ALICE, 100, 0));
+        assert_eq!(decided(&world.buy("7", "alice", 100)), declined(DeclineReason::Void));
+        world.check();
+    }
+
+    #[test]
+    fn what_is_shown_for_a_card_must_be_the_centres_and_for_this_card_and_undoes_nothing() {
+        let mut world = world_of(Role::Pos);
+        world.grant(ALICE, 1_000);
+        world.share_grant(ALICE, 1_000);
+        let good = || issuance("new", "alice");
+        let code = |done: Result<SettingDone, SettingError>| done.unwrap_err().code();
+        assert_eq!(code(show(&mut world, "new", good(), CENTRE + 1)), "not_issued");
+        assert_eq!(code(show(&mut world, "other", good(), CENTRE)), "other_card");
+        let foreign = Issuance { institution: feiqian_protocol::ids::InstitutionId(99), ..good() };
+        assert_eq!(code(show(&mut world, "new", foreign, CENTRE)), "other_card");
+        let nobody = Issuance { account: AccountId(77), ..good() };
+        assert_eq!(code(show(&mut world, "new", nobody, CENTRE)), "no_such_account");
+        assert_eq!(decided(&world.buy("1", "new", 100)), declined(DeclineReason::UnknownCard));
+        assert_eq!(decided(&world.buy("2", "alice", 100)), approved(ALICE, 100, 0));
+
+        // The third card comes first; what was shown for the second one before it makes that one good no more.
+        show(&mut world, "third", issuance("third", "second"), CENTRE).unwrap();
+        let late = show(&mut world, "second", issuance("second", "alice"), CENTRE);
+        assert!(late.unwrap().position.is_some(), "it says that the first one is void");
+        for (sequence, card, decision) in [
+            ("3", "third", approved(ALICE, 100, 0)),
+            ("4", "second", declined(DeclineReason::Void)),
+            ("5", "alice", declined(DeclineReason::Void)),
+        ] {
+            assert_eq!(decided(&world.buy(sequence, card, 100)), decision, "{card}");
+        }
+        world.check();
+
+        // A loss that is told of the card is no news to be undone.
+        let lost = world.setting(ALICE, Intent::IssueCard { card: number("fourth") });
+        world.frame(lost);
+        let report = Intent::ReportLoss { card: number("fourth"), loss: Key::new("l").unwrap() };
+        let report = world.setting(ALICE, report);
+        world.frame(report);
+        assert!(show(&mut world, "fourth", issuance("fourth", "third"), CENTRE).unwrap().position.is_some());
+        assert_eq!(decided(&world.buy("6", "fourth", 100)), declined(DeclineReason::Lost));
+        assert_eq!(decided(&world.buy("7", "third", 100)), declined(DeclineReason::Void));
+        let closed = world.setting(ALICE, Intent::Close);
+        world.frame(closed);
+        assert_eq!(code(show(&mut world, "fifth", issuance("fifth", "fourth"), CENTRE)), "closed");
+        world.check();
+    }
+
+    #[test]
+    fn a_card_that_the_centre_has_thought_better_of_is_forgotten() {
+        let mut world = world_of(Role::Pos);
+        world.grant(ALICE, 1_000);
+        world.share_grant(ALICE, 1_000);
+        let position = show(&mut world, "new", issuance("new", "alice"), CENTRE).unwrap().position.unwrap();
+        assert_eq!(decided(&world.buy("1", "new", 100)), approved(ALICE, 100, 0));
+        let refused = Some(Key::new("card_void").unwrap());
+        world.tell(vec![SettingAnswered { position, stream_position: 0, refused }.into()]);
+        assert_eq!(decided(&world.buy("2", "new", 100)), declined(DeclineReason::UnknownCard));
+        assert_eq!(decided(&world.buy("3", "alice", 100)), approved(ALICE, 100, 0));
+        world.check();
+    }
+
+    #[test]
+    fn a_holder_who_shows_cards_without_end_fills_no_log() {
+        let mut world = world_of(Role::Pos);
+        let cards: Vec<String> = (0..=WAITING_PER_KIND_MAX).map(|number| format!("n{number}")).collect();
+        let results: Vec<_> =
+            cards.iter().map(|card| show(&mut world, card, issuance(card, "alice"), CENTRE)).collect();
+        let (last, taken) = results.split_last().unwrap();
+        assert!(taken.iter().all(Result::is_ok));
+        assert_eq!(last.clone().unwrap_err().code(), "too_many");
     }
 
     #[test]

@@ -68,6 +68,8 @@ canaries! {
     GrantResentAfterRestart = "grant-resent-after-restart",
     /// The PIN by the campus rule, which anybody may guess, pays like one of the holder's choice.
     InitialPinPays = "initial-pin-pays",
+    /// A card is good by whatever is shown for it.
+    IssuanceNotChecked = "issuance-not-checked",
     /// A case, once opened, is not lowered by what a late entry shows.
     LateEntryUnsettlesCase = "late-entry-unsettles-case",
     /// A setting that a node has no role for is taken.

@@ -50,6 +50,7 @@ impl Role {
         use crate::entry::Body;
         match body {
             Body::Access(_)
+            | Body::CardShown(_)
             | Body::Decline(_)
             | Body::EpochEnd(_)
             | Body::Release(_)

@@ -24,6 +24,7 @@
 //! | 10 | [`PursePurchase`] | node | a card's purse has paid |
 //! | 11 | [`PurseLoaded`] | node | a card's purse has taken a load |
 //! | 12 | [`WrongPin`] | node | none; not critical |
+//! | 13 | [`CardShown`] | node | none at the centre: a card is known there that was not; not critical |
 //! | 20 | [`Anchor`] | to node | opens a session |
 //! | 21, 22 | [`Grant`] | to node | raises a spending right; a stand-in |
 //! | 23 | [`CloseRequest`] | to node | asks for an epoch end |
@@ -60,8 +61,8 @@ use serde::Serialize;
 
 pub use self::actor::{Actor, ActorKind, Proof};
 pub use self::node::{
-    Access, CodeUse, Debit, Decline, EpochEnd, Measured, Release, Reversal, ShareRelease, TakenIn, TapRef,
-    Tombstone, WrongPin,
+    Access, CardShown, CodeUse, Debit, Decline, EpochEnd, Measured, Release, Reversal, ShareRelease, TakenIn,
+    TapRef, Tombstone, WrongPin,
 };
 pub use self::shard::{
     AccountOpened, Bearer, CampusPublished, CaseMoved, CaseReason, CloseOrdered, Credit, Delta,
@@ -233,6 +234,7 @@ bodies! {
     PursePurchase(PursePurchase) = 10, critical true, "purse_purchase";
     PurseLoaded(PurseLoaded) = 11, critical true, "purse_loaded";
     WrongPin(WrongPin) = 12, critical false, "wrong_pin";
+    CardShown(CardShown) = 13, critical false, "card_shown";
     Anchor(Anchor) = 20, critical true, "anchor";
     Grant(Grant) = 21, critical true, "grant";
     StandInGrant(StandInGrant) = 22, critical true, "stand_in_grant";

@@ -5,7 +5,7 @@
 //!
 //! In reading order: [`money`], [`ids`], [`time`], [`tap`] (what a terminal asks and is told), [`terminal`] (how it shows who it is), [`entry`] (what is written
 //! about it), [`chain`] (how that is linked and signed), [`rights`] (who may spend), [`account`] (settings as documents), [`pin`],
-//! [`campus`] (the published configuration), [`code`] (the virtual card), [`purse`] (money on a CPU card),
+//! [`campus`] (the published configuration), [`code`] (the virtual card), [`issuance`] (a new card where it is not known), [`purse`] (money on a CPU card),
 //! [`balance`] (the projection and its digest), [`frame`] and [`session`] (how
 //! it travels), [`snapshot`] (what stands for the beginning of a stream), [`enrol`] (how a node joins), [`limits`] (every bound),
 //! [`canary`] (planted bugs, of which nothing ships).
@@ -20,6 +20,7 @@ pub mod enrol;
 pub mod entry;
 pub mod frame;
 pub mod ids;
+pub mod issuance;
 pub mod limits;
 pub mod money;
 pub mod pin;

@@ -65,6 +65,7 @@ impl Round<'_> {
             Command::Purse { serial } => self.purse_view(serial),
             Command::ReturnPurse { serial, operator } => self.return_purse(serial, operator),
             Command::Account { card } => self.account(&card),
+            Command::Issuance { card } => self.issuance(&card),
             Command::OpenAccounts { accounts, operator } => self.open_accounts(&accounts, operator),
             Command::StockCards { cards } => self.stock_cards(&cards),
             Command::PickUpList { department, after } => self.pick_up_list(&department, after),

@@ -30,6 +30,8 @@ impl Round<'_> {
         let Some(settings) = self.settings(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
+        let replaces =
+            matches!(change, SettingCommand::ReplaceCard { .. } | SettingCommand::ExchangeCard { .. });
         let intents = match change {
             SettingCommand::Freeze => {
                 // The place of the entry makes the key unique.
@@ -56,7 +58,7 @@ impl Round<'_> {
                 if settings.cards.get(card) == Some(&CardStatus::Void)
                     && settings.cards.get(&new_card) == Some(&CardStatus::Active) =>
             {
-                Vec::new()
+                return self.given(card, account, new_card);
             }
             SettingCommand::ReplaceCard { new_card } => {
                 if let Some(error) = self.replaceable(card, &new_card, &settings)? {
@@ -135,6 +137,7 @@ impl Round<'_> {
                 }
             }
         }
+        let mut given = None;
         for intent in intents {
             let issued = match &intent {
                 Intent::IssueCard { card }
@@ -147,9 +150,22 @@ impl Round<'_> {
             }
             if let Some(card) = issued {
                 holders::take_blank(self.db, &card)?;
+                given = Some(card);
             }
         }
-        self.account(card)
+        match given {
+            Some(new) if replaces => self.given(card, account, new),
+            _ => self.account(card),
+        }
+    }
+
+    /// The account, and what the holder shows of the new card where nobody has heard of it.
+    fn given(&mut self, card: &CardNumber, account: AccountId, new: CardNumber) -> Result<Reply, StoreError> {
+        let mut reply = self.account(card)?;
+        if let Ok(shown) = &mut reply {
+            shown["issuance"] = self.sign_issuance(account, new, Some(card.clone())).into();
+        }
+        Ok(reply)
     }
 
     /// Whether a card can be replaced by another one; the refusal where it cannot.

@@ -22,6 +22,7 @@ pub mod holders;
 mod holds;
 pub mod ingest;
 pub mod io;
+mod issuance;
 pub mod ledger;
 pub mod login;
 pub mod overspend;

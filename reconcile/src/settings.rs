@@ -152,7 +152,7 @@ impl Round<'_> {
     }
 
     /// Tells the node, which until then goes by what it wrote.
-    fn answer_setting(
+    pub(crate) fn answer_setting(
         &mut self,
         at: EntryRef,
         node: NodeId,

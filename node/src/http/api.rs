@@ -96,8 +96,8 @@ pub struct BalanceBody {
     pub card: String,
 }
 
-/// A change of settings that narrows. It acts in this building at once, cut off or not, and in the others as they hear of it.
-/// Asking again does no harm.
+/// A change of settings that narrows, or a card that this building has not heard of with the centre's word for it. It acts in this
+/// building at once, cut off or not; what narrows, in the others as they hear of it. Asking again does no harm.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct SettingBody {
     /// A card of the account.
@@ -113,6 +113,10 @@ pub struct SettingBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = 3_000, minimum = 0)]
     pub daily_limit_fen: Option<i64>,
+    /// Of `show_card`: what the centre has signed for the card, as a file of the card or a slip of paper carries it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 344)]
+    pub issuance: Option<String>,
     /// Who wants it, where the terminal has somebody logged in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "li.lei", max_length = 64)]
@@ -146,6 +150,8 @@ pub enum Change {
     Freeze,
     /// The card is withdrawn, for ever. At a desk.
     VoidCard,
+    /// The card is good by the centre's word, and the one that it replaces is void. Everywhere: for a card that is not known.
+    ShowCard,
 }
 
 /// The change acts in this building.
@@ -154,7 +160,7 @@ pub struct SettingAnswer {
     /// `done`.
     #[schema(example = "done")]
     pub outcome: String,
-    /// True where it is so for ever (a card that is withdrawn), and nothing was written.
+    /// True where it is so already (a card that is withdrawn for ever, or known), and nothing was written.
     pub was_so: bool,
     /// What the terminal shows, in English.
     #[schema(example = "Done. Other buildings follow as they hear of it.")]
@@ -173,6 +179,16 @@ impl SettingAnswer {
             text_en: "The new PIN pays once the centre has confirmed it; until then the old one does."
                 .to_owned(),
             text_zh: "新密码经中心确认后生效，此前请使用原密码".to_owned(),
+        }
+    }
+
+    /// Of a card that is known here now.
+    pub fn shown(was_so: bool) -> Self {
+        Self {
+            outcome: "done".to_owned(),
+            was_so,
+            text_en: "The card can be used here now. Present it again.".to_owned(),
+            text_zh: "新卡已可在本楼使用，请重新刷卡".to_owned(),
         }
     }
 

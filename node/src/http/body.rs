@@ -7,6 +7,7 @@ use std::str::FromStr;
 use feiqian_protocol::code::{CheckedCode, Code, ShortCode};
 use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::{CardNumber, Key, TerminalId};
+use feiqian_protocol::issuance::SignedIssuance;
 use feiqian_protocol::limits::PIN_DIGITS;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::pin::{PaymentPin, PinError};
@@ -163,8 +164,16 @@ pub fn setting(terminal: &TerminalId, body: &[u8]) -> Result<SettingRequest, Bod
         (Some("report_loss"), _) => SettingKind::ReportLoss,
         (Some("freeze"), _) => SettingKind::Freeze,
         (Some("void_card"), _) => SettingKind::VoidCard,
+        (Some("show_card"), _) => {
+            let issuance = fields.required("issuance")?;
+            let signed = issuance.as_str().and_then(|text| SignedIssuance::from_text(text).ok());
+            let signed =
+                signed.ok_or_else(|| wrong("issuance", "must be a text that the centre has signed"))?;
+            SettingKind::ShowCard(Box::new(signed))
+        }
         _ => {
-            let known = "must be \"report_loss\", \"lower_limits\", \"freeze\" or \"void_card\"";
+            let known =
+                "must be \"report_loss\", \"lower_limits\", \"freeze\", \"void_card\" or \"show_card\"";
             return Err(wrong("change", known));
         }
     };
@@ -324,8 +333,11 @@ impl<'de> Deserialize<'de> for Object {
 
 #[cfg(test)]
 mod tests {
+    use ed25519_dalek::SigningKey;
     use feiqian_protocol::code::{PhoneAlgorithm, PhoneSecret, Voucher};
     use feiqian_protocol::ids::{AccountId, InstitutionId};
+    use feiqian_protocol::issuance::Issuance;
+    use feiqian_protocol::time::Timestamp;
 
     use super::super::api::{BalanceBody, Change, Kind, OriginalBody, ReversalBody, SettingBody, TapBody};
     use super::*;
@@ -389,6 +401,7 @@ mod tests {
             change: Change::LowerLimits,
             single_limit_fen: Some(1_000),
             daily_limit_fen: None,
+            issuance: None,
             operator: Some("li.lei".to_owned()),
         };
         let request = setting(&terminal(), &serde_json::to_vec(&client).unwrap()).unwrap();
@@ -397,7 +410,26 @@ mod tests {
         let request = read(r#""change":"report_loss""#).unwrap();
         assert_eq!((request.kind, request.proof), (SettingKind::ReportLoss, Proof::None));
         assert_eq!(request.by.as_str(), "pos-1");
+        let issuance = Issuance {
+            institution: InstitutionId(1),
+            account: AccountId(2),
+            card: CardNumber::new("c1").unwrap(),
+            replaces: None,
+            time: Timestamp(3),
+        };
+        let signed = issuance.sign(&SigningKey::from_bytes(&[1; 32]));
+        let client = SettingBody {
+            change: Change::ShowCard,
+            single_limit_fen: None,
+            issuance: Some(signed.to_text()),
+            ..client
+        };
+        let request = setting(&terminal(), &serde_json::to_vec(&client).unwrap()).unwrap();
+        assert_eq!(request.kind, SettingKind::ShowCard(Box::new(signed)));
         let cases = [
+            (r#""change":"show_card""#, "field \"issuance\" is missing"),
+            (r#""change":"show_card","issuance":"abc""#, "field \"issuance\" must be"),
+            (r#""change":"freeze","issuance":"abc""#, "field \"issuance\" is not known"),
             (r#""operator":"x""#, "field \"change\" is missing"),
             (r#""change":"lift_loss""#, "field \"change\" must be"),
             (r#""change":"lower_limits""#, "field \"single_limit_fen\" is missing"),

@@ -77,7 +77,7 @@ impl Cards {
         })
     }
 
-    /// Keeps the cards of an account. A card never leaves a document.
+    /// Keeps the cards of an account. A card never leaves a document; what a building alone went by is forgotten by name.
     pub(super) fn put(&mut self, account: AccountId, settings: &AccountSettings) {
         self.touched = true;
         for (card, status) in &settings.cards {
@@ -90,6 +90,17 @@ impl Cards {
                 closed: settings.closed,
             };
             self.put_card(card.clone(), account, *status, terms);
+        }
+    }
+
+    /// A card that is none of the account's after all.
+    pub(super) fn forget(&mut self, card: &CardNumber, account: AccountId) {
+        self.touched = true;
+        if let Some(cards) = self.by_number.get_mut(card) {
+            cards.retain(|card| card.account != account);
+            if cards.is_empty() {
+                self.by_number.remove(card);
+            }
         }
     }
 

@@ -1,11 +1,13 @@
-//! Settings that this node wrote and that the account's stream does not have yet: taps go by them on top of the document.
+//! Settings that this node wrote and that the account's stream does not have yet: taps go by them on top of the document. A card
+//! that was shown here with the centre's word for it stands among them.
 
 use std::collections::BTreeSet;
 
 use feiqian_protocol::account::{AccountSettings, Intent};
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::Cursor;
-use feiqian_protocol::ids::AccountId;
+use feiqian_protocol::ids::{AccountId, CardNumber};
+use feiqian_protocol::issuance::{Issuance, SignedIssuance};
 use rusqlite::{Connection, params};
 
 use super::{Store, StoreError};
@@ -13,7 +15,8 @@ use super::{Store, StoreError};
 /// Refused settings that are kept, for the status.
 const REFUSED_KEPT: i64 = 64;
 
-/// The table; see the top of [`super`]. `stream_position` is where the account's stream has the setting, once the centre has said so.
+/// The table; see the top of [`super`]. `stream_position` is where the account's stream has the setting, once the centre has said so;
+/// `change` is the change of the document or, of a card that was shown, the centre's word.
 pub(super) const SCHEMA: &str = "
 CREATE TABLE own_settings (
     position INTEGER PRIMARY KEY, account INTEGER NOT NULL, intent BLOB NOT NULL, change BLOB NOT NULL,
@@ -28,8 +31,35 @@ pub(crate) struct OwnSetting {
     pub(crate) position: u64,
     /// What it means.
     pub(crate) intent: Intent,
-    /// The change of the document.
+    /// The change of the document; of a card that was shown, the centre's word.
     pub(crate) change: Vec<u8>,
+}
+
+impl OwnSetting {
+    /// A card that was shown.
+    pub(crate) fn shown(position: u64, signed: &SignedIssuance) -> Self {
+        let intent = Intent::IssueCard { card: signed.issuance.card.clone() };
+        let change = minicbor::to_vec(signed).expect("writing to a Vec cannot fail");
+        Self { position, intent, change }
+    }
+
+    fn issuance(&self) -> Result<Option<Issuance>, StoreError> {
+        if !matches!(self.intent, Intent::IssueCard { .. }) {
+            return Ok(None);
+        }
+        let signed: SignedIssuance = minicbor::decode(&self.change)
+            .map_err(|error| StoreError::damaged(format!("a card that was shown here: {error}")))?;
+        Ok(Some(signed.issuance))
+    }
+
+    /// Makes of settings what they are by this.
+    pub(crate) fn act_on(&self, settings: &mut AccountSettings) -> Result<(), StoreError> {
+        match self.issuance()? {
+            Some(Issuance { card, replaces, .. }) => settings.show_card(&card, replaces.as_ref()),
+            None => settings.narrow(&self.intent),
+        }
+        Ok(())
+    }
 }
 
 impl Store {
@@ -72,6 +102,26 @@ impl Store {
         Ok(account.map(|account| AccountId(account as u64)))
     }
 
+    /// Forgets cards that a building went by while the centre's word for them was thought to hold, and which no document has.
+    pub(crate) fn forget_cards(
+        &self,
+        account: AccountId,
+        known: impl Fn(&CardNumber) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut statement = self.connection.prepare_cached("SELECT card FROM cards WHERE account = ?1")?;
+        let cards = statement.query_map([account.0 as i64], |row| row.get::<_, String>(0))?;
+        for card in cards {
+            let card = CardNumber::new(card?).map_err(|_| StoreError::damaged("a card has no number"))?;
+            if !known(&card) {
+                self.connection
+                    .prepare_cached("DELETE FROM cards WHERE card = ?1 AND account = ?2")?
+                    .execute(params![card.as_str(), account.0 as i64])?;
+                self.cards.borrow_mut().forget(&card, account);
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets settings that the account's stream has, as far as it is applied; returns their accounts.
     pub(crate) fn settle_own_settings(&self, shards: &[Cursor]) -> Result<BTreeSet<AccountId>, StoreError> {
         let mut statement = self.connection.prepare_cached(
@@ -104,7 +154,7 @@ impl Store {
     }
 }
 
-/// What taps go by: the document's settings, narrowed by what was written here and is not in the document yet.
+/// What taps go by: the document's settings, changed by what was written here and is not in the document yet.
 pub(crate) fn in_force(
     connection: &Connection,
     account: AccountId,
@@ -112,7 +162,7 @@ pub(crate) fn in_force(
 ) -> Result<AccountSettings, StoreError> {
     let mut in_force = settings.clone();
     for own in of_account(connection, account)?.iter().filter(|_| !planted(Canary::OwnSettingForgotten)) {
-        in_force.narrow(&own.intent);
+        own.act_on(&mut in_force)?;
     }
     Ok(in_force)
 }

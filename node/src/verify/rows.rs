@@ -214,6 +214,9 @@ impl Fold {
             Body::Setting(setting) => {
                 self.settings.insert(position, setting.account);
             }
+            Body::CardShown(shown) => {
+                self.settings.insert(position, shown.issuance.issuance.account);
+            }
             Body::EpochEnd(end) => {
                 if end.epoch != self.open {
                     return Err(format!("epoch {} is open", self.open).into());

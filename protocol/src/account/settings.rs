@@ -216,6 +216,15 @@ impl AccountSettings {
         }
     }
 
+    /// The settings once a card was shown that they do not know, with the centre's word that it was given out. What they do know
+    /// of it stands; so does that the card which it replaces is void, and if that one is shown later.
+    pub fn show_card(&mut self, card: &CardNumber, replaces: Option<&CardNumber>) {
+        if let Some(replaced) = replaces {
+            self.cards.insert(replaced.clone(), CardStatus::Void);
+        }
+        self.cards.entry(card.clone()).or_insert(CardStatus::Active);
+    }
+
     /// The settings after an intent that narrows: what a node goes by while its own word is not in the document yet.
     pub fn narrow(&mut self, intent: &Intent) {
         match intent {

@@ -4,6 +4,7 @@ use minicbor::{Decode, Encode};
 use serde::Serialize;
 
 use crate::ids::{AccountId, CardNumber, Epoch, Key, Wallet};
+use crate::issuance::SignedIssuance;
 use crate::money::{Fen, UnitPrice};
 use crate::tap::DeclineReason;
 use crate::time::BusinessDay;
@@ -229,6 +230,15 @@ pub struct WrongPin {
     /// Wrong PINs in a row of this account at this node, this one included.
     #[n(1)]
     pub tries: u8,
+}
+
+/// A card that was not known here was presented with the centre's word for it. Until its account's stream has it, the node goes by
+/// that.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct CardShown {
+    /// The centre's word.
+    #[n(0)]
+    pub issuance: SignedIssuance,
 }
 
 /// A door opened.

@@ -5,11 +5,11 @@ use feiqian_protocol::chain::{Countersignature, Cursor, Head, SignedHead};
 use feiqian_protocol::code::ShortCode;
 use feiqian_protocol::enrol::{EnrolAnswer, EnrolRequest, Enrolled, Role};
 use feiqian_protocol::entry::{
-    Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CaseMoved, CaseReason,
-    CloseOrdered, CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, DocumentRenewed, Entry,
-    EntryRef, EpochEnd, Grant, Hint, HoldMoved, HoldPlaced, Measured, NodeEnrolled, Payout, PinVerifier,
-    PinVerifiers, Pool, Posted, PostedHead, Proof, Refund, Release, Reversal, Setting, SettingAnswered,
-    ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone, WrongPin,
+    Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CardShown, CaseMoved,
+    CaseReason, CloseOrdered, CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, DocumentRenewed,
+    Entry, EntryRef, EpochEnd, Grant, Hint, HoldMoved, HoldPlaced, Measured, NodeEnrolled, Payout,
+    PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof, Refund, Release, Reversal, Setting,
+    SettingAnswered, ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone, WrongPin,
 };
 use feiqian_protocol::frame::{
     Ack, Ask, Branch, CentreHello, CodeAnswer, CodeAsk, Entries, Frame, LogCursor, LossNotice, Mark, No,
@@ -18,6 +18,7 @@ use feiqian_protocol::frame::{
 use feiqian_protocol::ids::{
     AccountId, CampusId, CardNumber, Epoch, InstitutionId, Key, LogId, NodeId, NodeName, Unit, Wallet,
 };
+use feiqian_protocol::issuance::{Issuance, SignedIssuance};
 use feiqian_protocol::limits::ACCOUNT_END;
 use feiqian_protocol::money::{Fen, UnitPrice};
 use feiqian_protocol::pin::{PinDigest, PinGeneration, PinHash, PinKey, TypedPins};
@@ -33,9 +34,9 @@ use proptest::sample::select;
 use super::purses;
 
 /// Kinds that this build knows; any other number is an unknown kind.
-pub const KNOWN_KINDS: [u16; 39] = [
-    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 35, 40, 41, 42, 43, 44,
-    45, 46, 47, 50, 51, 52, 53, 60, 61, 70, 71,
+pub const KNOWN_KINDS: [u16; 40] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 35, 40, 41, 42, 43,
+    44, 45, 46, 47, 50, 51, 52, 53, 60, 61, 70, 71,
 ];
 
 pub const NAME: &str = "[!#-&(-+\\--~]{1,64}";
@@ -255,6 +256,16 @@ pub fn node_body() -> impl Strategy<Value = Body> {
         });
     let wrong_pin =
         (account(), any::<u8>()).prop_map(|(account, tries)| Body::from(WrongPin { account, tries }));
+    let issuance = (any::<u16>(), account(), card(), option::of(card()), time(), any::<[u8; 32]>()).prop_map(
+        |(institution, account, card, replaces, time, half)| {
+            let issuance =
+                Issuance { institution: InstitutionId(institution), account, card, replaces, time };
+            let mut signature = [0; 64];
+            signature[16..48].copy_from_slice(&half);
+            SignedIssuance { issuance, signature }
+        },
+    );
+    let card_shown = issuance.prop_map(|issuance| Body::from(CardShown { issuance }));
     let access = (tap(), account(), card(), code())
         .prop_map(|(tap, account, card, code)| Body::from(Access { tap, account, card, code }));
     let share_release = (account(), epoch(), day(), fen()).prop_map(|(account, epoch, from_day, amount)| {
@@ -268,6 +279,7 @@ pub fn node_body() -> impl Strategy<Value = Body> {
         epoch().prop_map(|epoch| Body::from(EpochEnd { epoch })),
         decline,
         wrong_pin,
+        card_shown,
         access,
         share_release,
         (tap(), tap()).prop_map(|(tap, original)| Body::from(Tombstone { tap, original })),

@@ -21,6 +21,16 @@ pub(super) enum Card {
         #[command(flatten)]
         of: OfCard,
     },
+    /// Prints what the holder of a new card shows in a building that has been cut off since it was given out.
+    Issuance {
+        /// The card.
+        card: CardNumber,
+        #[command(flatten)]
+        data: Data,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Withdraws it, for ever.
     Void(OfCard),
     /// Brings blank cards into the stock that accounts are opened with: a file with a number on each line.
@@ -86,6 +96,14 @@ pub(super) fn act(what: Card, out: &mut impl Write) -> anyhow::Result<()> {
     match what {
         Card::Replace { new, of } => {
             change(out, of, SettingCommand::ReplaceCard { new_card: new })?;
+        }
+        Card::Issuance { card, data, json } => {
+            let reply = without_ok(say(&data.dir, &Command::Issuance { card })?);
+            if json {
+                writeln!(out, "{reply}")?;
+            } else {
+                writeln!(out, "{}", reply["issuance"].as_str().unwrap_or_default())?;
+            }
         }
         Card::Void(of) => change(out, of, SettingCommand::VoidCard)?,
         Card::Stock { file, data } => holder::stock(out, &file, &data)?,

@@ -79,6 +79,9 @@ pub(crate) fn print_account(out: &mut impl Write, account: &Value) -> anyhow::Re
         let (node, wallet) = (text(&right["node"]), text(&right["wallet"]));
         writeln!(out, "  right at {node}: {right_fen} yuan of {wallet}, {stand_in} yuan stand-in")?;
     }
+    if let Some(issuance) = account["issuance"].as_str() {
+        writeln!(out, "  for the new card, where a building has not heard of it: {issuance}")?;
+    }
     Ok(())
 }
 

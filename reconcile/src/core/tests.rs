@@ -36,6 +36,7 @@ mod habits;
 mod holders;
 mod holds;
 mod hostile;
+mod issuance;
 mod pins;
 mod purses;
 mod settings;

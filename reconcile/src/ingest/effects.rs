@@ -81,6 +81,7 @@ impl Round<'_> {
             Body::Setting(setting) => {
                 self.node_setting(place.at, place.node, place.order_key, entry, setting)
             }
+            Body::CardShown(shown) => self.card_shown(place.at, place.node, shown),
             Body::PursePurchase(purchase) => self.purse_purchase(place.at, place.order_key, purchase),
             Body::PurseLoaded(loaded) => self.purse_loaded(place.at, loaded),
             Body::Decline(Decline { account: Some(account), pin_tries: Some(tries), .. })

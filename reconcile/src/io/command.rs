@@ -139,6 +139,11 @@ pub enum Command {
         /// The card.
         card: CardNumber,
     },
+    /// Signs, of a card that is good, that it was given out: what its holder shows in a building that has been cut off since.
+    Issuance {
+        /// The card.
+        card: CardNumber,
+    },
     /// Opens accounts for holders, all or none of them, each with an inactive card. Answered with their cards, in this order.
     OpenAccounts {
         /// The accounts.

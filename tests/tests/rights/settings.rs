@@ -10,6 +10,7 @@ use feiqian_node::settings::SettingKind;
 use feiqian_protocol::campus::{Mode, Policy};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key};
+use feiqian_protocol::issuance::SignedIssuance;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason};
 use feiqian_reconcile::io::{Command, SettingCommand};
@@ -35,6 +36,8 @@ struct Run {
     /// The cards of the one account.
     cards: Vec<String>,
     said: Vec<Said>,
+    /// The centre's word for cards that were given out, and the card that each replaces.
+    issued: Vec<(SignedIssuance, String)>,
     /// What was withdrawn by anybody: final.
     void: BTreeSet<String>,
     /// The highest limit that the centre ever set.
@@ -66,6 +69,7 @@ impl Run {
             world,
             cards,
             said,
+            issued: Vec::new(),
             void: BTreeSet::new(),
             widest: 5_000,
             closed: false,
@@ -133,6 +137,9 @@ impl Run {
         if !self.world.is_up(site) {
             return Ok(());
         }
+        if self.seed.chance(1, 8) {
+            return self.show(site);
+        }
         let single = self.seed.below(6_000) as i64;
         let kind = match self.seed.below(10) {
             0..4 => SettingKind::ReportLoss,
@@ -150,8 +157,24 @@ impl Run {
                 said.void.insert(card.clone());
                 self.void.insert(card);
             }
-            // Narrows nothing, and is not among those above.
-            SettingKind::SetPin(_) => {}
+            // Not among those above.
+            SettingKind::SetPin(_) | SettingKind::ShowCard(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Somebody brings a new card into a building that may not have heard of it.
+    fn show(&mut self, site: usize) -> Result<()> {
+        let Some((signed, replaced)) = self.seed.pick(&self.issued).cloned() else { return Ok(()) };
+        let card = signed.issuance.card.clone();
+        let shown = self.world.set(site, card.as_str(), SettingKind::ShowCard(Box::new(signed)))?;
+        if let Some(Ok(_)) = shown {
+            self.said[site].void.insert(replaced);
+            let tap = self.world.tap(site, card.as_str(), 1)?;
+            let told = self.world.answer(&tap);
+            let unknown =
+                matches!(told, Some(Answer::Decided(Decision::Declined(DeclineReason::UnknownCard))));
+            ensure!(!unknown, "site {site} has been shown {card}, and does not know it");
         }
         Ok(())
     }
@@ -179,7 +202,7 @@ impl Run {
             _ => change(SettingCommand::ReplaceCard { new_card: CardNumber::new(new.as_str())? }),
         };
         // What was not lost cannot be lifted, and so on: an answer, not an error.
-        let Ok(_) = self.world.command(command) else { return Ok(()) };
+        let Ok(reply) = self.world.command(command) else { return Ok(()) };
         match choice {
             0 => self.said.iter_mut().for_each(|said| _ = said.lost.remove(card.as_str())),
             1 => self.said.iter_mut().for_each(|said| said.frozen = false),
@@ -188,6 +211,8 @@ impl Run {
                 self.said.iter_mut().for_each(|said| said.single = None);
             }
             _ => {
+                let issuance = reply["issuance"].as_str().context("an issuance")?;
+                self.issued.push((SignedIssuance::from_text(issuance)?, card.to_string()));
                 self.void.insert(card.to_string());
                 self.cards.push(new);
             }
