@@ -53,6 +53,7 @@ const PLACES: &[Place] = &[
     message(Canary::GrantResentAfterRestart, "rolling-restart"),
     message(Canary::HoldReturnedEarly, "phones"),
     message(Canary::InitialPinPays, "lunch-uplink-cut"),
+    message(Canary::IssuanceNotChecked, "loss-during-outage"),
     message(Canary::LateEntryAsUsual, "islands"),
     message(Canary::LateEntryUnsettlesCase, "everyone-everywhere"),
     message(Canary::LiftUnseen, "loss-behind-backlog"),

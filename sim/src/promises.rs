@@ -212,6 +212,10 @@ named! {
         CardReissued = "card_reissued",
         /// The new one paid.
         ReissuedPaid = "reissued_paid",
+        /// It was shown where it was not known, with the centre's word.
+        CardShown = "card_shown",
+        /// A word that the centre never gave was refused.
+        MadeUpIssuanceRefused = "made_up_issuance_refused",
         /// A document was begun anew.
         DocumentRenewed = "document_renewed",
         /// A closed account was paid out.

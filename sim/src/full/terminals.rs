@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use feiqian_node::drive::{Answer, Request};
-use feiqian_node::io::TapError;
+use feiqian_node::io::{SettingDone, SettingError, TapError};
+use feiqian_node::settings::SettingRequest;
 use feiqian_protocol::ids::Key;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason, Pin, ReversalRequest, TapKey, TapKind, TapRequest};
@@ -14,6 +15,7 @@ use super::run::{Run, Shared};
 use crate::plan::{Ask, Manner, Tap};
 use crate::promises::ledger::{Sent, Told};
 use crate::promises::{Coverage, Promise};
+use crate::world::Trust;
 
 /// How long a terminal waits for an answer before it asks again, and how often it does.
 const RESEND_MS: u64 = 2_000;
@@ -158,11 +160,24 @@ fn transmit(run: &Shared, index: usize) {
         };
         let asked_ns = run.borrow().time.now_ns();
         let answer = ask(&run, site, request).await;
-        let mut state = run.borrow_mut();
-        match answer {
-            Some(Answer::Decided { decision, repeat, .. }) => state.told(index, decision, repeat, asked_ns),
-            Some(Answer::Refused(error)) => state.refused(index, error),
-            _ => {}
+        let to_show = {
+            let mut state = run.borrow_mut();
+            match answer {
+                Some(Answer::Decided { decision, repeat, .. }) => {
+                    state.told(index, decision, repeat, asked_ns);
+                    let unknown = decision == Decision::Declined(DeclineReason::UnknownCard) && !repeat;
+                    unknown.then(|| state.card_unknown(index)).flatten()
+                }
+                Some(Answer::Refused(error)) => {
+                    state.refused(index, error);
+                    None
+                }
+                _ => None,
+            }
+        };
+        let Some(to_show) = to_show else { return };
+        if let Some(Answer::Setting(done)) = ask(&run, site, Request::Setting(to_show)).await {
+            run.borrow_mut().shown(index, &done);
         }
     });
 }
@@ -276,6 +291,27 @@ impl Run {
                 Decision::Approved { stand_in: Fen::ZERO, .. } => self.reached(Coverage::GrantedOnAsk),
                 _ => {}
             }
+        }
+    }
+
+    /// What the holder of a card that is not known here shows for it.
+    fn card_unknown(&mut self, index: usize) -> Option<SettingRequest> {
+        let site = self.seen.ledger.requests[index].site;
+        let seen = &self.seen.sites[site];
+        if self.seen.ledger.is_forgotten(index) && seen.trust == Trust::Sound && !seen.gone {
+            let key = self.seen.ledger.requests[index].sent.key();
+            let text = format!("{} goes by the card of {key:?}, and does not know it", self.site_name(site));
+            self.violated(Promise::Reissue, text);
+        }
+        self.seen.ledger.to_show(index).map(|(request, _)| request)
+    }
+
+    fn shown(&mut self, index: usize, done: &Result<SettingDone, SettingError>) {
+        self.say(|_| format!("what is shown for tap {index}: {done:?}"));
+        let now_ns = self.time.now_ns();
+        match self.seen.ledger.shown(index, done, now_ns) {
+            Ok(path) => path.into_iter().for_each(|path| self.reached(path)),
+            Err(text) => self.violated(Promise::Reissue, text),
         }
     }
 

@@ -2,11 +2,13 @@
 //! nothing but this; it knows no rights, no logs and no batches.
 
 pub mod operators;
+mod shown;
 
 use std::collections::BTreeMap;
 
 use feiqian_node::io::{Input, TapError, Ticket};
 use feiqian_protocol::ids::{CardNumber, Key, LogId};
+use feiqian_protocol::issuance::SignedIssuance;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason, Pin, ReversalRequest, TapKey, TapRequest};
 
@@ -162,7 +164,9 @@ pub struct Reissue {
     pub card: CardNumber,
     /// When the centre said that it is good, in nanoseconds.
     pub told_ns: Option<u64>,
-    /// Processes that were seen to go by it, and when first, in nanoseconds.
+    /// What it gave for the holder to show.
+    pub issuance: Option<SignedIssuance>,
+    /// Processes that were seen to go by it, or were shown that, and when first, in nanoseconds.
     pub heard: BTreeMap<usize, u64>,
 }
 

@@ -59,6 +59,8 @@ pub(super) enum TicketFor {
     Reuse(usize),
     /// A loss report; the action of the plan.
     Report(usize),
+    /// What a holder shows, after a request of the ledger.
+    Shown(usize),
 }
 
 /// How far a site's disk can be trusted.

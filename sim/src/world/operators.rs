@@ -197,7 +197,11 @@ impl World<'_> {
         ticket: node_io::Ticket,
         done: Result<node_io::SettingDone, node_io::SettingError>,
     ) {
-        let Some((TicketFor::Report(index), _)) = self.sites[site].waiting.remove(&ticket) else { return };
+        let index = match self.sites[site].waiting.remove(&ticket) {
+            Some((TicketFor::Report(index), _)) => index,
+            Some((TicketFor::Shown(index), _)) => return self.shown(index, &done),
+            _ => return,
+        };
         self.audit.say(self.now, || format!("{}: the report: {done:?}", self.site_name(site)));
         // It writes nothing at the moment, or does not know the account yet: it is told again.
         if done.is_err() || self.confirmed.insert(index, None).is_some() {

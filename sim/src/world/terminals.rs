@@ -1,12 +1,12 @@
 //! Terminals: taps and reversals, sent, sent again, doubled, given up; and what they are told.
 
-use feiqian_node::io::{TapError, Ticket};
+use feiqian_node::io::{Input, SettingDone, SettingError, TapError, Ticket};
 use feiqian_protocol::code::SignedReceipt;
 use feiqian_protocol::ids::{Key, TerminalId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason, Pin, ReversalRequest, TapKey, TapKind, TapRequest};
 
-use super::hosts::{NodeMessage, TicketFor};
+use super::hosts::{NodeMessage, TicketFor, Trust};
 use super::phones::Decided;
 use super::{Event, MS, World};
 use crate::plan::{Ask, Manner, Tap, What};
@@ -220,7 +220,7 @@ impl World<'_> {
                 }
                 return;
             }
-            TicketFor::Report(_) => return,
+            TicketFor::Report(_) | TicketFor::Shown(_) => return,
         };
         self.audit.say(self.now, || {
             let request = &self.ledger.requests[index];
@@ -246,6 +246,9 @@ impl World<'_> {
             self.note_latency(self.now - asked);
             let decided = Decided { asked_ns: asked, repeat };
             self.code_decided(index, decided, decision, receipt);
+            if decision == Decision::Declined(DeclineReason::UnknownCard) {
+                self.card_unknown(index);
+            }
         }
         match decision {
             Decision::Approved { stand_in, .. } if stand_in.is_positive() => {
@@ -275,6 +278,30 @@ impl World<'_> {
         }
     }
 
+    /// A holder whose card is not known here shows what there is to show for it.
+    fn card_unknown(&mut self, index: usize) {
+        let site = self.ledger.requests[index].site;
+        let host = &self.sites[site];
+        if self.ledger.is_forgotten(index) && host.trust == Trust::Sound && !host.gone {
+            let key = self.ledger.requests[index].sent.key();
+            let text = format!("{} goes by the card of {key:?}, and does not know it", self.site_name(site));
+            self.violated(Promise::Reissue, text);
+        }
+        let Some((request, _)) = self.ledger.to_show(index) else { return };
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.sites[site].waiting.insert(ticket, (TicketFor::Shown(index), self.now));
+        self.tell_node(site, NodeMessage::Ask(Input::Setting(ticket, request)));
+    }
+
+    pub(super) fn shown(&mut self, index: usize, done: &Result<SettingDone, SettingError>) {
+        self.audit.say(self.now, || format!("what is shown for tap {index}: {done:?}"));
+        match self.ledger.shown(index, done, self.now) {
+            Ok(path) => path.into_iter().for_each(|path| self.reached(path)),
+            Err(text) => self.violated(Promise::Reissue, text),
+        }
+    }
+
     pub(super) fn refused(&mut self, site: usize, ticket: Ticket, error: TapError) {
         let Some((what, _)) = self.sites[site].waiting.remove(&ticket) else { return };
         self.audit.event(self.now, 11, ticket.0);
@@ -290,7 +317,7 @@ impl World<'_> {
                 }
                 self.ledger.refused(index, error);
             }
-            TicketFor::Report(_) => {}
+            TicketFor::Report(_) | TicketFor::Shown(_) => {}
             TicketFor::Reuse(_) => {
                 if matches!(error, TapError::OtherContent(_)) {
                     self.reached(Coverage::KeyReused);

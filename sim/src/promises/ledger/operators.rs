@@ -2,6 +2,7 @@
 
 use feiqian_protocol::account::AccountError;
 use feiqian_protocol::ids::{CardNumber, Key, Wallet};
+use feiqian_protocol::issuance::SignedIssuance;
 use feiqian_reconcile::io::{Command, Reply, SettingCommand};
 
 use super::{Credit, Ledger, Reissue};
@@ -81,7 +82,10 @@ impl Ledger {
             }
             What::Reissue { account } => {
                 let card = &plan.accounts[*account].card;
-                self.reissue(*account, card).told_ns.get_or_insert(now_ns);
+                let reissue = self.reissue(*account, card);
+                reissue.told_ns.get_or_insert(now_ns);
+                let issuance = reply.as_ref().ok().and_then(|account| account["issuance"].as_str());
+                reissue.issuance = issuance.and_then(|text| SignedIssuance::from_text(text).ok());
                 Some(Coverage::CardReissued)
             }
             What::Lift { .. } => Some(Coverage::LossLifted),
@@ -114,7 +118,8 @@ impl Ledger {
     fn reissue(&mut self, account: usize, old: &CardNumber) -> &mut Reissue {
         let card = CardNumber::new(format!("n{old}")).expect("letters and digits make a card number");
         self.further.insert(card.clone(), account);
-        let reissue = Reissue { old: old.clone(), card, told_ns: None, heard: Default::default() };
+        let reissue =
+            Reissue { old: old.clone(), card, told_ns: None, issuance: None, heard: Default::default() };
         self.reissues.entry(account).or_insert(reissue)
     }
 }
