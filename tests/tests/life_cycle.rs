@@ -10,7 +10,7 @@ use feiqian_protocol::code::PhoneAlgorithm;
 use feiqian_sim::phone::Phone;
 use feiqian_tests::binaries::binary;
 use feiqian_tests::kept::number;
-use feiqian_tests::stand::{Plan, Stand, wait_for};
+use feiqian_tests::stand::{Plan, Stand, Told, wait_for};
 use serde_json::{Value, json};
 
 const CANTEEN: usize = 0;
@@ -142,6 +142,12 @@ impl Walk {
         Ok(())
     }
 
+    /// A terminal shows what was signed for a card.
+    fn show(&self, node: usize, card: &str, issuance: &str) -> Result<Told> {
+        let body = json!({"card": card, "change": "show_card", "issuance": issuance});
+        self.stand.till(node)?.ask("/v1/settings", body.to_string().as_bytes())
+    }
+
     /// Brings right and allowance to these buildings, to be spent there whoever is cut off.
     fn hold(&mut self, card: &str, nodes: &[usize], fen: i64) -> Result<()> {
         for node in nodes {
@@ -150,6 +156,12 @@ impl Walk {
         }
         self.spread(nodes)
     }
+}
+
+/// What the centre has signed for a new card, as it prints it.
+fn shown_with(account: &str) -> Result<String> {
+    let line = account.lines().find(|line| line.contains("for the new card")).context("an issuance")?;
+    Ok(line.rsplit(' ').next().context("a word")?.to_owned())
 }
 
 fn now_ms() -> i64 {
@@ -266,13 +278,26 @@ fn lost_lifted_and_reissued(walk: &mut Walk) -> Result<()> {
     walk.cut(KIOSK)?;
     walk.centre(&["loss", "report", "b-1"], "")?;
     std::thread::sleep(Duration::from_millis(20));
-    walk.centre(&["card", "replace", "b-1", "--new", "b-2"], "")?;
+    let replaced = walk.centre(&["card", "replace", "b-1", "--new", "b-2"], "")?;
     walk.spread(&[CANTEEN, DESK])?;
     walk.each("reissued", "b-2", 150, ["approved", "unknown_card", "approved"])?;
     let before = walk.paid;
     walk.each("the old one", "b-1", 150, ["void", "approved", "void"])?;
-    walk.mend(KIOSK)?;
     walk.paid = before;
+
+    // The holder brings the centre's word for it.
+    let issuance = shown_with(&replaced)?;
+    let (terms, signature) = issuance.split_at(issuance.len() - 20);
+    let forged = format!("{terms}{}{}", if signature.starts_with('A') { 'B' } else { 'A' }, &signature[1..]);
+    let told = walk.show(KIOSK, "b-2", &forged)?;
+    ensure!(told.code() == "not_issued", "{told:?}");
+    let told = walk.show(KIOSK, "b-1", &issuance)?;
+    ensure!(told.code() == "other_card", "{told:?}");
+    let told = walk.show(KIOSK, "b-2", &issuance)?;
+    ensure!(told.status == 200 && told.outcome() == "done", "{told:?}");
+    walk.each("shown", "b-2", 150, ["approved"; 3])?;
+    walk.each("the old one, where the new one was shown", "b-1", 150, ["void"; 3])?;
+    walk.mend(KIOSK)?;
     walk.each("reissued everywhere", "b-2", 150, ["approved"; 3])?;
     walk.each("the old one everywhere", "b-1", 150, ["void"; 3])?;
     walk.refused(&["loss", "lift", "b-2"], "not reported lost")
@@ -291,10 +316,19 @@ fn exchanged_frozen_and_limited(walk: &mut Walk) -> Result<()> {
     walk.mend(CANTEEN)?;
     walk.each("the canteen knows it", "b-3", 120, ["approved", "approved", "unknown_card"])?;
 
-    // The desk, still away, freezes by the card that it knows.
-    walk.set(DESK, &json!({"card": "b-2", "change": "freeze", "operator": "li.lei"}))?;
-    walk.each("frozen at the desk", "b-2", 120, ["void", "void", "frozen"])?;
-    walk.each("nowhere else", "b-3", 120, ["approved", "approved", "unknown_card"])?;
+    // The desk, still away, is shown the centre's word for it, and freezes by the new card.
+    let issuance = shown_with(&exchanged)?;
+    let data = walk.stand.nodes[DESK].data.clone();
+    let shown = Command::new(binary("feiqian-node"))
+        .args(["set", "shown", &issuance, "--data"])
+        .arg(data)
+        .output()?;
+    let said = String::from_utf8_lossy(&shown.stdout);
+    ensure!(shown.status.success() && said.contains("can be used here now"), "{shown:?}");
+    walk.each("shown at the desk", "b-3", 120, ["approved"; 3])?;
+    walk.each("the worn one there", "b-2", 120, ["void"; 3])?;
+    walk.set(DESK, &json!({"card": "b-3", "change": "freeze", "operator": "li.lei"}))?;
+    walk.each("frozen at the desk", "b-3", 120, ["approved", "approved", "frozen"])?;
     walk.mend(DESK)?;
     walk.spread(&ALL)?;
     walk.each("frozen everywhere", "b-3", 120, ["frozen"; 3])?;
