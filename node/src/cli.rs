@@ -148,7 +148,7 @@ struct SetOf {
 
 #[derive(Subcommand)]
 enum Export {
-    /// Every tap and reversal that this node has decided, in the order of its log
+    /// Every tap and reversal that this node has decided, and what purses have paid here, in the order of its log
     Decisions {
         #[command(flatten)]
         data: Data,

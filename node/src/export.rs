@@ -1,6 +1,9 @@
 //! What the node has decided, as rows for people and their tools; and its log, to be carried to the centre in a file.
 
+use std::collections::VecDeque;
+
 use feiqian_protocol::campus::CampusConfig;
+use feiqian_protocol::entry::{Body, Entry};
 use feiqian_protocol::frame::{Frame, LOG_FILE_MAGIC};
 use feiqian_protocol::ids::LogId;
 use feiqian_protocol::tap::DeclineReason;
@@ -11,6 +14,8 @@ use rusqlite::Connection;
 use serde::Serialize;
 
 use crate::io::Identity;
+use crate::store::log::record_at;
+use crate::store::purses::{keeps_debits, paid};
 use crate::store::taps::{TapUse, each_tap};
 use crate::store::{Store, StoreError, campus, check_version};
 
@@ -29,11 +34,11 @@ pub struct DecisionRow {
     pub terminal_seq: String,
     /// The card; of a reversal, its tap's. Empty for a reversal that came before its tap.
     pub card: String,
-    /// `purchase`, `access` or `reversal`.
+    /// `purchase`, `access` or `reversal`; `purse` where a card's purse has paid, which the card decides.
     pub kind: &'static str,
-    /// `approved` or `declined`.
+    /// `approved` or `declined`; of a purse `unproven` where nothing shows that the terminal has handed anything out.
     pub outcome: &'static str,
-    /// The decline reason; empty where approved.
+    /// The decline reason; empty otherwise.
     pub reason: &'static str,
     /// Fen charged, or asked for where declined, or given back by a reversal.
     pub amount_fen: i64,
@@ -43,7 +48,8 @@ pub struct DecisionRow {
     pub reversed_fen: i64,
 }
 
-/// Hands every decision to `each`, in the order of the log; stops where `each` returns an error and returns that.
+/// Hands every decision to `each`, and what purses have paid among them, in the order of the log; stops where `each` returns an
+/// error and returns that.
 ///
 /// # Errors
 /// What `each` returned, or [`StoreError`] turned into it.
@@ -59,7 +65,36 @@ pub fn decisions<E: From<StoreError>>(
             .map_err(|error| StoreError::damaged(format!("the campus configuration: {error}")))?,
         None => BusinessCalendar::CHINA,
     };
+    let own = LogId::node(identity.institution, identity.node);
+    let mut paid = match keeps_debits(connection)? {
+        true => paid(connection)?.into_keys().collect::<VecDeque<_>>(),
+        false => VecDeque::new(),
+    };
+    let purse = |position| -> Result<Option<DecisionRow>, StoreError> {
+        let Some(record) = record_at(connection, own, position)? else { return Ok(None) };
+        let Ok(Entry { clock, actor, body: Body::PursePurchase(purchase), .. }) = Entry::from_record(&record)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(DecisionRow {
+            time: local(clock.time(), &calendar),
+            building: identity.name.to_string(),
+            terminal: actor.id.to_string(),
+            terminal_epoch: purchase.tap.epoch,
+            terminal_seq: purchase.tap.sequence.to_string(),
+            card: purchase.serial.card_number().to_string(),
+            kind: "purse",
+            outcome: if purchase.proven { "approved" } else { "unproven" },
+            reason: "",
+            amount_fen: purchase.amount.get(),
+            stand_in_fen: 0,
+            reversed_fen: 0,
+        }))
+    };
     each_tap(connection, |terminal, terminal_epoch, terminal_seq, tap| {
+        while let Some(position) = paid.pop_front_if(|position| *position < tap.position) {
+            purse(position)?.iter().try_for_each(&mut each)?;
+        }
         let kind = match tap.used {
             TapUse::Purchase => "purchase",
             TapUse::Access => "access",
@@ -80,7 +115,8 @@ pub fn decisions<E: From<StoreError>>(
             stand_in_fen: tap.stand_in.get(),
             reversed_fen: tap.reversed.get(),
         })
-    })
+    })?;
+    paid.into_iter().try_for_each(|position| purse(position)?.iter().try_for_each(&mut each))
 }
 
 /// Writes the own log for `feiqian-reconcile import log`: what such a file begins with, then frames as on a stream, each with

@@ -157,6 +157,17 @@ pub(crate) fn each_record(
     Ok(())
 }
 
+/// One record.
+pub(crate) fn record_at(
+    connection: &Connection,
+    log: LogId,
+    position: u64,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT record FROM entries WHERE log = ?1 AND position = ?2")?;
+    Ok(statement.query_row([log.key(), position as i64], |row| row.get(0)).optional()?)
+}
+
 /// The position of the oldest record of a log that is kept.
 pub(crate) fn first_position(connection: &Connection, log: LogId) -> Result<Option<u64>, StoreError> {
     let first: Option<i64> =

@@ -13,8 +13,10 @@ use feiqian_protocol::purse::values::{CardSerial, Counter, Kind, PurseFen, Termi
 use feiqian_protocol::tap::DeclineReason;
 
 use super::super::testing::*;
+use crate::export::{DecisionRow, decisions};
 use crate::io::{Input, Output, Ticket};
 use crate::purse::{PurchaseReport, PurseDone, PurseError, PurseRequest};
+use crate::store::StoreError;
 
 const SERIAL: &str = "31000000202600012345";
 
@@ -101,6 +103,35 @@ fn a_purchase_is_written_once_however_it_is_reported() {
     let refused = told(&world.step(vec![Input::Purse(Ticket(0), stranger, request)]));
     assert_eq!(refused, Some(Err(PurseError::UnknownTerminal("nobody".to_owned()))));
     world.check();
+}
+
+#[test]
+fn what_purses_paid_is_exported_in_its_place_among_the_taps() {
+    let mut world = World::connected(Mode::Strict);
+    world.grant(ALICE, 1_000);
+    world.share_grant(ALICE, 1_000);
+    world.buy("1", "alice", 100);
+    assert_eq!(purchase(&mut world, report("2", 41)), recorded(false));
+    world.buy("3", "alice", 200);
+    let unproven = PurchaseReport { proven: false, ..report("4", 42) };
+    assert_eq!(purchase(&mut world, unproven), recorded(false));
+    let mut rows = Vec::new();
+    let keep = |row: &DecisionRow| -> Result<(), StoreError> {
+        rows.push((row.terminal_seq.clone(), row.card.clone(), row.kind, row.outcome, row.amount_fen));
+        Ok(())
+    };
+    decisions(world.core.store.connection(), &identity(), keep).unwrap();
+    let row = |sequence: &str, card: &str, kind, outcome, fen| {
+        (sequence.to_owned(), card.to_owned(), kind, outcome, fen)
+    };
+    let serial = serial().card_number().to_string();
+    let expected = [
+        row("1", "alice", "purchase", "approved", 100),
+        row("2", &serial, "purse", "approved", 1_250),
+        row("3", "alice", "purchase", "approved", 200),
+        row("4", &serial, "purse", "unproven", 1_250),
+    ];
+    assert_eq!(rows, expected);
 }
 
 #[test]
