@@ -425,7 +425,8 @@ impl<'p> World<'p> {
 
     fn at(&mut self, at: u64, event: Event) {
         self.scheduled += 1;
-        let tie = self.ties.draw() as u32;
+        // Whether somebody takes samples must not change what happens.
+        let tie = if matches!(event, Event::Sample) { 0 } else { self.ties.draw() as u32 };
         self.heap.push(Reverse(Scheduled { at: at.max(self.now), tie, number: self.scheduled, event }));
     }
 

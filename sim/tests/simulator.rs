@@ -4,6 +4,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
+use feiqian_sim::outcome::SimMode;
+use feiqian_sim::scenario::Scenario;
+use feiqian_sim::sweep;
+use feiqian_sim::world::Options;
 
 fn simulator(arguments: &[&str]) -> Result<Output> {
     Ok(Command::new(env!("CARGO_BIN_EXE_feiqian-sim")).args(arguments).output()?)
@@ -133,6 +137,21 @@ fn recorded_doors_are_decided_and_collected_as_recorded() -> Result<()> {
         ensure!(approved.abs_diff(granted) < rows / 500, "{approved} of {rows} pass, {granted} did");
         let behind = found["timeline"]["nodes"][0]["backlog"].as_array().context("a backlog")?;
         ensure!(behind.iter().any(|entries| entries.as_u64() > Some(50)), "nothing was collected late");
+    }
+    Ok(())
+}
+
+#[test]
+fn whoever_takes_samples_sees_what_happens_without() -> Result<()> {
+    for name in ["closings", "power-cut-storm"] {
+        let scenario = Scenario::load(name)?;
+        for seed in 1..4 {
+            let play = |samples| {
+                let options = Options { samples, ..Options::default() };
+                sweep::play(SimMode::Message, &scenario, seed, options)
+            };
+            assert_eq!(play(true)?.audit, play(false)?.audit, "{name} {seed}");
+        }
     }
     Ok(())
 }

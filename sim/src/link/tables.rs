@@ -431,6 +431,21 @@ impl CentreTables {
         Ok(exposed)
     }
 
+    /// What was reversed of debits that had been given back after a loss, by account.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn refunds_taken_back(&self) -> Result<BTreeMap<AccountId, Fen>> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT cases.account, sum(movements.reversed) FROM cases
+             JOIN movements USING (log, position, account, wallet)
+             WHERE cases.loss = 1 AND movements.reversed > 0 GROUP BY 1 ORDER BY 1",
+        )?;
+        let rows =
+            statement.query_map([], |row| Ok((AccountId(row.get::<_, i64>(0)? as u64), fen(row, 1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Rows of closed accounts that were given up, with the right and stand-in that were out in them.
     ///
     /// # Errors

@@ -88,6 +88,8 @@ pub struct Books {
     pub closed_by_force: Fen,
     /// Rows that were given up when their account was closed, with what was out in them.
     pub given_up: BTreeMap<RowKey, Fen>,
+    /// What was reversed of taps that had been refunded, by account: the refund is taken back from whatever is left of it.
+    pub taken_back: BTreeMap<AccountId, Fen>,
     /// Heads that were declared: node, epoch, position.
     pub closings: Vec<(u16, u32, u64)>,
     /// Entries that break a rule, as the centre noted them.
@@ -142,6 +144,7 @@ impl Books {
             overspent: centre.overspent()?,
             closed_by_force: centre.closed_by_force()?,
             given_up: centre.given_up()?,
+            taken_back: centre.refunds_taken_back()?,
             closings: centre.closings()?,
             faults: centre.faults()?,
             unbalanced: centre.unbalanced()?,
@@ -408,12 +411,13 @@ fn stand_in_cap(books: &Books) -> Checked {
     Ok(())
 }
 
-/// The cap, what was out at forced closings and in rows that were given up, what copies held, and ceilings of vouchers for each building after the first.
+/// The cap, what was out at forced closings and in rows that were given up, refunds of taps that were reversed later, what copies held, and ceilings of vouchers for each building after the first.
 fn bound(books: &Books, cap: Fen, account: AccountId) -> Fen {
     let copies = books.slack.get(&account).copied().unwrap_or_default();
     let given_up =
         books.given_up.iter().filter(|(key, _)| key.0 == account).map(|(_, fen)| *fen).sum::<Fen>();
-    cap + books.closed_by_force + given_up + copies + books.vouchers.beyond(account)
+    let taken_back = books.taken_back.get(&account).copied().unwrap_or_default();
+    cap + books.closed_by_force + given_up + taken_back + copies + books.vouchers.beyond(account)
 }
 
 /// I5: nobody is overspent by more than the cap, what was out at forced closings, and what copies held.
