@@ -167,7 +167,7 @@ decline_reasons! {
     /// Too many wrong short codes in a row.
     CodePaused = 65, "code_paused", true, "Too many wrong codes, wait some minutes", "错误次数过多，请稍后再试";
     /// No account has this card.
-    UnknownCard = 14, "unknown_card", true, "Unknown card", "无此卡";
+    UnknownCard = 14, "unknown_card", true, "Unknown card. If new, show its slip", "无此卡，新卡请出示凭证";
     /// The card was replaced.
     Void = 33, "void", false, "Card no longer valid", "卡已作废";
     /// The card was reported lost.
