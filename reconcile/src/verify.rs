@@ -8,6 +8,7 @@
 //! read transaction, so it may run beside the service.
 
 mod books;
+mod codes;
 mod purses;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ed25519_dalek::VerifyingKey;
 use feiqian_protocol::balance::Projection;
 use feiqian_protocol::chain::{Cursor, SignedHead};
-use feiqian_protocol::entry::{Body, Entry};
+use feiqian_protocol::entry::{Body, Entry, EntryRef};
 use feiqian_protocol::ids::{AccountId, InstitutionId, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::snapshot::{PieceDigest, SnapshotError, read_piece};
@@ -102,6 +103,9 @@ struct Examination<'a> {
     kept_after: BTreeMap<i64, u64>,
     /// What entries say of purses.
     purses: PurseExamination,
+    /// Whether uses of codes are kept here, and the time of the newest entry, in milliseconds.
+    keeps_codes: bool,
+    newest: i64,
     /// What batches posted and wallets do not have yet, while a restored copy takes back what it lacks.
     owed: Balances,
 }
@@ -121,6 +125,8 @@ impl<'a> Examination<'a> {
             posted: BTreeMap::new(),
             kept_after: BTreeMap::new(),
             purses: PurseExamination::default(),
+            keeps_codes: false,
+            newest: i64::MIN,
             owed: Balances::new(),
         }
     }
@@ -134,6 +140,8 @@ impl<'a> Examination<'a> {
             nodes::all(self.db)?.into_iter().map(|(id, node)| (id, node.log_key)).collect();
         let all = logs::all(self.db, self.institution)?;
         self.logs = all.iter().map(|(log, _)| *log).collect();
+        self.keeps_codes = self.keeps_codes()?;
+        self.newest = all.iter().map(|(_, state)| state.order_key.0).max().unwrap_or(i64::MIN);
         for (log, state) in all {
             let key = if log.writer == NodeId::CENTRE { Some(centre_key) } else { keys.get(&log.writer) };
             match key {
@@ -155,6 +163,9 @@ impl<'a> Examination<'a> {
         self.examine_effects();
         self.examine_ledger()?;
         self.examine_purses()?;
+        if self.keeps_codes {
+            self.examine_uses()?;
+        }
         self.examine_wallets()?;
         self.examine_holds()?;
         self.compare_digests()?;
@@ -355,7 +366,12 @@ impl<'a> Examination<'a> {
                 match Entry::from_record(&record) {
                     // What has come by another name as well counts there.
                     Ok(_) if self.is_posted_elsewhere(log, cursor)? => {}
-                    Ok(entry) => self.examine_entry(log, position, (folded, state.posted), &entry),
+                    Ok(entry) => {
+                        self.examine_entry(log, position, (folded, state.posted), &entry);
+                        if self.keeps_codes && position <= state.posted {
+                            self.examine_code(EntryRef { log, position }, &entry)?;
+                        }
+                    }
                     Err(error) => self.report.problem(format!("{log}: entry {position}: {error}")),
                 }
             }

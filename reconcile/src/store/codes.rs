@@ -113,6 +113,22 @@ pub(crate) fn first_use(
     Ok(found)
 }
 
+/// Every use that is kept.
+pub(crate) fn uses(
+    db: &Connection,
+    institution: InstitutionId,
+) -> Result<Vec<(AccountId, CodeUse, FirstUse)>, StoreError> {
+    let mut statement =
+        db.prepare("SELECT account, voucher, counter, until, log, position, tap FROM code_uses")?;
+    let rows = statement.query_map([], |row| {
+        let code = CodeUse { voucher: row.get(1)?, counter: row.get(2)?, until: row.get(3)? };
+        let log = LogId::from_key(institution, row.get(4)?);
+        let at = EntryRef { log, position: row.get::<_, i64>(5)? as u64 };
+        Ok((AccountId(row.get::<_, i64>(0)? as u64), code, FirstUse { at, tap: row.get(6)? }))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 /// Keeps it.
 pub(crate) fn put_first_use(
     db: &Connection,

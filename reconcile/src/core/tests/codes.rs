@@ -183,6 +183,37 @@ fn faults(bench: &Bench) -> Vec<String> {
 }
 
 #[test]
+fn uses_of_codes_are_held_against_the_entries() {
+    let mut bench = campus_of(Mode::Strict, 1, &[5_000]);
+    activate(&mut bench, "c1", &phone(1)).unwrap();
+    use_code(&mut bench, 0, 400, 1, Proof::Code);
+    use_code(&mut bench, 0, 0, 2, Proof::Code);
+    bench.upload(0);
+    bench.check();
+    let not_kept = |position| format!("node-1: entry {position} used a code, and that is not kept");
+    let other = |position, counter| {
+        format!(
+            "node-1: entry {position} is not the use of code {counter} of voucher 7 of account 1 that is kept"
+        )
+    };
+    bench.core.connection().execute_batch("CREATE TEMP TABLE kept AS SELECT * FROM code_uses").unwrap();
+    for (tampered, problems) in [
+        ("DELETE FROM code_uses WHERE counter = 2", vec![not_kept(2)]),
+        ("UPDATE code_uses SET tap = 'pos-1 1 s9' WHERE counter = 1", vec![other(1, 1)]),
+        ("UPDATE code_uses SET counter = 9 WHERE counter = 1", vec![other(1, 9), not_kept(1)]),
+        ("UPDATE code_uses SET position = 77 WHERE counter = 2", vec![other(77, 2)]),
+    ] {
+        let db = bench.core.connection();
+        db.execute(tampered, []).unwrap();
+        let mut report = verify(db, INSTITUTION, &bench.centre_key.verifying_key()).unwrap();
+        report.problems.sort();
+        assert_eq!(report.problems, problems, "{tampered}");
+        db.execute_batch("DELETE FROM code_uses; INSERT INTO code_uses SELECT * FROM kept").unwrap();
+    }
+    bench.check();
+}
+
+#[test]
 fn a_code_that_was_used_at_two_buildings_is_found_and_given_back() {
     let mut bench = campus_of(Mode::Strict, 2, &[5_000]);
     activate(&mut bench, "c1", &phone(1)).unwrap();
