@@ -87,8 +87,9 @@ impl World<'_> {
     pub(super) fn end_node_process(&mut self, site: usize) {
         let ms = self.now_ms();
         let host = &mut self.sites[site];
-        let ran = host.core.take().is_some();
+        // Whoever closes the database last writes the log back: that must not depend on whether somebody has looked at it.
         host.reader = None;
+        let ran = host.core.take().is_some();
         host.life += 1;
         host.scheduled = None;
         host.inbox.clear();
@@ -190,8 +191,8 @@ impl World<'_> {
 
     pub(super) fn end_centre_process(&mut self) {
         let host = &mut self.centre;
-        host.core = None;
         host.reader = None;
+        host.core = None;
         host.life += 1;
         host.scheduled = None;
         host.inbox.clear();
