@@ -169,10 +169,9 @@ impl NodeCore {
         if !signed.is_signed_by(&self.identity.centre_key) && !planted(Canary::IssuanceNotChecked) {
             return Ok(Err(SettingError::NotIssued));
         }
-        let Some(document) = self.store.settings(*account)? else {
+        let Some(mut settings) = self.store.settings(*account)? else {
             return Ok(Err(AccountError::NoSuchAccount.into()));
         };
-        let mut settings = document;
         let waiting = self.store.own_settings(*account)?;
         for own in &waiting {
             own.act_on(&mut settings)?;
