@@ -154,8 +154,8 @@ fn broken(promise: Promise, text: String) -> Checked {
 /// # Errors
 /// The first voucher of which this is not so.
 pub fn holds(books: &Books) -> Checked {
-    let ingested: BTreeMap<NodeId, u64> =
-        books.nodes.iter().map(|node| (node.node, node.ingested as u64)).collect();
+    let ingested: BTreeMap<NodeId, (u64, bool)> =
+        books.nodes.iter().map(|node| (node.node, (node.ingested as u64, node.sound))).collect();
     for ((account, number), voucher) in &books.vouchers.0 {
         let name = format!("voucher {number} of account {account}");
         let ceiling = voucher.ceiling();
@@ -177,8 +177,16 @@ pub fn holds(books: &Books) -> Checked {
         let held = match voucher.moved.last() {
             None => ceiling,
             Some((_, moved)) => match moved.debit {
-                Some(of) if ingested.get(&of.log.writer).copied().unwrap_or(0) >= of.position => Fen::ZERO,
-                Some(_) => moved.kept,
+                Some(of) => {
+                    let node = of.log.writer;
+                    let (up_to, sound) = ingested.get(&node).copied().unwrap_or_default();
+                    // A restored copy has lost the debit that its receipt tells of, and has written something else there.
+                    let is_there = |taken: &Taken| {
+                        taken.node == node && taken.position.is_none_or(|position| position == of.position)
+                    };
+                    let has_paid = sound || voucher.taken.iter().any(is_there);
+                    if up_to >= of.position && has_paid { Fen::ZERO } else { moved.kept }
+                }
                 None => Fen::ZERO,
             },
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use feiqian_protocol::code::{CODE_AGE_MS_MAX, STEP_S, SignedReceipt};
 use feiqian_protocol::entry::Body;
-use feiqian_protocol::ids::{CardNumber, LogId};
+use feiqian_protocol::ids::{AccountId, CardNumber, LogId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Pin, TapKind};
 use feiqian_reconcile::io::{self as centre_io, CardLoss, Command};
@@ -186,11 +186,13 @@ impl World<'_> {
         Ok(())
     }
 
-    /// No more was spent with a lost phone, where that was not known, than an operator was told.
+    /// No more was spent with a lost phone, where that was not known, than an operator was told; purchases that were reversed there
+    /// meanwhile give right to spend once more.
     fn check_bounds(&mut self) -> Result<()> {
         let bounds: Vec<(CardNumber, BTreeMap<LogId, u64>, Fen)> = self.phones.bounds.clone();
         for (card, positions, at_most) in bounds {
-            let mut spent = Fen::ZERO;
+            let (mut spent, mut of) = (Fen::ZERO, None);
+            let mut back: BTreeMap<AccountId, Fen> = BTreeMap::new();
             for site in 0..self.sites.len() {
                 let node = self.sites[site].identity.node;
                 let first = self.sites.iter().position(|host| host.identity.node == node);
@@ -202,12 +204,19 @@ impl World<'_> {
                 let known = usize::try_from(known).context("a position")?;
                 for entry in self.node_tables(site)?.entries(log)?.iter().skip(known) {
                     match &entry.body {
-                        Body::Debit(debit) if debit.card == card => spent += debit.amount(),
+                        Body::Debit(debit) if debit.card == card => {
+                            of = Some(debit.account);
+                            spent += debit.amount();
+                        }
+                        Body::Reversal(reversal) => {
+                            *back.entry(reversal.account).or_default() += reversal.right_back;
+                        }
                         _ => {}
                     }
                 }
             }
-            if spent > at_most {
+            let back = of.and_then(|account| back.get(&account).copied()).unwrap_or_default();
+            if spent > at_most + back {
                 let text = format!(
                     "{card} was lost, and {spent} were spent with it that nobody knew of then; at most {at_most} could be, an operator was told"
                 );
