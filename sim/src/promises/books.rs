@@ -259,7 +259,8 @@ fn balanced(books: &Books) -> Checked {
         "postings that do not sum to zero: {:?}",
         books.unbalanced
     );
-    let unexplained: Vec<_> = books.faults.iter().filter(|fault| !books.vouchers.explains(fault)).collect();
+    let explained = |fault: &&String| books.vouchers.explains(fault, books.was_restored);
+    let unexplained: Vec<_> = books.faults.iter().filter(|fault| !explained(fault)).collect();
     promise!(
         books.rotten || books.has_copies() || unexplained.is_empty(),
         History,
