@@ -15,6 +15,9 @@ use feiqian_protocol::time::{BusinessCalendar, Timestamp};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Config, ConfigError, EXIT_CONFIG, HostPort};
 use crate::control::{self, Command as ControlCommand};
@@ -243,7 +246,13 @@ fn start_log(json: bool) {
     let level = std::env::var(LOG_VARIABLE).ok().and_then(|level| level.parse().ok());
     let level = level.unwrap_or(LevelFilter::INFO);
     let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
-    let _ = if json { log.json().try_init() } else { log.with_ansi(io::stderr().is_terminal()).try_init() };
+    // Spans of documents that are loaded, with what is in them in words, are a twentieth of the work with them.
+    let filter = Targets::new().with_default(level).with_target("automerge", LevelFilter::WARN.min(level));
+    let _ = if json {
+        log.json().finish().with(filter).try_init()
+    } else {
+        log.with_ansi(io::stderr().is_terminal()).finish().with(filter).try_init()
+    };
 }
 
 fn join(dir: &DataDir, centre: &HostPort, code: &str) -> Result<ExitCode, anyhow::Error> {

@@ -20,6 +20,10 @@ use feiqian_protocol::limits::ENROL_CODE_SECONDS;
 use feiqian_protocol::money::Fen;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use self::print::{print_account, print_status};
 use crate::authority::{self, Authority};
@@ -408,11 +412,14 @@ fn broken_pipe(error: &anyhow::Error) -> bool {
 
 fn start_log(json: bool) {
     let level = std::env::var("FEIQIAN_LOG").ok().and_then(|level| level.parse().ok());
-    let level = level.unwrap_or(tracing::level_filters::LevelFilter::INFO);
+    let level = level.unwrap_or(LevelFilter::INFO);
     let colours = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_max_level(level).with_ansi(colours).with_writer(std::io::stderr);
+    // Spans of documents that are loaded, with what is in them in words, are a twentieth of the work with them.
+    let filter = Targets::new().with_default(level).with_target("automerge", LevelFilter::WARN.min(level));
     // Somebody who runs us inside their own process may have a log of their own already.
-    let _ = if json { log.json().try_init() } else { log.try_init() };
+    let _ =
+        if json { log.json().finish().with(filter).try_init() } else { log.finish().with(filter).try_init() };
 }
 
 pub(crate) fn say(dir: &Path, command: &Command) -> anyhow::Result<Value> {
