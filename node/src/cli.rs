@@ -288,16 +288,13 @@ fn set(what: Set) -> Result<ExitCode, anyhow::Error> {
         Set::Shown { issuance, operator, data } => (data, ControlCommand::ShowCard { issuance, operator }),
     };
     let answer = control::call(&of.dir()?.control_socket(), &command)?;
-    let shown = matches!(command, ControlCommand::ShowCard { .. });
-    println!(
-        "{}",
-        match (answer["position"].is_null(), shown) {
-            (true, false) => "the card was withdrawn before",
-            (false, false) => "done here; the other buildings follow as they hear of it",
-            (true, true) => "the card is known here already",
-            (false, true) => "the card can be used here now",
+    let (was_so, done) = match command {
+        ControlCommand::ShowCard { .. } => {
+            ("the card is known here already", "the card can be used here now")
         }
-    );
+        _ => ("the card was withdrawn before", "done here; the other buildings follow as they hear of it"),
+    };
+    println!("{}", if answer["position"].is_null() { was_so } else { done });
     Ok(ExitCode::SUCCESS)
 }
 

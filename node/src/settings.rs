@@ -169,13 +169,9 @@ impl NodeCore {
         if !signed.is_signed_by(&self.identity.centre_key) && !planted(Canary::IssuanceNotChecked) {
             return Ok(Err(SettingError::NotIssued));
         }
-        let Some(mut settings) = self.store.settings(*account)? else {
+        let Some(settings) = self.store.settings_in_force(*account)? else {
             return Ok(Err(AccountError::NoSuchAccount.into()));
         };
-        let waiting = self.store.own_settings(*account)?;
-        for own in &waiting {
-            own.act_on(&mut settings)?;
-        }
         if settings.closed {
             return Ok(Err(AccountError::Closed.into()));
         }
@@ -184,7 +180,7 @@ impl NodeCore {
             return Ok(Ok(SettingDone { account: *account, position: None }));
         }
         let alike = |own: &&OwnSetting| matches!(own.intent, Intent::IssueCard { .. });
-        if waiting.iter().filter(alike).count() >= WAITING_PER_KIND_MAX {
+        if self.store.own_settings(*account)?.iter().filter(alike).count() >= WAITING_PER_KIND_MAX {
             return Ok(Err(SettingError::TooMany));
         }
         let shown = CardShown { issuance: signed.clone() };
@@ -238,18 +234,9 @@ impl NodeCore {
         if let (Some(account), Some(reason)) = (account, refused) {
             tracing::warn!(position = answered.position, reason, "the centre has refused a setting");
             self.put_in_force(account)?;
-            self.forget_cards(account)?;
+            self.store.forget_cards(account)?;
         }
         Ok(())
-    }
-
-    /// Cards that only the centre's word stood for, which it does not stand by any more.
-    fn forget_cards(&self, account: AccountId) -> Result<(), StoreError> {
-        let Some(mut settings) = self.store.settings(account)? else { return Ok(()) };
-        for own in self.store.own_settings(account)? {
-            own.act_on(&mut settings)?;
-        }
-        self.store.forget_cards(account, |card| settings.cards.contains_key(card))
     }
 
     /// Settings that the account streams have by now stand in the documents.

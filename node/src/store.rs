@@ -7,7 +7,7 @@
 //! | `entries` | log, position | every record: the own log, the centre's stream for this node, the account streams |
 //! | `heads` | log, position | every signed head; a log ends at its last one |
 //! | `cards`, `documents` | card, account; account | settings: what a tap reads, in each card's row, and what it comes from |
-//! | `own_settings` | position | settings written here that the account's stream does not have yet, or that were refused: [`settings`] |
+//! | `own_settings` | position | settings written here, and cards shown here, that the account's stream does not have yet, or that were refused: [`settings`] |
 //! | `wallets` | account, wallet | posted balance, own spending that is not in it yet, rights of the open epoch; in the row of cash the account's allowance share |
 //! | `hints` | account | what prices a stand-in |
 //! | `pools`, `pool_used` | day | stand-in of all accounts together, granted and used |

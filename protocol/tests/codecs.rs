@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // A failed unwrap is a failed property.
 
 mod codecs {
+    pub mod frames;
     pub mod purses;
     pub mod strategies;
 }
@@ -21,6 +22,7 @@ use proptest::array::uniform16;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use codecs::frames::*;
 use codecs::strategies::*;
 
 /// Where damage is done: flips one bit, then cuts.

@@ -30,8 +30,6 @@ impl Round<'_> {
         let Some(settings) = self.settings(account)? else {
             return Ok(refused("account", "the account has no document"));
         };
-        let replaces =
-            matches!(change, SettingCommand::ReplaceCard { .. } | SettingCommand::ExchangeCard { .. });
         let intents = match change {
             SettingCommand::Freeze => {
                 // The place of the entry makes the key unique.
@@ -137,8 +135,12 @@ impl Round<'_> {
                 }
             }
         }
-        let mut given = None;
+        let mut replaced_by = None;
         for intent in intents {
+            // Here it is given out for another one, and good at once.
+            if let Intent::IssueCard { card } = &intent {
+                replaced_by = Some(card.clone());
+            }
             let issued = match &intent {
                 Intent::IssueCard { card }
                 | Intent::IssueInactiveCard { card }
@@ -150,12 +152,11 @@ impl Round<'_> {
             }
             if let Some(card) = issued {
                 holders::take_blank(self.db, &card)?;
-                given = Some(card);
             }
         }
-        match given {
-            Some(new) if replaces => self.given(card, account, new),
-            _ => self.account(card),
+        match replaced_by {
+            Some(new) => self.given(card, account, new),
+            None => self.account(card),
         }
     }
 

@@ -144,8 +144,7 @@ impl Store {
 
     /// The same of an account whose card is not known here, as if it were a good one.
     pub(crate) fn facts_of_account(&self, account: AccountId) -> Result<Option<Facts>, StoreError> {
-        let Some(settings) = self.settings(account)? else { return Ok(None) };
-        let settings = in_force(&self.connection, account, &settings)?;
+        let Some(settings) = self.settings_in_force(account)? else { return Ok(None) };
         let holder = Holder {
             account,
             card: CardStatus::Active,
@@ -158,6 +157,15 @@ impl Store {
         };
         let (purse, share) = self.purse_and_share(account)?;
         Ok(Some(Facts { holder, purse, share }))
+    }
+
+    /// What taps of an account go by: what its document comes to, with what was written here on top.
+    pub(crate) fn settings_in_force(
+        &self,
+        account: AccountId,
+    ) -> Result<Option<AccountSettings>, StoreError> {
+        let settings = self.settings(account)?;
+        settings.map(|settings| in_force(&self.connection, account, &settings)).transpose()
     }
 
     /// What the document of an account comes to; what was written here is not on top of it.

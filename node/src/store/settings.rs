@@ -102,17 +102,14 @@ impl Store {
         Ok(account.map(|account| AccountId(account as u64)))
     }
 
-    /// Forgets cards that a building went by while the centre's word for them was thought to hold, and which no document has.
-    pub(crate) fn forget_cards(
-        &self,
-        account: AccountId,
-        known: impl Fn(&CardNumber) -> bool,
-    ) -> Result<(), StoreError> {
+    /// Forgets cards of an account that only the centre's word stood for, and which it does not stand by any more.
+    pub(crate) fn forget_cards(&self, account: AccountId) -> Result<(), StoreError> {
+        let Some(settings) = self.settings_in_force(account)? else { return Ok(()) };
         let mut statement = self.connection.prepare_cached("SELECT card FROM cards WHERE account = ?1")?;
         let cards = statement.query_map([account.0 as i64], |row| row.get::<_, String>(0))?;
         for card in cards {
             let card = CardNumber::new(card?).map_err(|_| StoreError::damaged("a card has no number"))?;
-            if !known(&card) {
+            if !settings.cards.contains_key(&card) {
                 self.connection
                     .prepare_cached("DELETE FROM cards WHERE card = ?1 AND account = ?2")?
                     .execute(params![card.as_str(), account.0 as i64])?;

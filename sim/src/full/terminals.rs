@@ -296,14 +296,15 @@ impl Run {
 
     /// What the holder of a card that is not known here shows for it.
     fn card_unknown(&mut self, index: usize) -> Option<SettingRequest> {
-        let site = self.seen.ledger.requests[index].site;
-        let seen = &self.seen.sites[site];
-        if self.seen.ledger.is_forgotten(index) && seen.trust == Trust::Sound && !seen.gone {
-            let key = self.seen.ledger.requests[index].sent.key();
-            let text = format!("{} goes by the card of {key:?}, and does not know it", self.site_name(site));
-            self.violated(Promise::Reissue, text);
+        let seen = &self.seen.sites[self.seen.ledger.requests[index].site];
+        let sound = seen.trust == Trust::Sound && !seen.gone;
+        match self.seen.ledger.card_unknown(index, sound) {
+            Ok(to_show) => to_show,
+            Err(text) => {
+                self.violated(Promise::Reissue, text);
+                None
+            }
         }
-        self.seen.ledger.to_show(index).map(|(request, _)| request)
     }
 
     fn shown(&mut self, index: usize, done: &Result<SettingDone, SettingError>) {

@@ -281,17 +281,17 @@ impl World<'_> {
     /// A holder whose card is not known here shows what there is to show for it.
     fn card_unknown(&mut self, index: usize) {
         let site = self.ledger.requests[index].site;
-        let host = &self.sites[site];
-        if self.ledger.is_forgotten(index) && host.trust == Trust::Sound && !host.gone {
-            let key = self.ledger.requests[index].sent.key();
-            let text = format!("{} goes by the card of {key:?}, and does not know it", self.site_name(site));
-            self.violated(Promise::Reissue, text);
+        let sound = self.sites[site].trust == Trust::Sound && !self.sites[site].gone;
+        match self.ledger.card_unknown(index, sound) {
+            Ok(Some(request)) => {
+                self.tickets += 1;
+                let ticket = Ticket(self.tickets);
+                self.sites[site].waiting.insert(ticket, (TicketFor::Shown(index), self.now));
+                self.tell_node(site, NodeMessage::Ask(Input::Setting(ticket, request)));
+            }
+            Ok(None) => {}
+            Err(text) => self.violated(Promise::Reissue, text),
         }
-        let Some((request, _)) = self.ledger.to_show(index) else { return };
-        self.tickets += 1;
-        let ticket = Ticket(self.tickets);
-        self.sites[site].waiting.insert(ticket, (TicketFor::Shown(index), self.now));
-        self.tell_node(site, NodeMessage::Ask(Input::Setting(ticket, request)));
     }
 
     pub(super) fn shown(&mut self, index: usize, done: &Result<SettingDone, SettingError>) {

@@ -2,6 +2,7 @@
 //! copy of the disk, and a centre that signs what it likes. Whatever comes, no step fails, what was approved is
 //! answered the same for ever, and the tables say what the entries say.
 
+mod asked;
 mod start;
 
 use std::collections::BTreeMap;
@@ -17,16 +18,16 @@ use feiqian_protocol::frame::{
     Ack, Branch, CentreHello, Entries, Frame, LogCursor, LossNotice, No, PROTOCOL_VERSION, Recall,
     RefusalReason,
 };
-use feiqian_protocol::ids::{AccountId, Epoch, LogId, NodeId, TerminalId, Wallet};
+use feiqian_protocol::ids::{AccountId, Epoch, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::pin::PinDigest;
 use feiqian_protocol::snapshot::{
     AccountState, CampusState, PieceDigest, PieceWriter, Snapshot, SnapshotPiece,
 };
-use feiqian_protocol::tap::{Decision, Pin, ReversalRequest, TapKey, TapKind, TapRequest};
+use feiqian_protocol::tap::{Decision, TapKey};
 use feiqian_protocol::time::{BusinessCalendar, Hlc};
 use feiqian_sim::vfs::{Disk, Image};
 
+use self::asked::{Asked, reversal, tap};
 pub(crate) use self::start::campus;
 use self::start::{OWN, Stream, TO_NODE, centre_key, identity, shard, start};
 use super::script::{INSTITUTION, START, Script};
@@ -54,29 +55,6 @@ pub fn session(data: &[u8]) {
         rig.play(&mut script);
     }
     rig.end();
-}
-
-/// What somebody at a terminal asked for.
-#[derive(Clone, Debug, Eq, PartialEq)]
-enum Asked {
-    Tap(TapRequest),
-    Reversal(ReversalRequest),
-}
-
-impl Asked {
-    fn key(&self) -> &TapKey {
-        match self {
-            Self::Tap(tap) => &tap.key,
-            Self::Reversal(reversal) => &reversal.key,
-        }
-    }
-
-    fn input(&self, ticket: Ticket) -> Input {
-        match self.clone() {
-            Self::Tap(tap) => Input::Tap(ticket, tap),
-            Self::Reversal(reversal) => Input::Reversal(ticket, reversal),
-        }
-    }
 }
 
 /// What was approved, by key.
@@ -583,35 +561,4 @@ fn carried_out(
 ) -> Option<Vec<u8>> {
     let actor = actor_id(INSTITUTION, NodeId::CENTRE, 1, 2, account);
     Document::load(&saved?, actor).ok()?.carry_out(intent, START).ok()
-}
-
-fn key(script: &mut Script<'_>) -> TapKey {
-    let terminal = script.pick(&["t1", "t1", "t1", "t2", "door", "t9"]);
-    TapKey {
-        terminal: TerminalId::new(terminal).expect("letters and digits make a name"),
-        epoch: u32::from(script.rarely(8)),
-        sequence: script.key(),
-    }
-}
-
-fn tap(script: &mut Script<'_>) -> Asked {
-    let (key, card) = (key(script), script.card());
-    let kind = match script.choice(5) {
-        0 => TapKind::Access,
-        1 => TapKind::Quantity(script.u32()),
-        _ => TapKind::Amount(script.fen()),
-    };
-    let (generation, digest) = (script.pin(), PinDigest::new([script.byte() % 2; 32]));
-    let entered = Pin::Entered { generation, digest };
-    let pin = script.pick(&[Pin::Absent, Pin::Absent, entered, Pin::NotHashed]);
-    Asked::Tap(TapRequest { key, card, code: None, kind, pin })
-}
-
-fn reversal(script: &mut Script<'_>) -> Asked {
-    let (key, mut original) = (key(script), key(script));
-    if !script.rarely(6) {
-        original.terminal = key.terminal.clone();
-    }
-    let amount = script.rarely(2).then(|| script.fen());
-    Asked::Reversal(ReversalRequest { key, original, amount })
 }

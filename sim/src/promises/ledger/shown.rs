@@ -6,30 +6,41 @@ use feiqian_protocol::entry::Proof;
 use feiqian_protocol::ids::Key;
 use feiqian_protocol::issuance::SignedIssuance;
 
-use super::Ledger;
+use super::{Ledger, Reissue, Request};
 use crate::promises::Coverage;
 
 /// One word in so many is made up.
 const MADE_UP_EVERY: u32 = 4;
 
 impl Ledger {
-    /// A card was not known where it was held to a terminal: what its holder shows, where it is one that was given out for another;
-    /// and whether that is made up.
-    pub fn to_show(&self, index: usize) -> Option<(SettingRequest, bool)> {
-        let request = &self.requests[index];
-        let card = request.card()?;
-        let reissue = self.reissues.values().find(|reissue| reissue.card == *card)?;
-        let issuance = reissue.issuance.clone()?;
-        let made_up = request.number.is_multiple_of(MADE_UP_EVERY);
-        let issuance = if made_up { made_up_like(issuance) } else { issuance };
-        let request = SettingRequest {
+    /// A card was not known where it was held to a terminal: what its holder shows, where it is one that was given out for another.
+    /// `sound`: the disk there is as its process left it.
+    ///
+    /// # Errors
+    /// Where the building goes by the card.
+    pub fn card_unknown(&self, index: usize, sound: bool) -> Result<Option<SettingRequest>, String> {
+        let Some((reissue, request)) = self.reissue_at(index) else { return Ok(None) };
+        let heard_ns = reissue.heard.get(&request.site);
+        if sound && heard_ns.is_some_and(|heard_ns| request.first_ns > *heard_ns) {
+            let (site, key) = (request.site, request.sent.key());
+            return Err(format!("site {site} goes by the card of {key:?}, and does not know it"));
+        }
+        let Some(issuance) = reissue.issuance.clone() else { return Ok(None) };
+        let issuance = if is_made_up(request) { made_up_like(issuance) } else { issuance };
+        Ok(Some(SettingRequest {
             terminal: None,
-            card: card.clone(),
+            card: reissue.card.clone(),
             kind: SettingKind::ShowCard(Box::new(issuance)),
             by: Key::new("slip").expect("letters are a key"),
             proof: Proof::Card,
-        };
-        Some((request, made_up))
+        }))
+    }
+
+    /// The reissue that the card of a request comes from.
+    fn reissue_at(&self, index: usize) -> Option<(&Reissue, &Request)> {
+        let request = &self.requests[index];
+        let reissue = self.reissues.values().find(|reissue| Some(&reissue.card) == request.card())?;
+        Some((reissue, request))
     }
 
     /// What came of that; the rare path that this was.
@@ -42,8 +53,8 @@ impl Ledger {
         done: &Result<SettingDone, SettingError>,
         now_ns: u64,
     ) -> Result<Option<Coverage>, String> {
-        let Some((_, made_up)) = self.to_show(index) else { return Ok(None) };
-        let (site, number) = (self.requests[index].site, self.requests[index].number);
+        let request = &self.requests[index];
+        let (site, number, made_up) = (request.site, request.number, is_made_up(request));
         match (made_up, done) {
             (true, Ok(_)) => {
                 Err(format!("site {site} took a word that the centre never gave (tap {number})"))
@@ -63,14 +74,11 @@ impl Ledger {
             }
         }
     }
+}
 
-    /// True where a card was not known to a building that goes by it.
-    pub fn is_forgotten(&self, index: usize) -> bool {
-        let request = &self.requests[index];
-        let reissue = self.reissues.values().find(|reissue| Some(&reissue.card) == request.card());
-        let heard_ns = reissue.and_then(|reissue| reissue.heard.get(&request.site));
-        heard_ns.is_some_and(|heard_ns| request.first_ns > *heard_ns)
-    }
+/// Whether what is shown after a request is made up.
+const fn is_made_up(request: &Request) -> bool {
+    request.number.is_multiple_of(MADE_UP_EVERY)
 }
 
 /// The same with a signature that is not the centre's.
