@@ -5,6 +5,7 @@ pub mod closings;
 pub mod ledger;
 pub mod losses;
 pub mod pins;
+pub mod probes;
 pub mod receipts;
 pub mod reissues;
 pub mod settings;

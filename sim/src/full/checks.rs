@@ -7,24 +7,20 @@ use anyhow::{Context, Result, anyhow};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, LogId};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::tap::{Decision, Pin};
 use feiqian_reconcile::io::{Command, Status};
 use tokio::time::sleep;
 
 use super::hosts::At;
 use super::run::{Run, Shared};
 use super::terminals;
-use crate::plan::{Ask, LinkQuality, Manner, Tap};
+use crate::plan::LinkQuality;
 use crate::promises::Promise;
-use crate::promises::ledger::Told;
-use crate::promises::pins::PROBE;
+use crate::promises::books::Finding;
+use crate::promises::probes::{self, PROBED_ACCOUNTS};
 
 /// How often and how long it is waited for everything to settle at the end.
 const SETTLE_MAX: u32 = 8;
 const SETTLE: Duration = Duration::from_millis(400);
-
-/// Accounts that are spent to the last fen at the end.
-const PROBED_ACCOUNTS: usize = 2;
 
 impl Run {
     /// What holds at every moment.
@@ -185,38 +181,17 @@ async fn probe(run: &Shared) -> Result<()> {
         state.chance.shuffle(&mut money);
         money.into_iter().take(PROBED_ACCOUNTS).collect()
     };
-    for (step, (card, money)) in probes.into_iter().enumerate() {
-        for (part, ask) in [money, Fen::new(1)].into_iter().enumerate() {
-            let building = paying[run.borrow_mut().chance.index(paying.len())];
-            let number = PROBE + 2 * step as u32 + part as u32;
-            let tap = Tap {
-                number,
-                building,
-                terminal: 0,
-                card: card.clone(),
-                ask: Ask::Amount(ask),
-                pin: Pin::Right,
-                manner: Manner::Patient,
-            };
-            terminals::tap(run, &tap);
-            sleep(Duration::from_millis(plan.timing.ask_deadline_ms + 5_000)).await;
-            let mut state = run.borrow_mut();
-            let index = *state.numbers.get(&number).context("the tap was begun")?;
-            let told = state.seen.ledger.requests[index].told.clone();
-            let right = match (&told, part) {
-                (Some(Told::Decided(Decision::Approved { amount, stand_in, .. })), 0) => {
-                    *amount == money && *stand_in == Fen::ZERO
-                }
-                (Some(Told::Decided(Decision::Declined(_))), 1) => true,
-                _ => false,
-            };
-            if !right {
-                let place = state.site_name(state.seen.in_service[building]);
-                let text = format!("{ask} of {card}, which has {money}, at {place}, all connected: {told:?}");
-                let promise = if part == 0 { Promise::Liveness } else { Promise::NoOverspend };
-                state.violated(promise, text);
-                return Ok(());
-            }
+    for probe in probes::of(probes) {
+        let building = paying[run.borrow_mut().chance.index(paying.len())];
+        terminals::tap(run, &probe.tap(building));
+        sleep(Duration::from_millis(plan.timing.ask_deadline_ms + 5_000)).await;
+        let mut state = run.borrow_mut();
+        let index = *state.numbers.get(&probe.number).context("the tap was begun")?;
+        let told = state.seen.ledger.requests[index].told.as_ref();
+        let place = state.site_name(state.seen.in_service[building]);
+        if let Err(Finding { promise, text }) = probe.judge(told, &place) {
+            state.violated(promise, text);
+            break;
         }
     }
     Ok(())

@@ -12,17 +12,9 @@ use feiqian_protocol::tap::{DeclineReason, Pin, TapKey};
 use super::Promise;
 use super::books::{Books, Checked, Finding};
 use super::ledger::{Ledger, Sent};
+use super::probes::is_probe;
 use super::receipts::key_of;
 use crate::plan::Plan;
-
-/// Taps numbered from here on ask for the last fen of an account at the end of a run. They are about money, and come with a PIN
-/// that is judged already.
-pub const PROBE: u32 = 2_000_000_000;
-
-/// True for the key of such a tap.
-pub fn is_probe(key: &TapKey) -> bool {
-    key.sequence.as_str().parse::<u32>().is_ok_and(|number| number >= PROBE)
-}
 
 /// What PIN an account of the plan has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

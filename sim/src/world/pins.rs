@@ -20,7 +20,8 @@ use super::{MS, World};
 use crate::plan::{Ask, Manner, Tap};
 use crate::promises::Promise;
 use crate::promises::ledger::{Sent, Told};
-use crate::promises::pins::{PinKind, is_probe, kind_of, pin_of};
+use crate::promises::pins::{PinKind, kind_of, pin_of};
+use crate::promises::probes::is_probe;
 
 /// Accounts whose tries are looked at at the end.
 const ACCOUNTS_LOOKED_AT: usize = 64;

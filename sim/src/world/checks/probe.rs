@@ -3,16 +3,11 @@
 use anyhow::{Context, Result};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::tap::{Decision, Pin};
 
-use crate::plan::{Ask, LinkQuality, Manner, Tap};
-use crate::promises::Promise;
-use crate::promises::ledger::Told;
-use crate::promises::pins::PROBE;
+use crate::plan::LinkQuality;
+use crate::promises::books::Finding;
+use crate::promises::probes::{self, PROBED_ACCOUNTS};
 use crate::world::{MS, World};
-
-/// Accounts that are spent to the last fen at the end.
-const PROBED_ACCOUNTS: usize = 2;
 
 impl World<'_> {
     /// Whoever has money can spend it, anywhere, to the last fen; and no fen more.
@@ -49,37 +44,16 @@ impl World<'_> {
                 probes.push((card, money));
             }
         }
-        for (step, (card, money)) in probes.into_iter().enumerate() {
-            for (part, ask) in [money, Fen::new(1)].into_iter().enumerate() {
-                let building = paying[self.chance.index(paying.len())];
-                let tap = Tap {
-                    number: PROBE + 2 * step as u32 + part as u32,
-                    building,
-                    terminal: 0,
-                    card: card.clone(),
-                    ask: Ask::Amount(ask),
-                    pin: Pin::Right,
-                    manner: Manner::Patient,
-                };
-                let index = self.begin(self.buildings[building].site, &tap);
-                self.transmit(index);
-                self.run_until(self.now + (self.plan.timing.ask_deadline_ms + 5_000) * MS)?;
-                let told = self.ledger.requests[index].told.clone();
-                let right = match (&told, part) {
-                    (Some(Told::Decided(Decision::Approved { amount, stand_in, .. })), 0) => {
-                        *amount == money && *stand_in == Fen::ZERO
-                    }
-                    (Some(Told::Decided(Decision::Declined(_))), 1) => true,
-                    _ => false,
-                };
-                if !right {
-                    let place = self.site_name(self.buildings[building].site);
-                    let text =
-                        format!("{ask} of {card}, which has {money}, at {place}, all connected: {told:?}");
-                    let promise = if part == 0 { Promise::Liveness } else { Promise::NoOverspend };
-                    self.violated(promise, text);
-                    return Ok(());
-                }
+        for probe in probes::of(probes) {
+            let building = paying[self.chance.index(paying.len())];
+            let site = self.buildings[building].site;
+            let index = self.begin(site, &probe.tap(building));
+            self.transmit(index);
+            self.run_until(self.now + (self.plan.timing.ask_deadline_ms + 5_000) * MS)?;
+            let told = self.ledger.requests[index].told.as_ref();
+            if let Err(Finding { promise, text }) = probe.judge(told, &self.site_name(site)) {
+                self.violated(promise, text);
+                break;
             }
         }
         Ok(())
