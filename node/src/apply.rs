@@ -375,11 +375,14 @@ impl NodeCore {
         Ok(settings)
     }
 
-    /// A posted batch names the heads that it includes: own effects up to ours are in the balances.
+    /// A posted batch names the heads that it includes: own effects up to ours are in the balances. Ours is the one whose hash
+    /// is ours, by whatever name; where no head of ours ends there (the end of the log was lost, and comes back), the name says it.
     pub(crate) fn settle(&mut self, shard: u8, posted: &[PostedHead]) -> Result<(), StoreError> {
         let ours = self.state.saved.branch.unwrap_or_else(|| self.own_log());
-        for head in posted.iter().filter(|head| head.log == ours) {
-            self.store.settle(shard, head.position)?;
+        for head in posted.iter().filter(|head| head.log.writer == self.identity.node) {
+            if self.hash_at(head.position)?.map_or(head.log == ours, |hash| hash == head.hash) {
+                self.store.settle(shard, head.position)?;
+            }
         }
         Ok(())
     }

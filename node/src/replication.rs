@@ -346,7 +346,10 @@ impl NodeCore {
                 .map_err(StoreError::from)?;
         }
         self.sender = Sender::default();
-        self.sender.open(own, hello.log.position, end);
+        match hello.branch.filter(|branch| Some(branch.log) == self.state.saved.branch) {
+            Some(branch) => self.sender.open(branch.log, branch.after.min(end), end),
+            None => self.sender.open(own, hello.log.position, end),
+        }
         if hello.log.position < self.state.saved.acked {
             // The centre has come back from an old copy: it gets again what it lacks, and until then it is exposed here.
             tracing::error!(

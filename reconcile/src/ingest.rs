@@ -155,6 +155,7 @@ impl Round<'_> {
             self.state.logs.insert(log, state);
             self.touched_logs.insert(log);
             self.note_taken(log, !self.is_recovering());
+            self.find_named(log, &cursor)?;
         }
         self.advance_branch(log, cursor)
     }
@@ -283,7 +284,7 @@ impl Round<'_> {
         if acts && !acted {
             self.act_on(log, cursor.position, order_key, entry)?;
         }
-        Ok(())
+        if acts { self.find_named(log, &cursor) } else { Ok(()) }
     }
 
     /// Goes on with a quarantined log, as far as this build knows its entries.

@@ -9,7 +9,9 @@
 //! head. Then it closes all links, and everything goes on as after any start.
 //!
 //! **Once and only once.** A posted batch names the entries that it includes. What it names is not posted again when the
-//! entry itself is replayed; what no batch names is posted then. A case or refund that the streams tell is not opened again.
+//! entry itself is replayed; what no batch names is posted then. It names them by the hash of the last one: what was a branch then
+//! may be the log here, or the other way round, where boxes of one name come in another order. A box that was told a branch says
+//! so, and has it back by its name, which is what cases and refunds in the streams go by. A case or refund that the streams tell is not opened again.
 //! A tap that was posted before its card was reported lost is not refunded because it is ingested a second time.
 //!
 //! **What cannot be given back.** Whatever was written after the copy and reached nobody: credits above all, whose channels
@@ -31,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ed25519_dalek::VerifyingKey;
 use feiqian_protocol::chain::{ChainError, Cursor, SignedHead, verify};
 use feiqian_protocol::entry::{Body, Entry, NodeEnrolled};
-use feiqian_protocol::frame::{Ack, Entries, Frame, LogCursor, NodeHello, PROTOCOL_VERSION, RefusalReason};
+use feiqian_protocol::frame::{Ack, Branch, Entries, Frame, LogCursor, NodeHello, PROTOCOL_VERSION, RefusalReason};
 use feiqian_protocol::ids::{LogId, NodeId, NodeName};
 use feiqian_protocol::limits::SHARDS;
 use serde_json::json;
@@ -166,13 +168,17 @@ impl Round<'_> {
             }
             // Enrolled after the copy was made: the stream for it begins with who it is.
             let start = LogCursor { log: to_node, cursor: Cursor::START };
-            self.give_back(id, node_id, vec![start], hello.to_node.position);
+            let wanted = vec![start];
+            let promised = [(to_node, hello.to_node.position)].into();
+            self.give_back(id, node_id, wanted, promised, None);
             return Ok(());
         };
         if node.state == NodeState::Retired || incarnation != node.incarnation {
             return self.refuse(id, RefusalReason::Incarnation);
         }
-        if let Some(reason) = hello.refused
+        let branch = self.branch_again(id, node_id, &hello)?;
+        let refused = hello.refused.or_else(|| branch.map(|_| RefusalReason::ForkedLog));
+        if let Some(reason) = refused
             && node.holds()
         {
             // The centre has shut it out, and forgotten that.
@@ -188,7 +194,7 @@ impl Round<'_> {
                 return self.two_continuations(id, node_id, end.log, end.cursor.position);
             }
         }
-        self.ask_back(id, node_id, &hello);
+        self.ask_back(id, node_id, &hello, branch);
         self.hear(id)
     }
 
@@ -222,7 +228,7 @@ impl Round<'_> {
 
     /// Says which streams are wanted of a node: its own, and those account streams of which it has more than anybody who
     /// gives them already.
-    fn ask_back(&mut self, id: LinkId, node: NodeId, hello: &NodeHello) {
+    fn ask_back(&mut self, id: LinkId, node: NodeId, hello: &NodeHello, branch: Option<Branch>) {
         let mut wanted = Vec::new();
         let mut promised = BTreeMap::new();
         let to_node = self.state.to_node(node);
@@ -257,18 +263,21 @@ impl Round<'_> {
                 None => recovery.troubles.remove(&node),
             };
         }
-        if let Some(link) = self.state.links.get_mut(&id) {
-            link.giving = Some(Giving { promised, complete: false });
-        }
-        self.say_returning(id, node, wanted);
+        self.give_back(id, node, wanted, promised, branch);
     }
 
-    fn give_back(&mut self, id: LinkId, node: NodeId, wanted: Vec<LogCursor>, promised: u64) {
-        let promised = wanted.iter().map(|cursor| (cursor.log, promised)).collect();
+    fn give_back(
+        &mut self,
+        id: LinkId,
+        node: NodeId,
+        wanted: Vec<LogCursor>,
+        promised: BTreeMap<LogId, u64>,
+        branch: Option<Branch>,
+    ) {
         if let Some(link) = self.state.links.get_mut(&id) {
             link.giving = Some(Giving { promised, complete: false });
         }
-        self.say_returning(id, node, wanted);
+        self.say_returning(id, node, wanted, branch);
     }
 
     /// Entries that a node gives back.
@@ -417,7 +426,11 @@ impl Round<'_> {
         let (Some(hello), Some(_)) = (link.hello(), &link.giving) else { return Ok(()) };
         let has = |log: LogId, position: u64| self.state.log(log).cursor.position >= position;
         let to_node = hello.to_node.position;
-        let complete = has(self.state.own_log(node_id), hello.log.position)
+        let uploaded = match hello.branch.and_then(|log| self.state.branches.get(&log)) {
+            Some(branch) => branch.cursor.position >= hello.log.position,
+            None => has(self.state.own_log(node_id), hello.log.position),
+        };
+        let complete = uploaded
             && has(self.state.to_node(node_id), to_node)
             && hello.shards.iter().all(|end| has(end.log, end.cursor.position));
         if !complete || !self.state.nodes.contains_key(&node_id) {

@@ -350,9 +350,15 @@ impl Round<'_> {
     }
 
     /// Says to a node what is wanted back of it.
-    pub(crate) fn say_returning(&mut self, id: LinkId, node: NodeId, wanted: Vec<LogCursor>) {
+    pub(crate) fn say_returning(
+        &mut self,
+        id: LinkId,
+        node: NodeId,
+        wanted: Vec<LogCursor>,
+        branch: Option<Branch>,
+    ) {
         let session = self.state.nodes.get(&node).map_or(0, |node| node.session);
-        let hello = CentreHello { returning: Some(wanted), ..self.centre_hello(node, session, None, None) };
+        let hello = CentreHello { returning: Some(wanted), ..self.centre_hello(node, session, None, branch) };
         if let Some(link) = self.state.links.get_mut(&id) {
             link.phase = Phase::Returning;
         }

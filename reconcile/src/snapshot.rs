@@ -213,8 +213,8 @@ impl Round<'_> {
         })?;
         pieces.extend(writer.finish());
         let digest = pieces.iter().fold(PieceDigest::default(), |digest, piece| digest.with(piece));
-        let posted = self.state.logs.iter().filter(|(log, _)| log.writer != NodeId::CENTRE);
-        let posted = posted.map(|(log, state)| PostedHead { log: *log, position: state.posted });
+        let posted = self.state.logs.iter().filter(|(log, at)| log.writer != NodeId::CENTRE && at.posted > 0);
+        let posted = posted.map(|(log, _)| self.posted_head(*log)).collect::<Result<Vec<PostedHead>, _>>()?;
         let snapshot = Snapshot {
             end,
             time: self.state.time,
@@ -222,7 +222,7 @@ impl Round<'_> {
             pieces: pieces.len() as u32,
             digest: digest.0,
             projection: projection.finish(),
-            posted: posted.filter(|head| head.position > 0).collect(),
+            posted,
             campus: if shard == 0 { self.campus_state()? } else { None },
         };
         let signed: SignedSnapshot = snapshot.sign(&self.state.identity.log_key);

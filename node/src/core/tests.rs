@@ -424,8 +424,9 @@ fn posted_batches_take_over_from_own_effects() {
     world.buy("1", "alice", 600);
     world.buy("2", "alice", 100);
     let own = LogId::node(INSTITUTION, NODE);
+    let hash = world.core.store.head_at(own, 1).unwrap().unwrap().head.cursor.hash;
     let posted = Posted {
-        heads: vec![PostedHead { log: own, position: 1 }],
+        heads: vec![PostedHead { log: own, position: 1, hash }],
         deltas: vec![Delta { account: ALICE, wallet: Wallet::Cash, amount: fen(-600) }],
     };
     let shard = LogId::shard(INSTITUTION, ALICE.shard());

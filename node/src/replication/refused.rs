@@ -73,7 +73,7 @@ impl NodeCore {
     }
 
     /// The hash of the own log at a position where a head was signed.
-    pub(super) fn hash_at(&self, position: u64) -> Result<Option<[u8; 32]>, StoreError> {
+    pub(crate) fn hash_at(&self, position: u64) -> Result<Option<[u8; 32]>, StoreError> {
         if position == 0 {
             return Ok(Some(Cursor::START.hash));
         }

@@ -5,6 +5,7 @@ use minicbor::{Decode, Encode};
 use serde::Serialize;
 
 use crate::account::Intent;
+use crate::chain::Hash;
 use crate::ids::{AccountId, CardNumber, Key, LogId, Wallet};
 use crate::money::Fen;
 use crate::pin::SealedPins;
@@ -93,7 +94,8 @@ pub struct Posted {
     pub deltas: Vec<Delta>,
 }
 
-/// A log and how far it is posted.
+/// A log and how far it is posted. The hash says of which history of the log that is true, whatever name the history goes
+/// by: a centre that comes back from an old copy may have given it another one, and a node's box may have been copied.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
 pub struct PostedHead {
     /// The log.
@@ -102,6 +104,10 @@ pub struct PostedHead {
     /// Posted up to here.
     #[n(1)]
     pub position: u64,
+    /// The hash of the entry there.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    #[serde(skip)]
+    pub hash: Hash,
 }
 
 /// One change of a balance.

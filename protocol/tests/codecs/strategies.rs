@@ -357,7 +357,7 @@ pub fn shard_body() -> impl Strategy<Value = Body> {
             Body::from(Credit { account, wallet, amount, channel, key })
         });
     let posted = (
-        vec((log(), any::<u64>()).prop_map(|(log, position)| PostedHead { log, position }), 0..4),
+        vec((log(), any::<u64>(), any::<[u8; 32]>()).prop_map(|(log, position, hash)| PostedHead { log, position, hash }), 0..4),
         vec(
             (account(), wallet(), fen()).prop_map(|(account, wallet, amount)| Delta {
                 account,

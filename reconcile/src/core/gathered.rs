@@ -11,6 +11,7 @@ use rusqlite::Connection;
 
 use super::{Round, State};
 use crate::store::StoreError;
+use crate::store::logs::LogState;
 use crate::store::money;
 
 /// Entries of nodes in one step from which on it is a backlog that comes in: half a frame.
@@ -121,6 +122,18 @@ impl Round<'_> {
         if is_due { self.write_posted() } else { Ok(()) }
     }
 
+    /// How far a log of a node is posted.
+    pub fn posted_head(&self, log: LogId) -> Result<PostedHead, StoreError> {
+        let LogState { posted, cursor, .. } = self.state.log(log);
+        let hash = if posted == cursor.position {
+            Some(cursor.hash)
+        } else {
+            self.known_hash(log, self.state.own_log(log.writer), posted)?
+        };
+        let hash = hash.ok_or_else(|| StoreError::Corrupt(format!("{log} has no entry {posted}")))?;
+        Ok(PostedHead { log, position: posted, hash })
+    }
+
     /// Names what was ingested in every shard that a delta of it touches. After this the funds of every wallet are what the
     /// account streams say.
     pub fn write_posted(&mut self) -> Result<(), StoreError> {
@@ -131,8 +144,7 @@ impl Round<'_> {
                 self.touched_logs.insert(*log);
             }
         }
-        let heads: Vec<PostedHead> =
-            logs.iter().map(|log| PostedHead { log: *log, position: self.state.log(*log).posted }).collect();
+        let heads = logs.iter().map(|log| self.posted_head(*log)).collect::<Result<Vec<_>, _>>()?;
         let institution = self.state.identity.institution;
         let mut by_shard: BTreeMap<u8, Vec<Delta>> = BTreeMap::new();
         for ((account, wallet), amount) in deltas {

@@ -2,7 +2,8 @@
 
 mod shards;
 
-use feiqian_protocol::entry::{Body, CaseReason, Entry, EntryRef, StandInGrant};
+use feiqian_protocol::chain::Cursor;
+use feiqian_protocol::entry::{Body, CaseReason, Entry, EntryRef, PostedHead, StandInGrant};
 use feiqian_protocol::ids::{AccountId, CardNumber, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::time::Timestamp;
@@ -124,7 +125,7 @@ impl Round<'_> {
         for (position, account, wallet, effect) in
             money::wallet_effects(self.db, log, state.named, state.posted)?
         {
-            match notes::named_at(self.db, self.state.shard(account), log, position)? {
+            match self.posted_at(account, EntryRef { log, position })? {
                 None => self.gather(account, wallet, effect),
                 Some(_) => notes::add_unheard(self.db, account, wallet, -effect)?,
             }
@@ -225,10 +226,13 @@ impl Round<'_> {
                 pending.applied(applied);
             }
         }
-        if self.acted_elsewhere(log, position)? {
-            return Ok(());
+        if !self.acted_elsewhere(log, position)? {
+            self.act_on(log, position, order_key, &entry)?;
         }
-        self.act_on(log, position, order_key, &entry)
+        match logs::hash_at(self.db, log, position)? {
+            Some(hash) => self.find_named(log, &Cursor { position, hash }),
+            None => Ok(()),
+        }
     }
 
     /// True where an entry has acted by another name already: in the log, or in a branch of it.
@@ -244,6 +248,62 @@ impl Round<'_> {
         Ok(false)
     }
 
+    /// The log that has what a batch names, by its hash: here it may go by another name. Where none has, it may yet come.
+    fn named_here(&self, head: &PostedHead) -> Result<Option<LogId>, StoreError> {
+        let own = self.state.own_log(head.log.writer);
+        let branches = self.branches_of(head.log.writer).into_iter().map(|(branch, _)| branch);
+        for log in [own].into_iter().chain(branches) {
+            if self.known_hash(log, own, head.position)? == Some(head.hash) {
+                return Ok(Some(log));
+            }
+        }
+        Ok(None)
+    }
+
+    /// An entry is here that batches may have named before it was: if by another name than it came by, what it and those before it
+    /// have moved was taken for news, and is taken back.
+    pub(crate) fn find_named(&mut self, log: LogId, cursor: &Cursor) -> Result<(), StoreError> {
+        if !self.is_recovering() && !self.state.has_unheard {
+            return Ok(());
+        }
+        for named in notes::missing(self.db, log.institution, &cursor.hash)? {
+            let effects = if log == named.log {
+                Vec::new()
+            } else {
+                let before = notes::named_before(self.db, named.stream, log, cursor.position)?;
+                money::wallet_effects(self.db, log, before, cursor.position)?
+            };
+            for (position, account, wallet, effect) in effects {
+                if self.state.shard(account) == named.stream
+                    && notes::named_at(self.db, named.stream, log, position)?.is_none()
+                {
+                    self.gather(account, wallet, -effect);
+                    self.posted_before(account, wallet, effect, named.at)?;
+                }
+            }
+            notes::put_found(self.db, &named, log)?;
+        }
+        Ok(())
+    }
+
+    /// The first posted batch that included what an entry has moved of an account, where one did.
+    fn posted_at(&self, account: AccountId, of: EntryRef) -> Result<Option<u64>, StoreError> {
+        let EntryRef { log, position } = of;
+        let stream = self.state.shard(account);
+        let mut first = notes::named_at(self.db, stream, log, position)?;
+        if log != self.state.own_log(log.writer) {
+            return Ok(first);
+        }
+        // What a branch has in common with the log is in the log, and posted where the branch is.
+        for (branch, _) in self.branches_of(log.writer) {
+            if self.known_hash(branch, log, position)? == logs::hash_at(self.db, log, position)? {
+                let at = notes::named_at(self.db, stream, branch, position)?;
+                first = first.into_iter().chain(at).min();
+            }
+        }
+        Ok(first)
+    }
+
     /// What an entry of a node has moved is to be posted, unless a batch has told of it already.
     pub(crate) fn gather_effect(
         &mut self,
@@ -256,18 +316,32 @@ impl Round<'_> {
             self.gather(account, wallet, effect);
             return Ok(());
         }
-        match notes::named_at(self.db, self.state.shard(account), of.log, of.position)? {
-            None => self.gather(account, wallet, effect),
+        match self.posted_at(account, of)? {
+            None => {
+                self.gather(account, wallet, effect);
+                Ok(())
+            }
             Some(at) => {
                 self.note_moved(account, wallet);
-                notes::add_unheard(self.db, account, wallet, -effect)?;
-                if !self.is_recovering() {
-                    // Suspense had stood in for it since the centre came back.
-                    self.book_unheard(account, wallet, -effect, at)?;
-                }
+                self.posted_before(account, wallet, effect, at)
             }
         }
-        Ok(())
+    }
+
+    /// The batch at a position of the account's stream has told of this already.
+    fn posted_before(
+        &mut self,
+        account: AccountId,
+        wallet: Wallet,
+        effect: Fen,
+        at: u64,
+    ) -> Result<(), StoreError> {
+        notes::add_unheard(self.db, account, wallet, -effect)?;
+        if self.is_recovering() {
+            return Ok(());
+        }
+        // Suspense had stood in for it since the centre came back.
+        self.book_unheard(account, wallet, -effect, at)
     }
 
     /// True where a tap of this card, ingested only now, came after a loss report. What had been posted before the report
@@ -283,7 +357,7 @@ impl Round<'_> {
             return Ok(self.state.cards_lost.contains(card) && accounts::lost_at(self.db, card, order_key)?);
         }
         let reports = notes::reports(self.db, card, order_key)?;
-        let posted = notes::named_at(self.db, self.state.shard(account), at.log, at.position)?;
+        let posted = self.posted_at(account, at)?;
         Ok(reports.iter().any(|report| posted.is_none_or(|posted| posted > *report)))
     }
 

@@ -1,7 +1,7 @@
 //! Where refused continuations of a node's log go: each box that bears the node's name has a branch of its own.
 
 use feiqian_protocol::chain::Cursor;
-use feiqian_protocol::frame::Branch;
+use feiqian_protocol::frame::{Branch, NodeHello};
 use feiqian_protocol::ids::{LogId, NodeId};
 
 use crate::core::{Round, StoreError};
@@ -52,21 +52,47 @@ impl Round<'_> {
         id: LinkId,
         node: NodeId,
     ) -> Result<Option<Branch>, StoreError> {
-        let own = self.state.own_log(node);
         let hello = self.state.links.get(&id).and_then(|link| link.hello.clone());
-        // What we countersigned and the node holds is surely common.
-        let common = hello.and_then(|hello| hello.countersigned).filter(|signed| {
-            signed.log == own && signed.is_signed_by(&self.state.identity.log_key.verifying_key())
-        });
-        let after = match common {
+        let after = self.common_with(node, hello.as_ref())?;
+        Ok(self.new_branch(node, after)?.map(|log| self.sends_to(id, log, after.position)))
+    }
+
+    /// The last cursor of a node's log that a box of its name surely has as well: what we countersigned and it holds.
+    fn common_with(&self, node: NodeId, hello: Option<&NodeHello>) -> Result<Cursor, StoreError> {
+        let own = self.state.own_log(node);
+        let key = self.state.identity.log_key.verifying_key();
+        let signed = hello.and_then(|hello| hello.countersigned);
+        match signed.filter(|signed| signed.log == own && signed.is_signed_by(&key)) {
             Some(signed)
                 if logs::hash_at(self.db, own, signed.cursor.position)? == Some(signed.cursor.hash) =>
             {
-                signed.cursor
+                Ok(signed.cursor)
             }
-            _ => Cursor::START,
+            _ => Ok(Cursor::START),
+        }
+    }
+
+    /// While the centre takes back what an old copy of it lacks: the branch that a box was told before, under its name, by which the
+    /// streams know what stands in it. A box that has one was refused, whatever else it says.
+    pub(crate) fn branch_again(
+        &mut self,
+        id: LinkId,
+        node: NodeId,
+        hello: &NodeHello,
+    ) -> Result<Option<Branch>, StoreError> {
+        let is_branch =
+            |log: &LogId| (1..=BRANCHES_MAX as u32).any(|branch| *log == self.branch_log(node, branch));
+        let Some(log) = hello.branch.filter(is_branch) else { return Ok(None) };
+        let known = self.state.branches.get(&log).map(|branch| branch.after);
+        let after = match known {
+            Some(after) => after,
+            None => {
+                let after = self.common_with(node, Some(hello))?;
+                self.put_branch(node, log, after)?;
+                after.position
+            }
         };
-        Ok(self.new_branch(node, after)?.map(|log| self.sends_to(id, log, after.position)))
+        Ok(Some(self.sends_to(id, log, after)))
     }
 
     fn sends_to(&mut self, id: LinkId, log: LogId, after: u64) -> Branch {
@@ -78,14 +104,23 @@ impl Round<'_> {
 
     /// A branch that leaves a node's log after a common cursor; `None` where it has too many already.
     pub(crate) fn new_branch(&mut self, node: NodeId, after: Cursor) -> Result<Option<LogId>, StoreError> {
-        let branches = self.branches_of(node).len();
-        if branches >= BRANCHES_MAX {
+        let highest = self.branches_of(node).last().map_or(0, |(log, _)| log.stream);
+        if highest as usize >= BRANCHES_MAX {
             return Ok(None);
         }
-        let log = LogId::branch(self.state.identity.institution, node, branches as u32 + 1);
+        let log = self.branch_log(node, highest + 1);
+        self.put_branch(node, log, after)?;
+        Ok(Some(log))
+    }
+
+    fn branch_log(&self, node: NodeId, branch: u32) -> LogId {
+        LogId::branch(self.state.identity.institution, node, branch)
+    }
+
+    fn put_branch(&mut self, node: NodeId, log: LogId, after: Cursor) -> Result<(), StoreError> {
         let branch = BranchState { node, after: after.position, cursor: after };
         logs::put_branch(self.db, log, &branch)?;
         self.state.branches.insert(log, branch);
-        Ok(Some(log))
+        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! What the centre notes while it takes back what an old copy of it lacks, and what of it stays.
 
+use feiqian_protocol::chain::Hash;
 use feiqian_protocol::entry::EntryRef;
 use feiqian_protocol::ids::{AccountId, CardNumber, InstitutionId, Key, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
@@ -28,20 +29,55 @@ pub(crate) fn put_heard(db: &Connection, node: NodeId) -> Result<(), StoreError>
     Ok(())
 }
 
-/// Notes that a posted batch at a position of a stream named a log up to a position.
-pub(crate) fn put_named(
-    db: &Connection,
-    stream: LogId,
-    log: LogId,
-    named: u64,
-    at: u64,
-) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT OR IGNORE INTO named VALUES (?1, ?2, ?3, ?4)")?.execute(params![
-        stream.key(),
-        log.key(),
-        named as i64,
-        at as i64
+/// What a posted batch says of a log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named {
+    /// The account stream.
+    pub stream: LogId,
+    /// The batch's position there.
+    pub at: u64,
+    /// The log: that which has the entry here, or else as the batch calls it.
+    pub log: LogId,
+    /// Posted up to here.
+    pub position: u64,
+}
+
+/// Notes one; with the hash where its entry is not here yet.
+pub(crate) fn put_named(db: &Connection, named: &Named, missing: Option<&Hash>) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR IGNORE INTO named VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(params![
+        named.stream.key(),
+        named.log.key(),
+        named.position as i64,
+        named.at as i64,
+        missing
     ])?;
+    Ok(())
+}
+
+/// What batches say of an entry that was not here then.
+pub(crate) fn missing(
+    db: &Connection,
+    institution: InstitutionId,
+    hash: &Hash,
+) -> Result<Vec<Named>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT stream, log, named, at FROM named WHERE hash = ?1")?;
+    let named = statement.query_map([hash], |row| {
+        Ok(Named {
+            stream: LogId::from_key(institution, row.get(0)?),
+            log: LogId::from_key(institution, row.get(1)?),
+            position: row.get::<_, i64>(2)? as u64,
+            at: row.get::<_, i64>(3)? as u64,
+        })
+    })?;
+    Ok(named.collect::<Result<_, _>>()?)
+}
+
+/// Its entry is here now, in a log.
+pub(crate) fn put_found(db: &Connection, named: &Named, log: LogId) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "UPDATE OR REPLACE named SET log = ?4, hash = NULL WHERE stream = ?1 AND log = ?2 AND named = ?3",
+    )?
+    .execute(params![named.stream.key(), named.log.key(), named.position as i64, log.key()])?;
     Ok(())
 }
 
@@ -58,6 +94,21 @@ pub(crate) fn named_at(
     Ok(at.map(|at| at as u64))
 }
 
+/// How far batches of a stream named a log before a position, as far as its entries are here.
+pub(crate) fn named_before(
+    db: &Connection,
+    stream: LogId,
+    log: LogId,
+    position: u64,
+) -> Result<u64, StoreError> {
+    let before: Option<i64> = db
+        .prepare_cached(
+            "SELECT MAX(named) FROM named WHERE stream = ?1 AND log = ?2 AND named < ?3 AND hash IS NULL",
+        )?
+        .query_row(params![stream.key(), log.key(), position as i64], |row| row.get(0))?;
+    Ok(before.unwrap_or(0) as u64)
+}
+
 /// The newest posted batch of a stream that was taken back.
 pub(crate) fn last_named(db: &Connection, stream: LogId) -> Result<Option<u64>, StoreError> {
     let at: Option<i64> = db
@@ -70,7 +121,8 @@ pub(crate) fn last_named(db: &Connection, stream: LogId) -> Result<Option<u64>, 
 /// taking back. True where names are left: entries that were posted and whose building was never heard again.
 pub(crate) fn forget(db: &Connection) -> Result<bool, StoreError> {
     db.execute_batch(
-        "DELETE FROM named WHERE named <= (SELECT COALESCE(MAX(posted), 0) FROM logs WHERE logs.log = named.log);
+        "DELETE FROM named WHERE hash IS NULL
+           AND named <= (SELECT COALESCE(MAX(posted), 0) FROM logs WHERE logs.log = named.log);
          DELETE FROM heard; DELETE FROM reports; DELETE FROM unnamed; DELETE FROM unheard WHERE amount = 0;",
     )?;
     any_named(db)

@@ -326,7 +326,7 @@ fn end_lie(run: &Shared, state: &mut Run, index: usize, site: usize) {
     state.lose_unacknowledged(site);
     let seed = state.chance.draw();
     state.campus.sites[site].disk.power_cut(seed);
-    state.seen.sites[site].trust = Trust::Copied;
+    state.seen.sites[site].trust.copied();
     state.end(At::Site(site));
     state.struck(index);
     start_after(run, At::Site(site), REPAIR_MS);
@@ -348,7 +348,7 @@ fn restore_site(run: &Shared, state: &mut Run, index: usize, site: usize, image:
         return;
     }
     state.lose_unacknowledged(site);
-    state.seen.sites[site].trust = Trust::Copied;
+    state.seen.sites[site].trust.copied();
     put_back(run, state, index, At::Site(site), image);
 }
 
@@ -382,8 +382,8 @@ fn run_clone(state: &mut Run, index: usize, building: usize, site: usize, image:
     }
     let files = state.campus.sites[site].files.clone();
     let clone = state.add_site(building, files, Disk::from_image(image));
-    state.seen.sites[clone].trust = Trust::Copied;
-    state.seen.sites[site].trust = Trust::Copied;
+    state.seen.sites[site].trust.copied();
+    state.seen.sites[clone].trust = state.seen.sites[site].trust;
     // Terminals that change boxes ask no more about what they asked the other one.
     state.lose_unacknowledged(site);
     state.places[building].clone = Some(clone);

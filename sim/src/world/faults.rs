@@ -409,7 +409,7 @@ impl World<'_> {
         self.lose_unacknowledged(site)?;
         let seed = self.chance.draw();
         self.sites[site].disk.power_cut(seed);
-        self.sites[site].trust = Trust::Copied;
+        self.sites[site].trust.copied();
         self.node_gone(site);
         self.struck(index);
         let life = self.sites[site].life;
@@ -435,7 +435,7 @@ impl World<'_> {
         }
         self.lose_unacknowledged(site)?;
         self.sites[site].disk.restore(image);
-        self.sites[site].trust = Trust::Copied;
+        self.sites[site].trust.copied();
         self.node_gone(site);
         self.note_shown_copy(site);
         self.struck(index);
@@ -487,8 +487,8 @@ impl World<'_> {
         let clone = self.sites.len();
         let identity = self.sites[site].identity.clone();
         self.sites.push(Site::new(building, identity, Disk::from_image(&image)));
-        self.sites[clone].trust = Trust::Copied;
-        self.sites[site].trust = Trust::Copied;
+        self.sites[site].trust.copied();
+        self.sites[clone].trust = self.sites[site].trust;
         // Terminals that change boxes ask no more about what they asked the other one.
         self.give_up_requests(site);
         self.lose_unacknowledged(site)?;
@@ -520,9 +520,7 @@ impl World<'_> {
             self.note_copy(site)?;
             self.lose_unacknowledged(site)?;
             self.sites[site].may_lose = true;
-            if self.sites[site].trust == Trust::Sound {
-                self.sites[site].trust = Trust::Copied;
-            }
+            self.sites[site].trust.copied();
         }
         Ok(())
     }

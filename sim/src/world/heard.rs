@@ -2,8 +2,10 @@
 //! whatever else is under way to it.
 
 use anyhow::Result;
+use feiqian_protocol::frame::Lane;
 use feiqian_protocol::ids::CardNumber;
 
+use super::network::Way;
 use super::{Event, MS, Trust, World};
 use crate::promises::Promise;
 
@@ -64,10 +66,26 @@ impl World<'_> {
             if self.quality(building).loss_permille > LOSS_PERMILLE_MAX || host.trust == Trust::Broken {
                 continue;
             }
+            if self.delayed(link, news) {
+                continue;
+            }
             let life = host.life;
             let to_hear = ToHear { news, site, life, link, breaks, account, told_ns: self.now };
             self.after_ms(HEARD_WITHIN_MS, Event::Heard(to_hear));
         }
+    }
+
+    /// True where what was lost on its way, while the link was a bad one, still has to arrive before any news of this kind.
+    fn delayed(&self, link: u64, news: News) -> bool {
+        let lanes = match news {
+            News::Loss => &[Lane::Urgent][..],
+            News::Closing | News::Reissue => &[Lane::Urgent, Lane::Control, Lane::Bulk],
+        };
+        let soon = self.now + HEARD_WITHIN_MS / 2 * MS;
+        let connection = self.connections.get(&link);
+        connection.is_some_and(|connection| {
+            lanes.iter().any(|lane| connection.arrived_ns(Way::Down, *lane) > soon)
+        })
     }
 
     /// How often the path of a link broke; `None` where it is broken, or an end is gone.

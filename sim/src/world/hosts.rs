@@ -59,6 +59,15 @@ pub(crate) enum Trust {
     Broken,
 }
 
+impl Trust {
+    /// The disk was copied, restored or lied to. What holds what nobody wrote does so after that as well.
+    pub(crate) fn copied(&mut self) {
+        if *self == Self::Sound {
+            *self = Self::Copied;
+        }
+    }
+}
+
 /// A building's process.
 pub(super) struct Site {
     pub building: usize,

@@ -91,6 +91,11 @@ impl Connection {
         }
     }
 
+    /// When everything that was sent this way so far in a lane has arrived.
+    pub(super) fn arrived_ns(&self, way: Way, lane: Lane) -> u64 {
+        self.lanes[way as usize][lane_index(lane)].arrived_ns
+    }
+
     /// Sends a frame; says when it arrives.
     pub(super) fn send(
         &mut self,

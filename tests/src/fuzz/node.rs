@@ -13,7 +13,7 @@ use feiqian_node::verify::verify;
 use feiqian_protocol::account::{Document, actor_id};
 use feiqian_protocol::campus::Mode;
 use feiqian_protocol::chain::{Countersignature, Cursor, Head, LogWriter, unhex};
-use feiqian_protocol::entry::{Body, Grant, PostedHead, ShareGrant, StandInGrant};
+use feiqian_protocol::entry::{Body, Grant, ShareGrant, StandInGrant};
 use feiqian_protocol::frame::{
     Ack, Branch, CentreHello, Entries, Frame, LogCursor, LossNotice, No, PROTOCOL_VERSION, Recall,
     RefusalReason,
@@ -377,7 +377,7 @@ impl Rig {
             digest: if script.rarely(8) { [0; 32] } else { digest.0 },
             projection: String::new(),
             posted: (0..script.choice(3))
-                .map(|_| PostedHead { log: script.log(), position: script.u64() })
+                .map(|_| script.posted_head())
                 .collect(),
             campus: script.rarely(4).then(|| CampusState {
                 version: script.u32(),

@@ -195,6 +195,11 @@ impl<'a> Script<'a> {
         CardNumber::new(format!("c{}", self.choice(6) + 1)).expect("letters and digits make a name")
     }
 
+    /// How far some log is posted.
+    pub fn posted_head(&mut self) -> PostedHead {
+        PostedHead { log: self.log(), position: self.u64(), hash: [self.byte(); 32] }
+    }
+
     /// A log: mostly one of the usual ones.
     pub fn log(&mut self) -> LogId {
         let node = NodeId(u16::from(self.byte() % 3) + 1);
@@ -391,7 +396,7 @@ impl<'a> Script<'a> {
             }
             2 => Posted {
                 heads: (0..self.choice(3))
-                    .map(|_| PostedHead { log: self.log(), position: self.u64() })
+                    .map(|_| self.posted_head())
                     .collect(),
                 deltas: (0..self.choice(4))
                     .map(|_| Delta { account, wallet: self.wallet(), amount: self.fen() })

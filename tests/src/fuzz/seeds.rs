@@ -275,7 +275,7 @@ fn snapshot(cursor: Cursor) -> SignedSnapshot {
         pieces: 1,
         digest: PieceDigest::default().with(&piece()).0,
         projection: String::new(),
-        posted: vec![PostedHead { log: LogId::node(INSTITUTION, NodeId(1)), position: 7 }],
+        posted: vec![PostedHead { log: LogId::node(INSTITUTION, NodeId(1)), position: 7, hash: [7; 32] }],
         campus: Some(CampusState { version: 1, config: vec![b'{', b'}'].into(), unlimited: false }),
     };
     snapshot.sign(&key())

@@ -15,6 +15,7 @@ use crate::ledger::{channel_ledger, wallet_ledger};
 use crate::store::accounts::{self, StoredAccount};
 use crate::store::cases::{self, CaseState};
 use crate::store::money;
+use crate::store::recovery::Named;
 use crate::store::{holders, logs, put_meta, recovery as notes};
 
 impl Round<'_> {
@@ -32,7 +33,11 @@ impl Round<'_> {
             }
             Body::Posted(posted) => {
                 for head in &posted.heads {
-                    notes::put_named(self.db, log, head.log, head.position, position)?;
+                    let here = self.named_here(head)?;
+                    let missing = here.is_none().then_some(&head.hash);
+                    let here = here.unwrap_or(head.log);
+                    let named = Named { stream: log, at: position, log: here, position: head.position };
+                    notes::put_named(self.db, &named, missing)?;
                 }
                 let named = !posted.heads.is_empty() || self.is_named_later(log, position)?;
                 for delta in &posted.deltas {
