@@ -67,9 +67,24 @@ impl SignedIssuance {
         key.has_signed(&message(&self.issuance), &self.signature)
     }
 
-    /// In base64url (RFC 4648, unpadded), as cards and slips carry it.
+    /// As a file of a card carries it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        minicbor::to_vec(self).expect("writing to a Vec cannot fail")
+    }
+
+    /// Reads that.
+    ///
+    /// # Errors
+    /// [`NoIssuance`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, NoIssuance> {
+        let mut decoder = minicbor::Decoder::new(bytes);
+        let read = decoder.decode().map_err(|_| NoIssuance)?;
+        if decoder.position() == bytes.len() { Ok(read) } else { Err(NoIssuance) }
+    }
+
+    /// In base64url (RFC 4648, unpadded), as slips carry it, and messages.
     pub fn to_text(&self) -> String {
-        BASE64URL_NOPAD.encode(&minicbor::to_vec(self).expect("writing to a Vec cannot fail"))
+        BASE64URL_NOPAD.encode(&self.to_bytes())
     }
 
     /// Reads that.
@@ -81,9 +96,7 @@ impl SignedIssuance {
             return Err(NoIssuance);
         }
         let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| NoIssuance)?;
-        let mut decoder = minicbor::Decoder::new(&bytes);
-        let read = decoder.decode().map_err(|_| NoIssuance)?;
-        if decoder.position() == bytes.len() { Ok(read) } else { Err(NoIssuance) }
+        Self::from_bytes(&bytes)
     }
 }
 

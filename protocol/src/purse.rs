@@ -28,6 +28,7 @@
 //! which algorithm is used is said by the [`profile`], never by the card alone.
 
 pub mod apdu;
+pub mod carried;
 pub mod entry;
 pub mod file;
 pub mod identify;

@@ -39,6 +39,7 @@ enum Command {
         {\"command\":\"purchase\",\"key\":\"pos1-42\",\"amount_fen\":1250}\n  \
         {\"command\":\"collect\",\"key\":\"pos1-43\"}\n  \
         {\"command\":\"load\",\"key\":\"pos1-44\",\"amount_fen\":5000}\n  {\"command\":\"recover\"}\n  \
+        {\"command\":\"carry_issuance\",\"issuance\":\"TEXT\"}\n  \
         {\"command\":\"journal\",\"after\":0}\n  {\"command\":\"loads\",\"after\":0}\n\n\
         Those that want a card take \"reader\" (a name) where there are several, and \"wait_ms\" (how long to wait for it). load and \
         collect need the node ([node] in the configuration), and take \"pin\" for cards that ask for one. What is not reported to \

@@ -6,7 +6,8 @@
 //! | `load` `key`, `amount_fen` | `loaded`, `declined`, `unknown` or `in_transit` |
 //! | `collect` `key` | the same: as much as the account has and the card holds |
 //! | `recover` | what became of what is open of the card |
-//! | `info` | who the card is, what is on it, what it last did |
+//! | `info` | who the card is, what is on it, what it last did; what it carries of its issuance is shown to the node |
+//! | `carry_issuance` `issuance` | puts onto the card what the centre has signed for it |
 //! | `journal` `after`, `loads` `after` | what the terminal has to show for its money |
 //! | `status` | readers, how the node stands, how much is open and how much is not reported |
 //!
@@ -28,6 +29,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use feiqian_protocol::ids::Key;
+use feiqian_protocol::issuance::SignedIssuance;
 use feiqian_protocol::purse::journal::JournalEntry;
 use feiqian_protocol::purse::sam::{MacCheck, Sam, SamError, SamRequest, SoftSam};
 use feiqian_protocol::purse::values::{CardTime, Mac, TerminalNumber};
@@ -92,6 +94,15 @@ pub enum Command {
     },
     /// Finds out what became of the card's open purchase, and of its open load.
     Recover {
+        /// Which reader, where there are several.
+        reader: Option<String>,
+        /// How long to wait for a card.
+        wait_ms: Option<u64>,
+    },
+    /// Puts a card's issuance into its file.
+    CarryIssuance {
+        /// As `feiqian-reconcile card replace` prints it.
+        issuance: String,
         /// Which reader, where there are several.
         reader: Option<String>,
         /// How long to wait for a card.
@@ -200,6 +211,11 @@ impl Desk {
             Command::Recover { reader, wait_ms } => {
                 self.touch(reader, wait_ms, load_unknown, |shared, card, _| shared.recover(card))
             }
+            Command::CarryIssuance { issuance, reader, wait_ms } => SignedIssuance::from_text(&issuance)
+                .map_err(|error| Failure::new("not_issued", error))
+                .and_then(|signed| {
+                    self.touch(reader, wait_ms, unknown, move |shared, card, _| shared.carry(card, &signed))
+                }),
             Command::Journal { after } => self.shared.purchases_shown(after),
             Command::Loads { after } => self.shared.loads_shown(after),
             Command::Status {} => self.status(),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use feiqian_protocol::chain::hex;
 use feiqian_protocol::ids::TerminalId;
+use feiqian_protocol::issuance::SignedIssuance;
 use feiqian_protocol::purse::journal::JournalEntry;
 use feiqian_protocol::purse::load::LoadRequest;
 use feiqian_protocol::purse::recovery::Evidence;
@@ -260,6 +261,18 @@ impl Node {
                 Ok(None)
             }
         }
+    }
+
+    /// Shows what the centre has signed for a card. Of one that the building knows, nothing comes of it.
+    ///
+    /// # Errors
+    /// [`NodeError`]; one that is gone is not asked.
+    pub fn show(&self, serial: CardSerial, signed: &SignedIssuance) -> Result<(), NodeError> {
+        if self.is_gone() {
+            return Err(NodeError::Unreachable("it has not answered for a while".to_owned()));
+        }
+        let body = json!({ "card": serial, "change": "show_card", "issuance": signed.to_text() });
+        self.ask::<Answer>("/v1/settings", &body, CHECK_WAIT).map(drop)
     }
 
     /// Fen of cash that the card's account has, as far as the building knows.

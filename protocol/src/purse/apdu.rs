@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | SELECT by name, by id | `00A40400 Lc name`, `00A40000 02 fid` | FCI |
 //! | READ BINARY, READ RECORD | `00B0 80+SFI offset Le`, `00B2 number SFI<<3+4 Le` | data |
+//! | UPDATE BINARY | `00D6 80+SFI offset Lc data` | - |
 //! | VERIFY PIN | `002000 kid Lc pin` | - |
 //! | GET BALANCE | `805C0002 04` | balance 4 |
 //! | INITIALIZE FOR LOAD | `80500002 0B` kid 1, amount 4, terminal 6, Le | [`LoadBegun`] |
@@ -47,6 +48,15 @@ pub enum Command {
         offset: u8,
         /// Bytes; 0 stands for 256.
         length: u8,
+    },
+    /// Writes into the binary file `sfi` from `offset` on; 1 to 255 bytes.
+    UpdateBinary {
+        /// Short file identifier.
+        sfi: u8,
+        /// First byte.
+        offset: u8,
+        /// What to write.
+        data: Vec<u8>,
     },
     /// Reads record `number` (from 1, the newest first in a cyclic file) of file `sfi`.
     ReadRecord {
@@ -177,6 +187,9 @@ impl Command {
             Self::ReadBinary { sfi, offset, length } => {
                 frame([0x00, 0xB0, 0x80 | (sfi & 0x1F), *offset], &[], Some(*length))
             }
+            Self::UpdateBinary { sfi, offset, data } => {
+                frame([0x00, 0xD6, 0x80 | (sfi & 0x1F), *offset], &[data], None)
+            }
             Self::ReadRecord { sfi, number, length } => {
                 frame([0x00, 0xB2, *number, ((sfi & 0x1F) << 3) | 4], &[], Some(*length))
             }
@@ -250,6 +263,10 @@ impl Command {
             (0x00, 0xB0) if p1 & 0xE0 == 0x80 && p1 != 0x80 => {
                 Ok(Self::ReadBinary { sfi: p1 & 0x1F, offset: p2, length: le.unwrap_or(0) })
             }
+            (0x00, 0xD6) if p1 & 0xE0 == 0x80 && p1 != 0x80 => match data.len() {
+                0 => fail(length),
+                _ => Ok(Self::UpdateBinary { sfi: p1 & 0x1F, offset: p2, data: data.to_vec() }),
+            },
             (0x00, 0xB2) if p2 & 0x07 == 4 && p2 != 4 => {
                 Ok(Self::ReadRecord { sfi: p2 >> 3, number: p1, length: le.unwrap_or(0) })
             }
@@ -443,6 +460,9 @@ mod tests {
         let pin = Command::VerifyPin { key: 0, pin: vec![0x12, 0x34, 0x56] };
         assert_eq!(hex(&pin.encode()), "0020000003123456");
         assert_eq!(hex(&Command::SelectFile(0x3F00).encode()), "00a40000023f0000");
+        let update = Command::UpdateBinary { sfi: 0x1A, offset: 0, data: vec![0, 2, 0xA0, 0xA1] };
+        assert_eq!(hex(&update.encode()), "00d69a00040002a0a1");
+        assert_eq!(Command::decode(&update.encode()), Ok(update));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::apdu::APPLICATION_NAME_BYTES_MAX;
+use super::file::{CARD_SFI, HOLDER_SFI, LOG_SFI};
 use super::key::Algorithm;
 use super::values::{CardDate, CardSerial, CardTime, Counter, PurseFen};
 use crate::chain::{hex, unhex};
@@ -109,6 +110,10 @@ pub struct CardProfile {
     /// Where the record of compound purchases is; none where these cards have no such purchases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<RecordPlace>,
+    /// Short file identifier (1 to 30) of the binary file that carries the card's issuance; none where these cards have no such file. It
+    /// may be written by anybody: what stands in it proves itself, or counts as nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuance: Option<u8>,
 }
 
 const fn one() -> u8 {
@@ -158,6 +163,7 @@ impl CardProfile {
             log_counter: LogCounter::Before,
             balance_fen_max: PurseFen::new(100_000).expect("a purse holds it"),
             record: None,
+            issuance: None,
         }
     }
 
@@ -242,6 +248,11 @@ pub enum ProfileError {
     /// A short file identifier or a record number that cannot be.
     #[error("the profile of cards from {0} on has its record in no file (sfi 1 to 30, number from 1)")]
     Record(CardSerial),
+    /// The same of the file for the issuance, or one that has another use.
+    #[error(
+        "the profile of cards from {0} on has its issuance in no file of its own (1 to 30, none of 21, 22, 24 and the record's)"
+    )]
+    Issuance(CardSerial),
 }
 
 impl CardProfiles {
@@ -256,6 +267,13 @@ impl CardProfiles {
             }
             if profile.record.is_some_and(|place| !(1..=30).contains(&place.sfi) || place.number == 0) {
                 return Err(ProfileError::Record(first));
+            }
+            let used =
+                [CARD_SFI, HOLDER_SFI, LOG_SFI].into_iter().chain(profile.record.map(|place| place.sfi));
+            if let Some(sfi) = profile.issuance
+                && (!(1..=30).contains(&sfi) || used.into_iter().any(|other| other == sfi))
+            {
+                return Err(ProfileError::Issuance(first));
             }
         }
         for (one, next) in profiles.iter().zip(profiles.iter().skip(1)) {
@@ -313,6 +331,13 @@ mod tests {
         odd.record = Some(RecordPlace { sfi: 31, number: 1 });
         let odd = CardProfiles::new(ApplicationName::feiqian(), vec![odd]);
         assert_eq!(odd, Err(ProfileError::Record(A.parse().unwrap())));
+        for sfi in [0, 31, 0x15, 0x18, 0x19] {
+            let mut odd = profile(A, B);
+            odd.record = Some(RecordPlace { sfi: 0x19, number: 1 });
+            odd.issuance = Some(sfi);
+            let odd = CardProfiles::new(ApplicationName::feiqian(), vec![odd]);
+            assert_eq!(odd, Err(ProfileError::Issuance(A.parse().unwrap())), "{sfi}");
+        }
         assert_eq!("f0".parse::<ApplicationName>(), Err(ProfileError::Application));
     }
 

@@ -20,6 +20,10 @@ use super::state::{CardState, LOAD_TRIES, Newest, PIN_TRIES, PURCHASE_TRIES};
 pub const RECORD_SFI: u8 = 0x19;
 /// Its number there.
 pub const RECORD_NUMBER: u8 = 1;
+/// Where a card carries its issuance; anybody may write there.
+pub const ISSUANCE_SFI: u8 = 0x1A;
+/// Bytes of that file.
+const ISSUANCE_FILE_BYTES: usize = 254;
 /// Index of the load and of the purchase key.
 const KEY: u8 = 1;
 /// The master file.
@@ -87,6 +91,8 @@ impl Applet {
         }
         match command {
             Command::ReadBinary { sfi, offset, length } => self.read_binary(sfi, offset, length),
+            Command::UpdateBinary { sfi: ISSUANCE_SFI, offset, data } => self.carry(offset, &data),
+            Command::UpdateBinary { .. } => Err(StatusWord::PinNotVerified),
             Command::ReadRecord { sfi, number, length } => self.read_record(sfi, number, length),
             Command::VerifyPin { key: 0, pin } => self.verify_pin(&pin),
             Command::VerifyPin { .. } => Err(StatusWord::NoKey),
@@ -134,10 +140,25 @@ impl Applet {
         let file = match sfi {
             CARD_SFI => self.state.card_data().encode().to_vec(),
             HOLDER_SFI => vec![0; HOLDER_BYTES],
+            ISSUANCE_SFI => self.issuance_file(),
             _ => return Err(StatusWord::NoFile),
         };
         let rest = file.get(usize::from(offset)..).ok_or(StatusWord::Offset)?;
         part(rest, length)
+    }
+
+    fn issuance_file(&self) -> Vec<u8> {
+        let mut file = self.state.issuance.as_deref().and_then(unhex).unwrap_or_default();
+        file.resize(ISSUANCE_FILE_BYTES, 0);
+        file
+    }
+
+    fn carry(&mut self, offset: u8, data: &[u8]) -> Answer {
+        let mut file = self.issuance_file();
+        let from = usize::from(offset);
+        file.get_mut(from..from + data.len()).ok_or(StatusWord::Offset)?.copy_from_slice(data);
+        self.state.issuance = Some(hex(&file));
+        Ok(answer(StatusWord::Done, &[]))
     }
 
     fn read_record(&self, sfi: u8, number: u8, length: u8) -> Answer {

@@ -19,7 +19,7 @@ use super::vpcd::SoftCard;
     The card dials the reader (vpcd of vsmartcard: port 35963, second slot 35964) and tries again until it is there. A memory that \
     does not exist yet is made, of a card with the master keys given or else with those of docs/purse.md, which everybody \
     knows. Faults happen once each: before:debit tears the card away before it executes DEBIT, after:debit after it has, silent:debit \
-    has it never answer; after:debit:2 is the second DEBIT. Instructions: select, read-binary, read-record, verify-pin, balance, \
+    has it never answer; after:debit:2 is the second DEBIT. Instructions: select, read-binary, update-binary, read-record, verify-pin, balance, \
     initialize, credit, cache, debit, prove. Beware: vpcd listens on every address; docs/purse.md shows how to keep it in a network \
     namespace of its own.")]
 pub struct Arguments {

@@ -25,9 +25,10 @@ pub struct Fault {
 }
 
 /// Instructions by name.
-const INSTRUCTIONS: [(&str, u8); 10] = [
+const INSTRUCTIONS: [(&str, u8); 11] = [
     ("select", 0xA4),
     ("read-binary", 0xB0),
+    ("update-binary", 0xD6),
     ("read-record", 0xB2),
     ("verify-pin", 0x20),
     ("balance", 0x5C),

@@ -92,6 +92,9 @@ pub struct CardState {
     pub log: Vec<String>,
     /// The record of compound purchases in hex.
     pub record: Option<String>,
+    /// The file with its issuance in hex.
+    #[serde(default)]
+    pub issuance: Option<String>,
     /// For GET TRANSACTION PROVE.
     pub newest: Option<Newest>,
     /// Wrong MACs of loads until the application is blocked.
@@ -133,6 +136,7 @@ impl CardState {
             offline: Counter(0),
             log: Vec::new(),
             record: None,
+            issuance: None,
             newest: None,
             load_tries: LOAD_TRIES,
             purchase_tries: PURCHASE_TRIES,

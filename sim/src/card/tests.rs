@@ -1,5 +1,6 @@
 //! The card against the terminal's machines, in one process: every touch, torn at every command.
 
+mod carried;
 mod loads;
 
 use feiqian_protocol::ids::NodeId;
@@ -62,6 +63,7 @@ fn profile(algorithm: Algorithm, compound: bool) -> CardProfile {
         log_counter: LogCounter::Before,
         balance_fen_max: fen(100_000),
         record: compound.then_some(RecordPlace { sfi: RECORD_SFI, number: RECORD_NUMBER }),
+        issuance: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! A card in software with somebody between it and the terminal, who changes what passes, and what is on the wire at all.
 
 use feiqian_protocol::purse::apdu::Command;
+use feiqian_protocol::purse::carried;
 use feiqian_protocol::purse::file::LogRecord;
 use feiqian_protocol::purse::journal::JournalEntry;
 use feiqian_protocol::purse::key::Algorithm;
@@ -10,7 +11,7 @@ use feiqian_protocol::purse::sam::SoftSam;
 use feiqian_protocol::purse::torn::Outcome;
 use feiqian_protocol::purse::touch::{self, Journal, Link};
 use feiqian_protocol::purse::values::{CardSerial, CardTime, PurseFen, TerminalNumber};
-use feiqian_sim::card::applet::Applet;
+use feiqian_sim::card::applet::{Applet, ISSUANCE_SFI};
 use feiqian_sim::card::state::{CardState, Masters};
 
 use super::script::{START, Script};
@@ -81,6 +82,7 @@ pub fn card(data: &[u8]) {
         log_counter: Default::default(),
         balance_fen_max: PurseFen::new(100_000).expect("it fits into a purse"),
         record: None,
+        issuance: Some(ISSUANCE_SFI),
     };
     let profiles = CardProfiles::new(ApplicationName::feiqian(), vec![profile]).expect("one range");
     let mut sam = SoftSam::new(TerminalNumber([0, 0, 0, 0, 1, 23]), Masters::example().purchase, 1, None);
@@ -91,6 +93,7 @@ pub fn card(data: &[u8]) {
         let mut written = Written(None);
         let mut link = Between { applet: &mut applet, script: &mut script };
         let Ok(identified) = touch::identify(&mut link, &profiles) else { continue };
+        assert_eq!(carried::read(&mut link, &identified), None, "nobody has signed anything for this card");
         let order = PurchaseOrder { amount, time, record: None };
         let Ok(end) = touch::purchase(&mut link, &mut sam, &mut written, identified, order);
         applet.reset();

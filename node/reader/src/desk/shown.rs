@@ -1,6 +1,8 @@
 //! What is shown of a card and of the journal.
 
+use feiqian_protocol::issuance::SignedIssuance;
 use feiqian_protocol::purse::apdu::{AnswerError, Command as CardCommand, data};
+use feiqian_protocol::purse::carried::{self, CarryError};
 use feiqian_protocol::purse::file::{LOG_RECORD_BYTES, LOG_RECORDS, LOG_SFI, LogRecord};
 use feiqian_protocol::purse::touch::{self, Link};
 use serde_json::{Value, json};
@@ -43,6 +45,13 @@ impl Shared {
             }));
         }
         let serial = identified.card.serial;
+        let issuance = carried::read(card, &identified);
+        // A building that has not heard of the card goes by that from here on.
+        let shown =
+            issuance.as_ref().zip(self.node()).map(|(signed, node)| match node.show(serial, signed) {
+                Ok(()) => json!("done"),
+                Err(error) => json!(error.code()),
+            });
         let open = self.journal().open_of(serial).ok().flatten();
         let open_load = self.journal().open_load_of(serial).ok().flatten();
         json!({
@@ -53,9 +62,29 @@ impl Shared {
             "expiry": identified.card.expiry,
             "algorithm": identified.profile.algorithm,
             "log": log,
+            "issuance": issuance.as_ref().map(SignedIssuance::to_text),
+            "issuance_shown": shown,
             "open": open.as_ref().map(touch_json),
             "open_load": open_load.as_ref().map(load_json),
         })
+    }
+
+    pub(super) fn carry(&self, card: &mut Inserted<'_>, signed: &SignedIssuance) -> Answer {
+        let identified = touch::identify(card, &self.config.profiles)
+            .map_err(|error| Failure::new(Reason::from(&error).code(), error))?;
+        carried::write(card, &identified, signed).map_err(|error| {
+            let code = match error {
+                CarryError::NoFile(_) => "no_issuance_file",
+                CarryError::OtherCard(_) => "other_card",
+                CarryError::TooLong(_) => "not_issued",
+                CarryError::Lost | CarryError::Answer(AnswerError::Malformed { .. }) => {
+                    Reason::TakenAway.code()
+                }
+                CarryError::Answer(AnswerError::Status(_)) | CarryError::NotKept => Reason::CardError.code(),
+            };
+            Failure::new(code, error)
+        })?;
+        Ok(json!({ "ok": true, "outcome": "written", "serial": identified.card.serial }))
     }
 
     pub(super) fn purchases_shown(&self, after: i64) -> Answer {

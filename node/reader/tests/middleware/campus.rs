@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use crate::rig::{self, Running, Way, ask, configure, insert, secret, wait_until};
 
 const SERIAL: &str = "31000000202600012345";
+/// The card that is given out in its place.
+const NEW: &str = "31000000202600012346";
 /// What the account has at first, in fen.
 const OPENING_FEN: i64 = 30_000;
 /// The centre's keys, of the cards in software.
@@ -131,6 +133,10 @@ impl Campus {
 
     fn load(&self, key: &str, amount: u32) -> Value {
         self.call(&json!({"command": "load", "key": key, "amount_fen": amount, "wait_ms": 10_000}))
+    }
+
+    fn info(&self) -> Value {
+        self.call(&json!({"command": "info", "wait_ms": 10_000}))
     }
 
     fn fault(&self, fault: &str) {
@@ -379,6 +385,52 @@ impl Campus {
         self.books_agree();
     }
 
+    /// Another card is given out while the building is cut off; what it carries lets it in there.
+    fn replaced(&mut self) {
+        self.books_agree();
+        self.stand.nodes[0].kill().unwrap();
+        let told = self.stand.centre.run_ok(["card", "replace", SERIAL, "--new", NEW]);
+        let line = told.lines().find(|line| line.contains("for the new card")).expect("an issuance");
+        let issuance = line.rsplit(' ').next().unwrap().to_owned();
+        self.stand.centre.stop().unwrap();
+        self.stand.nodes[0].start().unwrap();
+        wait_until("the service reaches the node", || self.status()["node"]["reachable"] == true);
+
+        let carry = json!({"command": "carry_issuance", "issuance": issuance, "wait_ms": 10_000});
+        let other = self.call(&carry);
+        assert_eq!(other["code"], "other_card", "the old card does not take it: {other}");
+        let none = self.call(&json!({"command": "carry_issuance", "issuance": "abc"}));
+        assert_eq!(none["code"], "not_issued", "{none}");
+        self.card.stop();
+        self.serving.take().unwrap().join().unwrap();
+        let (card, serving) = insert(rig::card(self.algorithm, NEW), self.stand.path("new.json"));
+        (self.card, self.serving) = (card, Some(serving));
+        wait_until("the new card is there", || self.info()["serial"] == NEW);
+        let balance = |card: &str| {
+            let asked = json!({"card": card}).to_string();
+            self.stand.till(0).unwrap().ask("/v1/balance", asked.as_bytes()).unwrap().body
+        };
+        assert_eq!(self.info()["issuance"], Value::Null);
+        assert_eq!(balance(NEW)["reason"], "unknown_card");
+        // Torn while it is written: half of it is nothing.
+        self.fault("before:update-binary");
+        assert_eq!(self.call(&carry)["code"], "taken_away");
+        let written = self.call(&carry);
+        assert_eq!((&written["outcome"], &written["serial"]), (&json!("written"), &json!(NEW)), "{written}");
+        let shown = self.info();
+        assert_eq!(
+            (&shown["issuance"], &shown["issuance_shown"]),
+            (&json!(issuance), &json!("done")),
+            "{shown}"
+        );
+        assert!(balance(NEW)["cash_fen"].is_i64(), "the building knows it now: {}", balance(NEW));
+        assert!(balance(SERIAL)["cash_fen"].is_null(), "and the old one no more: {}", balance(SERIAL));
+        self.stand.centre.start().unwrap();
+        self.in_session();
+        self.stand.settle().unwrap();
+        assert_eq!(self.info()["issuance_shown"], "done", "what is known already changes nothing");
+    }
+
     fn finish(mut self) {
         let journal = self.call(&json!({"command": "journal"}));
         let touches = journal["touches"].as_array().unwrap();
@@ -387,6 +439,7 @@ impl Campus {
             "{journal}"
         );
         let books = self.books_agree();
+        self.replaced();
         self.service = None;
         self.card.stop();
         self.serving.take().unwrap().join().unwrap();

@@ -70,7 +70,7 @@ pub fn configure(folder: &Path, algorithm: Algorithm, compound: bool, node: &str
     let text = format!(
         "data_dir = {data:?}\nlisten = \"127.0.0.1:7007\"\nterminal = \"000000000117\"\npurchase_key_file = {key:?}\n\
         answer_ms = {ANSWER_MS}\n{record}\n{node}\n[[profiles]]\nfirst = \"31000000202600000000\"\n\
-        last = \"31000000202600099999\"\nalgorithm = \"{algorithm}\"\nbalance_fen_max = 100000\n{place}",
+        last = \"31000000202600099999\"\nalgorithm = \"{algorithm}\"\nbalance_fen_max = 100000\nissuance = 26\n{place}",
         data = folder.join("data"),
         key = folder.join("purchase.key"),
     );

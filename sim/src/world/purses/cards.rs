@@ -51,6 +51,7 @@ impl Chip {
             log_counter: Default::default(),
             balance_fen_max: fen(BALANCE_FEN_MAX),
             record: None,
+            issuance: None,
         }
     }
 
