@@ -66,7 +66,7 @@ pub use self::node::{
 };
 pub use self::shard::{
     AccountOpened, Bearer, CampusPublished, CaseMoved, CaseReason, CloseOrdered, Credit, Delta,
-    DocumentRenewed, EntryRef, HoldMoved, HoldPlaced, Payout, Posted, PostedHead, Refund, Setting,
+    DocumentRenewed, EntryRef, HoldMoved, HoldPlaced, Lost, Payout, Posted, PostedHead, Refund, Setting,
 };
 pub use self::to_node::{
     Anchor, CloseRequest, Closed, Grant, Hint, NodeEnrolled, PinVerifier, PinVerifiers, Pool,

@@ -15,7 +15,7 @@ use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::{
     ChainError, Cursor, Piece, SignedHead, VerifiedCommit, VerifiedEntry, salvage, verify_prefix,
 };
-use feiqian_protocol::entry::{Body, Entry};
+use feiqian_protocol::entry::{Body, Entry, Lost};
 use feiqian_protocol::frame::{Entries, Mark};
 use feiqian_protocol::ids::{LogId, NodeId};
 use feiqian_protocol::time::Timestamp;
@@ -116,6 +116,7 @@ impl Round<'_> {
                 {
                     return Ok(Ingest::Forked);
                 }
+                self.regain(log, node, &commit)?;
                 for known in commit.entries.iter().filter(|_| planted(Canary::ReleaseCountedTwice)) {
                     if matches!(known.entry.body, Body::Release(_)) {
                         self.act_on(log, known.position, self.state.time, &known.entry)?;
@@ -147,6 +148,8 @@ impl Round<'_> {
                 &format!("lost: entries {first} to {last} are not what their head was signed over"),
             )?;
             logs::insert_head(self.db, log, signed)?;
+            logs::put_lost(self.db, &Lost { log, first, last })?;
+            self.state.lost.insert((log, first), last);
             let mut state = self.state.log(log);
             state.cursor = cursor;
             if state.quarantined.is_none() && !self.is_recovering() {
@@ -158,6 +161,48 @@ impl Round<'_> {
             self.find_named(log, &cursor)?;
         }
         self.advance_branch(log, cursor)
+    }
+
+    /// What was lost of a branch comes whole after all: it was altered on its way, and is not any more.
+    fn regain(&mut self, log: LogId, node: NodeId, commit: &VerifiedCommit) -> Result<(), StoreError> {
+        let Some((first, last)) = commit.entries.first().zip(commit.entries.last()) else { return Ok(()) };
+        let lost = Lost { log, first: first.position, last: last.position };
+        if self.state.lost.get(&(log, lost.first)) != Some(&lost.last) {
+            return Ok(());
+        }
+        let state = self.state.log(log);
+        let acts = !self.is_recovering();
+        // An old copy of the centre that had lost it replays none of it, and takes it once it has come back. A log that waits for another
+        // build waits as it is.
+        let unknown =
+            |entry: &VerifiedEntry| matches!(entry.entry.body, Body::Unknown { critical: true, .. });
+        if state.quarantined.is_some()
+            || !acts && state.posted >= lost.first
+            || commit.entries.iter().any(unknown)
+        {
+            return Ok(());
+        }
+        let anchor = commit.head.head.anchor;
+        for verified in &commit.entries {
+            let entry = &verified.entry;
+            let order_key = entry.clock.time().max(anchor).min(self.state.time).max(state.order_key);
+            let cursor = Cursor { position: verified.position, hash: verified.hash };
+            let acted = self.acted_in_a_branch(log, node, verified)?;
+            logs::insert_entry(self.db, log, &cursor, entry.body.kind(), order_key, &verified.record)?;
+            self.note_taken(log, acts);
+            if acts && !acted {
+                self.act_on(log, cursor.position, order_key, entry)?;
+                self.find_named(log, &cursor)?;
+            }
+        }
+        logs::delete_lost(self.db, &lost)?;
+        self.state.lost.remove(&(log, lost.first));
+        if acts {
+            // What is posted of the log was beyond it: a core that opens would not gather it again.
+            self.state.gathered.due_now();
+        }
+        tracing::info!(%log, first = lost.first, last = lost.last, "what had come altered has come whole");
+        Ok(())
     }
 
     /// Our hash of a position of a log; of a branch, what it has in common with the log is there, and what was lost of it

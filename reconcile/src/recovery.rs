@@ -33,7 +33,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use ed25519_dalek::VerifyingKey;
 use feiqian_protocol::chain::{ChainError, Cursor, SignedHead, verify};
 use feiqian_protocol::entry::{Body, Entry, NodeEnrolled};
-use feiqian_protocol::frame::{Ack, Branch, Entries, Frame, LogCursor, NodeHello, PROTOCOL_VERSION, RefusalReason};
+use feiqian_protocol::frame::{
+    Ack, Branch, Entries, Frame, LogCursor, NodeHello, PROTOCOL_VERSION, RefusalReason,
+};
 use feiqian_protocol::ids::{LogId, NodeId, NodeName};
 use feiqian_protocol::limits::SHARDS;
 use serde_json::json;

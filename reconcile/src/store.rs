@@ -10,6 +10,7 @@
 //! | `entries` | a record of any log, as received; `order_key` as recorded at first ingest | once |
 //! | `heads` | a signed head | once |
 //! | `branches` | a refused continuation: its log, the node, the last common position `after`, and where its upload stands | replaced |
+//! | `lost` | entries of a branch that came altered, and have not come whole since | added, removed |
 //! | `nodes` | a node: enrolment, epoch, state (`open`, `closing`, `closed`, `refused`, `retired`), session, `to_node_acked`, `heard` (order keys below it can no longer come), sums of its rows | replaced |
 //! | `revocations` | a node whose certificates were revoked, and when | once |
 //! | `enrolments` | a one-time code | replaced |
@@ -40,7 +41,7 @@
 //! | `snapshots`, `snapshot_pieces` | the newest snapshot of an account stream; its pieces | replaced |
 //! | `pruned` | (account, wallet): what posted batches that were dropped had posted | replaced |
 //! | `stream_acks` | (node, account stream): how far it was acknowledged, as noted at the end of a session and once a day | replaced |
-//! | `heard`, `named`, `reports`, `unnamed`, `unheard` | while the centre takes back what an old copy lacks: nodes heard; logs that a batch named, where, and, until its entry is here, the hash there; at which position a card was reported lost; what a batch that is not whole posted; (account, wallet): what was posted of entries that are not here, and the batch that it is booked under. Of `named` and `unheard` there stays what was never heard again | replaced |
+//! | `heard`, `named`, `named_lost`, `reports`, `unnamed`, `unheard` | while the centre takes back what an old copy lacks: nodes heard; logs that a batch named, where, and, until its entry is here, the hash there; what it had lost of it; at which position a card was reported lost; what a batch that is not whole posted; (account, wallet): what was posted of entries that are not here, and the batch that it is booked under. Of `named` and `unheard` there stays what was never heard again | replaced |
 //! | `pins` | a payment PIN by its name: the hash that verifiers are made of, and, but for initial ones, the number of its last change | replaced |
 //! | `pin_keys` | a node: its key for verifiers, and the last change that was written for it | replaced |
 //! | `pin_tries` | (account, node): wrong PINs in a row, as last heard; node 0 is the centre | replaced |
@@ -125,6 +126,8 @@ CREATE TABLE heads (log INTEGER NOT NULL, position INTEGER NOT NULL, hash BLOB N
   anchor INTEGER NOT NULL, signature BLOB NOT NULL, PRIMARY KEY (log, position)) WITHOUT ROWID;
 CREATE TABLE branches (log INTEGER PRIMARY KEY, node INTEGER NOT NULL, after INTEGER NOT NULL,
   position INTEGER NOT NULL, hash BLOB NOT NULL);
+CREATE TABLE lost (log INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, PRIMARY KEY (log, first))
+  WITHOUT ROWID;
 CREATE TABLE nodes (node INTEGER PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, incarnation INTEGER NOT NULL,
   log_key BLOB NOT NULL, epoch INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT, session INTEGER NOT NULL,
   to_node_acked INTEGER NOT NULL, heard INTEGER NOT NULL, out INTEGER NOT NULL, si_out INTEGER NOT NULL,
@@ -184,7 +187,9 @@ CREATE TABLE stream_acks (node INTEGER NOT NULL, log INTEGER NOT NULL, position 
   day INTEGER NOT NULL, PRIMARY KEY (node, log)) WITHOUT ROWID;
 CREATE TABLE heard (node INTEGER PRIMARY KEY);
 CREATE TABLE named (stream INTEGER NOT NULL, log INTEGER NOT NULL, named INTEGER NOT NULL, at INTEGER NOT NULL,
-  hash BLOB, PRIMARY KEY (stream, log, named)) WITHOUT ROWID;
+  hash BLOB, PRIMARY KEY (stream, log, named, at)) WITHOUT ROWID;
+CREATE TABLE named_lost (stream INTEGER NOT NULL, at INTEGER NOT NULL, log INTEGER NOT NULL, first INTEGER NOT NULL,
+  last INTEGER NOT NULL, PRIMARY KEY (stream, at, log, first)) WITHOUT ROWID;
 CREATE INDEX named_by_hash ON named (hash) WHERE hash IS NOT NULL;
 CREATE TABLE reports (card TEXT NOT NULL, loss TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (card, loss))
   WITHOUT ROWID;

@@ -235,6 +235,7 @@ built_in! {
     "term-start",
     "slow-uplink",
     "refused-twice",
+    "branch-restored",
     "campus-day",
     "doors",
     "eight-buildings",

@@ -428,6 +428,7 @@ fn posted_batches_take_over_from_own_effects() {
     let posted = Posted {
         heads: vec![PostedHead { log: own, position: 1, hash }],
         deltas: vec![Delta { account: ALICE, wallet: Wallet::Cash, amount: fen(-600) }],
+        lost: None,
     };
     let shard = LogId::shard(INSTITUTION, ALICE.shard());
     let frame = world.centre.write(shard, world.now.wall, vec![posted.into()]);

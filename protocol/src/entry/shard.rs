@@ -92,6 +92,23 @@ pub struct Posted {
     /// Changes of balances, sorted by account and wallet.
     #[n(1)]
     pub deltas: Vec<Delta>,
+    /// What of the named logs is not here, and so not posted; absent where nothing was lost.
+    #[n(2)]
+    pub lost: Option<Vec<Lost>>,
+}
+
+/// Entries of a log that came altered: only the head over them is known.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq, Serialize)]
+pub struct Lost {
+    /// The log.
+    #[n(0)]
+    pub log: LogId,
+    /// The first of them.
+    #[n(1)]
+    pub first: u64,
+    /// The last.
+    #[n(2)]
+    pub last: u64,
 }
 
 /// A log and how far it is posted. The hash says of which history of the log that is true, whatever name the history goes

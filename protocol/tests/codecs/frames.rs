@@ -121,7 +121,11 @@ pub fn frame() -> impl Strategy<Value = Frame> {
 }
 
 pub fn snapshot() -> impl Strategy<Value = Frame> {
-    let posted = (log(), any::<u64>(), any::<[u8; 32]>()).prop_map(|(log, position, hash)| PostedHead { log, position, hash });
+    let posted = (log(), any::<u64>(), any::<[u8; 32]>()).prop_map(|(log, position, hash)| PostedHead {
+        log,
+        position,
+        hash,
+    });
     let campus = (any::<u32>(), vec(any::<u8>(), 0..50), any::<bool>())
         .prop_map(|(version, config, unlimited)| CampusState { version, config: config.into(), unlimited });
     let fields = (signed_head(), time(), any::<u64>(), any::<u32>(), uniform32(any::<u8>()));

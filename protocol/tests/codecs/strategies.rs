@@ -6,7 +6,7 @@ use feiqian_protocol::enrol::{EnrolAnswer, EnrolRequest, Enrolled, Role};
 use feiqian_protocol::entry::{
     Access, AccountOpened, Actor, ActorKind, Anchor, Bearer, Body, CampusPublished, CardShown, CaseMoved,
     CaseReason, CloseOrdered, CloseRequest, Closed, CodeUse, Credit, Debit, Decline, Delta, DocumentRenewed,
-    Entry, EntryRef, EpochEnd, Grant, Hint, HoldMoved, HoldPlaced, Measured, NodeEnrolled, Payout,
+    Entry, EntryRef, EpochEnd, Grant, Hint, HoldMoved, HoldPlaced, Lost, Measured, NodeEnrolled, Payout,
     PinVerifier, PinVerifiers, Pool, Posted, PostedHead, Proof, Refund, Release, Reversal, Setting,
     SettingAnswered, ShareGrant, ShareRelease, StandInGrant, TakenIn, TapRef, Tombstone, WrongPin,
 };
@@ -357,7 +357,14 @@ pub fn shard_body() -> impl Strategy<Value = Body> {
             Body::from(Credit { account, wallet, amount, channel, key })
         });
     let posted = (
-        vec((log(), any::<u64>(), any::<[u8; 32]>()).prop_map(|(log, position, hash)| PostedHead { log, position, hash }), 0..4),
+        vec(
+            (log(), any::<u64>(), any::<[u8; 32]>()).prop_map(|(log, position, hash)| PostedHead {
+                log,
+                position,
+                hash,
+            }),
+            0..4,
+        ),
         vec(
             (account(), wallet(), fen()).prop_map(|(account, wallet, amount)| Delta {
                 account,
@@ -366,8 +373,12 @@ pub fn shard_body() -> impl Strategy<Value = Body> {
             }),
             0..20,
         ),
+        option::of(vec(
+            (log(), any::<u64>(), any::<u64>()).prop_map(|(log, first, last)| Lost { log, first, last }),
+            0..3,
+        )),
     )
-        .prop_map(|(heads, deltas)| Body::from(Posted { heads, deltas }));
+        .prop_map(|(heads, deltas, lost)| Body::from(Posted { heads, deltas, lost }));
     let bearer = select(vec![Bearer::Suspense, Bearer::Holder, Bearer::RiskFund]);
     let case = (entry_ref(), account(), wallet(), reason(), bearer, fen(), fen()).prop_map(
         |(debit, account, wallet, reason, bearer, opened, recovered)| {

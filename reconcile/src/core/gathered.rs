@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use feiqian_protocol::entry::{Actor, Delta, EntryRef, Posted, PostedHead};
+use feiqian_protocol::entry::{Actor, Delta, EntryRef, Lost, Posted, PostedHead};
 use feiqian_protocol::ids::{AccountId, LogId, NodeId, Wallet};
 use feiqian_protocol::limits::DELTAS_PER_POSTED_MAX;
 use feiqian_protocol::money::Fen;
@@ -28,6 +28,10 @@ const GATHER_MS: u64 = 2_000;
 
 /// Effects that are gathered at most; a posted batch of their part of one shard is less than a millisecond of work at a node.
 const GATHERED_MAX: usize = 512;
+
+/// Lost parts that a batch names at most. What it does not name counts as posted for a centre that has come back from an old copy, and
+/// suspense stands in for it there.
+const LOST_NAMED_MAX: usize = 64;
 
 /// Effects of ingested entries on balances that are in no posted batch yet. Kept by nothing but the ledger and `named` of
 /// the logs: a core that opens gathers them again.
@@ -122,6 +126,12 @@ impl Round<'_> {
         if is_due { self.write_posted() } else { Ok(()) }
     }
 
+    /// What of a branch is not here, since it came altered.
+    fn lost_of(&self, log: LogId) -> impl Iterator<Item = Lost> {
+        let lost = self.state.lost.range((log, 0)..=(log, u64::MAX));
+        lost.map(|((log, first), last)| Lost { log: *log, first: *first, last: *last })
+    }
+
     /// How far a log of a node is posted.
     pub fn posted_head(&self, log: LogId) -> Result<PostedHead, StoreError> {
         let LogState { posted, cursor, .. } = self.state.log(log);
@@ -145,6 +155,8 @@ impl Round<'_> {
             }
         }
         let heads = logs.iter().map(|log| self.posted_head(*log)).collect::<Result<Vec<_>, _>>()?;
+        let lost = logs.iter().flat_map(|log| self.lost_of(*log)).take(LOST_NAMED_MAX).collect::<Vec<_>>();
+        let lost = (!lost.is_empty()).then_some(lost);
         let institution = self.state.identity.institution;
         let mut by_shard: BTreeMap<u8, Vec<Delta>> = BTreeMap::new();
         for ((account, wallet), amount) in deltas {
@@ -156,8 +168,9 @@ impl Round<'_> {
                 // The heads stand in the last part only: a part without them promises nothing of its logs yet.
                 let room = DELTAS_PER_POSTED_MAX - heads.len().min(DELTAS_PER_POSTED_MAX / 2);
                 let (part, later) = rest.split_at(rest.len().min(room));
-                let named = if later.is_empty() { heads.clone() } else { Vec::new() };
-                let posted = Posted { heads: named, deltas: part.to_vec() };
+                let (named, lost) =
+                    if later.is_empty() { (heads.clone(), lost.clone()) } else { (Vec::new(), None) };
+                let posted = Posted { heads: named, deltas: part.to_vec(), lost };
                 self.append(LogId::shard(institution, shard), Actor::centre(), posted)?;
                 rest = later;
             }

@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub logs: BTreeMap<LogId, LogState>,
     pub writers: BTreeMap<LogId, LogWriter>,
     pub branches: BTreeMap<LogId, BranchState>,
+    /// What of branches came altered and has not come whole: (log, first), last.
+    pub lost: BTreeMap<(LogId, u64), u64>,
     pub pending: BTreeMap<NodeId, PendingGrants>,
     pub links: BTreeMap<LinkId, Link>,
     pub asks: BTreeMap<(AccountId, Unit), AskQueue>,
@@ -109,6 +111,10 @@ impl State {
             logs,
             writers: BTreeMap::new(),
             branches: logs::branches(db, institution)?.into_iter().collect(),
+            lost: logs::lost(db, institution)?
+                .into_iter()
+                .map(|lost| ((lost.log, lost.first), lost.last))
+                .collect(),
             pending: BTreeMap::new(),
             links: BTreeMap::new(),
             asks: BTreeMap::new(),

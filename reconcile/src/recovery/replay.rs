@@ -267,21 +267,21 @@ impl Round<'_> {
             return Ok(());
         }
         for named in notes::missing(self.db, log.institution, &cursor.hash)? {
-            let effects = if log == named.log {
-                Vec::new()
-            } else {
+            let mut news = Vec::new();
+            if log != named.log {
                 let before = notes::named_before(self.db, named.stream, log, cursor.position)?;
-                money::wallet_effects(self.db, log, before, cursor.position)?
-            };
-            for (position, account, wallet, effect) in effects {
-                if self.state.shard(account) == named.stream
-                    && notes::named_at(self.db, named.stream, log, position)?.is_none()
-                {
+                news = money::wallet_effects(self.db, log, before, cursor.position)?;
+                news.retain(|(_, account, ..)| self.state.shard(*account) == named.stream);
+            }
+            let at = |position| notes::named_at(self.db, named.stream, log, position);
+            let known = news.iter().map(|(position, ..)| at(*position)).collect::<Result<Vec<_>, _>>()?;
+            notes::put_found(self.db, &named, log)?;
+            for ((position, account, wallet, effect), known) in news.into_iter().zip(known) {
+                if known.is_none() && notes::named_at(self.db, named.stream, log, position)?.is_some() {
                     self.gather(account, wallet, -effect);
                     self.posted_before(account, wallet, effect, named.at)?;
                 }
             }
-            notes::put_found(self.db, &named, log)?;
         }
         Ok(())
     }

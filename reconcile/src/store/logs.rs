@@ -1,6 +1,7 @@
 //! Logs, entries, heads and branches.
 
 use feiqian_protocol::chain::{Cursor, HASH_ZERO, Hash, Head, SignedHead};
+use feiqian_protocol::entry::Lost;
 use feiqian_protocol::ids::{InstitutionId, LogId, NodeId};
 use feiqian_protocol::time::{Hlc, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -248,6 +249,38 @@ pub(crate) fn put_branch(db: &Connection, log: LogId, branch: &BranchState) -> R
         branch.cursor.position as i64,
         branch.cursor.hash
     ])?;
+    Ok(())
+}
+
+/// What was lost of branches: log, first, last.
+pub(crate) fn lost(db: &Connection, institution: InstitutionId) -> Result<Vec<Lost>, StoreError> {
+    let mut statement = db.prepare("SELECT log, first, last FROM lost ORDER BY log, first")?;
+    let lost = statement.query_map([], |row| {
+        Ok(Lost {
+            log: LogId::from_key(institution, row.get(0)?),
+            first: row.get::<_, i64>(1)? as u64,
+            last: row.get::<_, i64>(2)? as u64,
+        })
+    })?;
+    Ok(lost.collect::<Result<_, _>>()?)
+}
+
+/// Notes that something was lost.
+pub(crate) fn put_lost(db: &Connection, lost: &Lost) -> Result<(), StoreError> {
+    db.execute(
+        "INSERT OR REPLACE INTO lost VALUES (?1, ?2, ?3)",
+        params![lost.log.key(), lost.first as i64, lost.last as i64],
+    )?;
+    Ok(())
+}
+
+/// It has come after all, and is no fault any more.
+pub(crate) fn delete_lost(db: &Connection, lost: &Lost) -> Result<(), StoreError> {
+    db.execute("DELETE FROM lost WHERE log = ?1 AND first = ?2", params![lost.log.key(), lost.first as i64])?;
+    db.execute(
+        "DELETE FROM faults WHERE log = ?1 AND position = ?2 AND what LIKE 'lost: %'",
+        params![lost.log.key(), lost.last as i64],
+    )?;
     Ok(())
 }
 

@@ -75,13 +75,32 @@ pub(crate) fn missing(
 /// Its entry is here now, in a log.
 pub(crate) fn put_found(db: &Connection, named: &Named, log: LogId) -> Result<(), StoreError> {
     db.prepare_cached(
-        "UPDATE OR REPLACE named SET log = ?4, hash = NULL WHERE stream = ?1 AND log = ?2 AND named = ?3",
+        "UPDATE OR REPLACE named SET log = ?3, hash = NULL WHERE stream = ?1 AND log = ?2 AND named = ?4 AND at = ?5",
     )?
-    .execute(params![named.stream.key(), named.log.key(), named.position as i64, log.key()])?;
+    .execute(params![
+        named.stream.key(),
+        named.log.key(),
+        log.key(),
+        named.position as i64,
+        named.at as i64
+    ])?;
+    db.prepare_cached(
+        "UPDATE OR REPLACE named_lost SET log = ?3 WHERE stream = ?1 AND log = ?2 AND at = ?4",
+    )?
+    .execute(params![named.stream.key(), named.log.key(), log.key(), named.at as i64])?;
     Ok(())
 }
 
-/// The first posted batch of a stream that included an entry of a log, where one did.
+/// Notes that entries of what a batch named had been lost, and are not posted by it.
+pub(crate) fn put_lost(db: &Connection, named: &Named, first: u64, last: u64) -> Result<(), StoreError> {
+    db.execute(
+        "INSERT OR IGNORE INTO named_lost VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![named.stream.key(), named.at as i64, named.log.key(), first as i64, last as i64],
+    )?;
+    Ok(())
+}
+
+/// The first posted batch of a stream that included an entry of a log, where one did. A log is named further and further along.
 pub(crate) fn named_at(
     db: &Connection,
     stream: LogId,
@@ -89,8 +108,14 @@ pub(crate) fn named_at(
     position: u64,
 ) -> Result<Option<u64>, StoreError> {
     let at: Option<i64> = db
-        .prepare_cached("SELECT MIN(at) FROM named WHERE stream = ?1 AND log = ?2 AND named >= ?3")?
-        .query_row(params![stream.key(), log.key(), position as i64], |row| row.get(0))?;
+        .prepare_cached(
+            "SELECT at FROM named WHERE stream = ?1 AND log = ?2 AND named >= ?3
+               AND NOT EXISTS (SELECT 1 FROM named_lost AS lost WHERE lost.stream = named.stream
+                 AND lost.at = named.at AND lost.log = named.log AND ?3 BETWEEN lost.first AND lost.last)
+             ORDER BY named, at LIMIT 1",
+        )?
+        .query_row(params![stream.key(), log.key(), position as i64], |row| row.get(0))
+        .optional()?;
     Ok(at.map(|at| at as u64))
 }
 
@@ -123,6 +148,8 @@ pub(crate) fn forget(db: &Connection) -> Result<bool, StoreError> {
     db.execute_batch(
         "DELETE FROM named WHERE hash IS NULL
            AND named <= (SELECT COALESCE(MAX(posted), 0) FROM logs WHERE logs.log = named.log);
+         DELETE FROM named_lost WHERE NOT EXISTS (SELECT 1 FROM named
+           WHERE named.stream = named_lost.stream AND named.at = named_lost.at AND named.log = named_lost.log);
          DELETE FROM heard; DELETE FROM reports; DELETE FROM unnamed; DELETE FROM unheard WHERE amount = 0;",
     )?;
     any_named(db)

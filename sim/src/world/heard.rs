@@ -83,9 +83,8 @@ impl World<'_> {
         };
         let soon = self.now + HEARD_WITHIN_MS / 2 * MS;
         let connection = self.connections.get(&link);
-        connection.is_some_and(|connection| {
-            lanes.iter().any(|lane| connection.arrived_ns(Way::Down, *lane) > soon)
-        })
+        connection
+            .is_some_and(|connection| lanes.iter().any(|lane| connection.arrived_ns(Way::Down, *lane) > soon))
     }
 
     /// How often the path of a link broke; `None` where it is broken, or an end is gone.

@@ -376,9 +376,7 @@ impl Rig {
             pieces: if script.rarely(8) { script.u32() } else { pieces.len() as u32 },
             digest: if script.rarely(8) { [0; 32] } else { digest.0 },
             projection: String::new(),
-            posted: (0..script.choice(3))
-                .map(|_| script.posted_head())
-                .collect(),
+            posted: (0..script.choice(3)).map(|_| script.posted_head()).collect(),
             campus: script.rarely(4).then(|| CampusState {
                 version: script.u32(),
                 config: campus(Mode::Strict).to_bytes().unwrap_or_default().into(),

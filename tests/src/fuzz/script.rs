@@ -395,12 +395,11 @@ impl<'a> Script<'a> {
                 Setting { account, document_epoch: 1, intent, change, typed: None, of: None }.into()
             }
             2 => Posted {
-                heads: (0..self.choice(3))
-                    .map(|_| self.posted_head())
-                    .collect(),
+                heads: (0..self.choice(3)).map(|_| self.posted_head()).collect(),
                 deltas: (0..self.choice(4))
                     .map(|_| Delta { account, wallet: self.wallet(), amount: self.fen() })
                     .collect(),
+                lost: None,
             }
             .into(),
             3 => CaseMoved {

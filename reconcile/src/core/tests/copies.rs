@@ -1,4 +1,4 @@
-//! Several boxes that bear one name: what each of them did comes up, whatever the others do.
+//! Several boxes that bear one name, and what is altered on its way: what each of them did comes up, whatever the others do.
 
 use feiqian_protocol::frame::RefusalReason;
 
@@ -76,4 +76,53 @@ fn boxes_of_one_name_upload_side_by_side_each_to_a_branch_of_its_own() {
     }
     assert_eq!(bench.number("SELECT funds FROM wallets"), 1_000 - 100 - 4 * 10 - 3 * 20 - 2 - 3 * 30 - 1);
     bench.check();
+}
+
+/// A bit of a record turns on its way.
+fn alter(input: &mut Input) {
+    let Input::Frame(_, Frame::Entries(entries)) = input else { panic!("entries") };
+    let record = entries.records.first_mut().unwrap();
+    let last = record.len() - 1;
+    record[last] ^= 1;
+}
+
+#[test]
+fn what_came_altered_counts_once_when_it_comes_whole() {
+    let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
+    bench.debit(0, 1, 100, 0);
+    bench.upload(0);
+    for fen in [10, 20, 30] {
+        bench.debit(0, 1, fen, 0);
+    }
+    let own = bench.nodes[0].log();
+    let mut altered = frames(&bench, 0, own, 1);
+    alter(&mut altered[0]);
+    bench.step(altered[..1].to_vec());
+    let branch = bench.nodes[0].branch.expect("it is told to go on in a branch");
+    // The second of the three is altered there.
+    let mut altered = frames(&bench, 0, branch.log, branch.after);
+    let at = altered.len() - 2;
+    alter(&mut altered[at]);
+    bench.step(altered);
+    bench.advance(3_000);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 1_000 - 100 - 10 - 30);
+    assert_eq!(
+        bench.text("SELECT what FROM faults"),
+        "lost: entries 3 to 3 are not what their head was signed over"
+    );
+    let posted = "SELECT COUNT(*) FROM entries WHERE kind = 43";
+    let before = bench.number(posted);
+    bench.check();
+    // It comes again, whole, as often as it likes.
+    for _ in 0..3 {
+        bench.connect(0);
+        let whole = frames(&bench, 0, branch.log, branch.after);
+        bench.step(whole);
+        assert_eq!(bench.number("SELECT funds FROM wallets"), 1_000 - 100 - 10 - 20 - 30);
+        assert_eq!(bench.number("SELECT COUNT(*) FROM faults"), 0);
+        assert_eq!(bench.number("SELECT COUNT(*) FROM lost"), 0);
+        // In the same step, since a core that opens would not find it: the log was posted beyond it.
+        assert_eq!(bench.number(posted), before + 1);
+        bench.check();
+    }
 }

@@ -38,6 +38,9 @@ impl Round<'_> {
                     let here = here.unwrap_or(head.log);
                     let named = Named { stream: log, at: position, log: here, position: head.position };
                     notes::put_named(self.db, &named, missing)?;
+                    for lost in posted.lost.iter().flatten().filter(|lost| lost.log == head.log) {
+                        notes::put_lost(self.db, &named, lost.first, lost.last)?;
+                    }
                 }
                 let named = !posted.heads.is_empty() || self.is_named_later(log, position)?;
                 for delta in &posted.deltas {
