@@ -193,7 +193,7 @@ impl Round<'_> {
                 }
                 return self.give_up_to(of, order_key, debit, hold);
             }
-            (HoldStage::Receipted, Some(first)) if first != of => {
+            (HoldStage::Receipted, Some(first)) if !self.is_told_of(first, of)? => {
                 let what = format!(
                     "voucher {voucher} had paid before, by the receipt of {} {}",
                     first.log, first.position

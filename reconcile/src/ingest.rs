@@ -20,6 +20,7 @@ use feiqian_protocol::frame::{Entries, Mark};
 use feiqian_protocol::ids::{LogId, NodeId};
 use feiqian_protocol::time::Timestamp;
 
+use self::effects::NO_DEBIT;
 pub(crate) use self::effects::in_range;
 use crate::core::{Round, StoreError};
 use crate::store::logs;
@@ -183,9 +184,12 @@ impl Round<'_> {
             return Ok(());
         }
         let anchor = commit.head.head.anchor;
+        // Within a log keys do not fall.
+        let (mut least, most) = logs::order_keys_around(self.db, log, lost.first, lost.last)?;
         for verified in &commit.entries {
             let entry = &verified.entry;
-            let order_key = entry.clock.time().max(anchor).min(self.state.time).max(state.order_key);
+            let order_key = entry.clock.time().max(anchor).min(self.state.time).max(least).min(most);
+            least = order_key;
             let cursor = Cursor { position: verified.position, hash: verified.hash };
             let acted = self.acted_in_a_branch(log, node, verified)?;
             logs::insert_entry(self.db, log, &cursor, entry.body.kind(), order_key, &verified.record)?;
@@ -195,6 +199,13 @@ impl Round<'_> {
                 self.find_named(log, &cursor)?;
             }
         }
+        if acts {
+            self.reverse_regained(&lost)?;
+        }
+        let mut state = self.state.log(log);
+        state.order_key = state.order_key.max(least);
+        self.state.logs.insert(log, state);
+        self.touched_logs.insert(log);
         logs::delete_lost(self.db, &lost)?;
         self.state.lost.remove(&(log, lost.first));
         if acts {
@@ -202,6 +213,20 @@ impl Round<'_> {
             self.state.gathered.due_now();
         }
         tracing::info!(%log, first = lost.first, last = lost.last, "what had come altered has come whole");
+        Ok(())
+    }
+
+    /// Reversals that came before their debits did.
+    fn reverse_regained(&mut self, regained: &Lost) -> Result<(), StoreError> {
+        let Lost { log, first, last } = *regained;
+        for (position, order_key, record) in logs::with_fault(self.db, log, last, NO_DEBIT)? {
+            let entry = Entry::from_record(&record)?;
+            let Body::Reversal(reversal) = &entry.body else { continue };
+            if (first..=last).contains(&reversal.debit) {
+                logs::delete_fault(self.db, log, position, NO_DEBIT)?;
+                self.act_on(log, position, order_key, &entry)?;
+            }
+        }
         Ok(())
     }
 

@@ -115,8 +115,12 @@ impl Round<'_> {
 
     /// True where it was taken before, even if something later has undone it.
     fn was_taken(&self, at: EntryRef, setting: &Setting, document: &Document) -> Result<bool, StoreError> {
+        for name in notes::settings_taken_at(self.db, at)? {
+            if self.is_told_of(name, at)? {
+                return Ok(true);
+            }
+        }
         Ok(document.has_change(&setting.change)
-            || notes::was_setting_taken(self.db, at)?
             || match &setting.intent {
                 Intent::ReportLoss { card, loss } => accounts::has_loss(self.db, card, loss)?,
                 _ => false,

@@ -26,6 +26,9 @@ struct RowOf {
     open: bool,
 }
 
+/// The fault of a reversal whose debit was lost on its way; it is looked at again should the debit come.
+pub(super) const NO_DEBIT: &str = "a reversal of a debit that is not there";
+
 /// Epochs from here on are no node's: rows of branches, and of epochs that were never opened.
 const EPOCH_FOREIGN: u32 = 0x8000_0000;
 
@@ -223,9 +226,7 @@ impl Round<'_> {
         self.changed(place.at, account, wallet, -amount)?;
         self.note_purchase(place.node, account, place.order_key, amount)?;
         let replayed = self.note_code(place.at, &entry.actor, account, &debit.tap, debit.code.as_ref())?;
-        if self.is_recovering()
-            && let Some(case) = cases::loss_case(self.db, account, wallet, place.at)?
-        {
+        if let Some(case) = self.told_case(account, wallet, place.at)? {
             // The streams have told already what became of it.
             let movement = MovementState { refunded: case.refunded, ..movement };
             return money::put_movement(self.db, account, wallet, place.at, &movement);
@@ -325,7 +326,7 @@ impl Round<'_> {
         }
         let (account, wallet, amount) = (reversal.account, reversal.wallet, reversal.amount());
         let Some((debit_at, mut debit)) = self.reversed_debit(place, reversal)? else {
-            return self.fault(log, position, "a reversal of a debit that is not there");
+            return self.fault(log, position, NO_DEBIT);
         };
         let rest = -debit.amount - debit.reversed;
         if !debit.amount.is_negative()

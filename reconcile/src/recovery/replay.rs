@@ -14,6 +14,7 @@ use crate::escrow::PendingGrants;
 use crate::io::LinkId;
 use crate::ledger::{SUSPENSE, wallet_ledger};
 use crate::store::accounts;
+use crate::store::cases::{self, CaseState};
 use crate::store::money::{self, MovementState};
 use crate::store::nodes::{self, GIVEN_UP, NodeState};
 use crate::store::{habits, logs, put_meta, recovery as notes};
@@ -302,6 +303,31 @@ impl Round<'_> {
             }
         }
         Ok(first)
+    }
+
+    /// True where a name that a stream or a receipt has for a debit means this one: it is the same, or the same place of the same
+    /// writer, of which there is nothing here under that name.
+    pub(crate) fn is_told_of(&self, name: EntryRef, debit: EntryRef) -> Result<bool, StoreError> {
+        let is_alike = name.log.writer == debit.log.writer && name.position == debit.position;
+        Ok(name == debit || is_alike && logs::hash_at(self.db, name.log, name.position)?.is_none())
+    }
+
+    /// The case of a debit that its holder may have back, where a stream that was taken back has told of it already.
+    pub(crate) fn told_case(
+        &self,
+        account: AccountId,
+        wallet: Wallet,
+        debit: EntryRef,
+    ) -> Result<Option<CaseState>, StoreError> {
+        if !self.is_recovering() && !self.state.has_unheard {
+            return Ok(None);
+        }
+        for case in cases::loss_cases_at(self.db, account, wallet, debit)? {
+            if self.is_told_of(case.debit, debit)? {
+                return Ok(Some(case));
+            }
+        }
+        Ok(None)
     }
 
     /// What an entry of a node has moved is to be posted, unless a batch has told of it already.

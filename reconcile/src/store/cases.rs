@@ -98,6 +98,18 @@ pub(crate) fn loss_case(
     Ok(cases_by(db, debit.log.institution, condition, parameters)?.pop())
 }
 
+/// The same by the debit's position alone, in whichever log.
+pub(crate) fn loss_cases_at(
+    db: &Connection,
+    account: AccountId,
+    wallet: Wallet,
+    debit: EntryRef,
+) -> Result<Vec<CaseState>, StoreError> {
+    let condition = "account = ?1 AND wallet = ?2 AND position = ?3 AND loss = 1 ORDER BY log";
+    let parameters = params![account.0 as i64, wallet.number(), debit.position as i64];
+    cases_by(db, debit.log.institution, condition, parameters)
+}
+
 /// All cases of debits that a holder may have back.
 pub(crate) fn refundable_cases(
     db: &Connection,

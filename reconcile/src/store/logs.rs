@@ -210,6 +210,24 @@ pub(crate) fn entry(
     Ok(found)
 }
 
+/// The order keys before `first` and after `last` in a log: the least and the most that entries in between may have.
+pub(crate) fn order_keys_around(
+    db: &Connection,
+    log: LogId,
+    first: u64,
+    last: u64,
+) -> Result<(Timestamp, Timestamp), StoreError> {
+    let around = db
+        .prepare_cached(
+            "SELECT (SELECT order_key FROM entries WHERE log = ?1 AND position < ?2 ORDER BY position DESC LIMIT 1),
+               (SELECT order_key FROM entries WHERE log = ?1 AND position > ?3 ORDER BY position LIMIT 1)",
+        )?
+        .query_row(params![log.key(), first as i64, last as i64], |row| {
+            Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?))
+        })?;
+    Ok((Timestamp(around.0.unwrap_or(i64::MIN)), Timestamp(around.1.unwrap_or(i64::MAX))))
+}
+
 /// A refused continuation of a node's log.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BranchState {
@@ -280,6 +298,32 @@ pub(crate) fn delete_lost(db: &Connection, lost: &Lost) -> Result<(), StoreError
     db.execute(
         "DELETE FROM faults WHERE log = ?1 AND position = ?2 AND what LIKE 'lost: %'",
         params![lost.log.key(), lost.last as i64],
+    )?;
+    Ok(())
+}
+
+/// Entries of a log after a position that were noted with this fault: position, order key, record.
+pub(crate) fn with_fault(
+    db: &Connection,
+    log: LogId,
+    after: u64,
+    what: &str,
+) -> Result<Vec<(u64, Timestamp, Vec<u8>)>, StoreError> {
+    let mut statement = db.prepare(
+        "SELECT entries.position, order_key, record FROM faults JOIN entries USING (log, position)
+         WHERE log = ?1 AND position > ?2 AND what = ?3 ORDER BY position",
+    )?;
+    let found = statement.query_map(params![log.key(), after as i64, what], |row| {
+        Ok((row.get::<_, i64>(0)? as u64, Timestamp(row.get(1)?), row.get(2)?))
+    })?;
+    Ok(found.collect::<Result<_, _>>()?)
+}
+
+/// It breaks the rule no more.
+pub(crate) fn delete_fault(db: &Connection, log: LogId, position: u64, what: &str) -> Result<(), StoreError> {
+    db.execute(
+        "DELETE FROM faults WHERE log = ?1 AND position = ?2 AND what = ?3",
+        params![log.key(), position as i64, what],
     )?;
     Ok(())
 }

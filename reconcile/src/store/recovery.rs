@@ -177,10 +177,16 @@ pub(crate) fn put_setting_taken(db: &Connection, of: EntryRef) -> Result<(), Sto
     Ok(())
 }
 
-/// True where it is noted.
-pub(crate) fn was_setting_taken(db: &Connection, of: EntryRef) -> Result<bool, StoreError> {
-    let mut statement = db.prepare_cached("SELECT 1 FROM settings_taken WHERE log = ?1 AND position = ?2")?;
-    Ok(statement.exists(params![of.log.key(), of.position as i64])?)
+/// By which names settings at this place of the writer are noted.
+pub(crate) fn settings_taken_at(db: &Connection, of: EntryRef) -> Result<Vec<EntryRef>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT log FROM settings_taken WHERE log BETWEEN ?1 AND ?1 | 0xffffffff AND position = ?2",
+    )?;
+    let log = LogId::node(of.log.institution, of.log.writer);
+    let names = statement.query_map(params![log.key(), of.position as i64], |row| {
+        Ok(EntryRef { log: LogId::from_key(of.log.institution, row.get(0)?), position: of.position })
+    })?;
+    Ok(names.collect::<Result<_, _>>()?)
 }
 
 /// For each report of a card that stands, or was lifted at or after a time: at which position it was taken back, 0 for one

@@ -5,7 +5,7 @@ use feiqian_protocol::frame::RefusalReason;
 use super::*;
 
 /// What a box sends after a position, a record a frame, under the name of a branch.
-fn frames(bench: &Bench, index: usize, log: LogId, after: u64) -> Vec<Input> {
+pub(super) fn frames(bench: &Bench, index: usize, log: LogId, after: u64) -> Vec<Input> {
     let node = &bench.nodes[index];
     let link = node.link.expect("connected");
     let frame = |at: usize| Entries {
@@ -79,7 +79,7 @@ fn boxes_of_one_name_upload_side_by_side_each_to_a_branch_of_its_own() {
 }
 
 /// A bit of a record turns on its way.
-fn alter(input: &mut Input) {
+pub(super) fn alter(input: &mut Input) {
     let Input::Frame(_, Frame::Entries(entries)) = input else { panic!("entries") };
     let record = entries.records.first_mut().unwrap();
     let last = record.len() - 1;
@@ -125,4 +125,31 @@ fn what_came_altered_counts_once_when_it_comes_whole() {
         assert_eq!(bench.number(posted), before + 1);
         bench.check();
     }
+}
+
+#[test]
+fn a_reversal_that_came_before_its_debit_counts_once_the_debit_is_there() {
+    let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
+    bench.upload(0);
+    bench.debit(0, 1, 10, 0);
+    let debit = bench.debit(0, 1, 300, 0);
+    bench.reverse(0, 1, debit, 300);
+    let own = bench.nodes[0].log();
+    let mut altered = frames(&bench, 0, own, 0);
+    alter(&mut altered[0]);
+    bench.step(altered[..1].to_vec());
+    let branch = bench.nodes[0].branch.expect("it is told to go on in a branch");
+    let mut altered = frames(&bench, 0, branch.log, branch.after);
+    alter(&mut altered[debit as usize - 1]);
+    bench.step(altered);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 990);
+    assert_eq!(bench.number("SELECT COUNT(*) FROM faults"), 2);
+    bench.connect(0);
+    let whole = frames(&bench, 0, branch.log, branch.after);
+    bench.step(whole);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 990);
+    assert_eq!(bench.number("SELECT reversed FROM movements WHERE amount = -300"), 300);
+    assert_eq!(bench.number("SELECT COUNT(*) FROM faults"), 0);
+    bench.advance(3_000);
+    bench.check();
 }

@@ -4,6 +4,7 @@ use feiqian_protocol::code::{PhoneAlgorithm, PhoneSecret, Receipt, SignedVoucher
 use feiqian_protocol::entry::{CodeUse, HoldMoved};
 use serde_json::Value;
 
+use super::copies::{alter, frames};
 use super::*;
 use crate::io::SettingCommand;
 
@@ -305,6 +306,28 @@ fn a_receipt_frees_the_rest_at_once_and_the_log_says_the_same() {
     assert_eq!(bring(&mut bench, &said, 0).unwrap()["known"], true);
     assert_eq!((faults(&bench), bench.number("SELECT COUNT(*) FROM cases")), (Vec::new(), 0));
     assert_eq!(moved(&bench).len(), 1, "it was said by the receipt");
+    bench.check();
+}
+
+#[test]
+fn a_receipt_speaks_of_its_debit_also_where_the_log_goes_on_in_a_branch() {
+    let mut bench = with_phone(1, 5_000);
+    let voucher = fetch(&mut bench, 2_000, None);
+    let position = pay(&mut bench, 0, &voucher, 1, 600);
+    let said = receipt(&bench, 0, &voucher, position, 600);
+    assert_eq!(bring(&mut bench, &said, 0).unwrap()["freed_fen"], 1_400);
+    // What comes up is altered on its way, and the building is told a branch.
+    bench.connect(0);
+    let own = bench.nodes[0].log();
+    let mut altered = frames(&bench, 0, own, 0);
+    alter(&mut altered[0]);
+    bench.step(altered[..1].to_vec());
+    let branch = bench.nodes[0].branch.expect("it is told to go on in a branch");
+    let whole = frames(&bench, 0, branch.log, branch.after);
+    bench.step(whole);
+    assert_eq!(money(&bench), (4_400, 4_400, 0));
+    assert_eq!((faults(&bench), bench.number("SELECT COUNT(*) FROM cases")), (Vec::new(), 0));
+    bench.advance(3_000);
     bench.check();
 }
 
