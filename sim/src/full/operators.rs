@@ -182,6 +182,7 @@ pub(super) async fn revoke(run: Shared, fault: usize, building: usize) {
         state.struck(fault);
         state.reached(Coverage::Revoked);
         state.distrust(site);
+        state.seen.sites[site].trust.copied();
     }
 }
 

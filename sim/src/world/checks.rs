@@ -425,14 +425,25 @@ impl World<'_> {
             }
         }
         for site in 0..self.sites.len() {
-            if self.sites[site].trust == Trust::Sound && !self.sites[site].gone {
-                let node = self.sites[site].identity.node;
-                let held = self.node_tables(site)?.entries(node_log(node))?.len();
-                let ingested = self.centre_tables()?.entries(node_log(node))?.len();
-                if held != ingested {
-                    let name = self.site_name(site);
-                    problems.push(format!("{ingested} of {held} entries of {name} have come to the centre"));
-                }
+            let host = &self.sites[site];
+            if host.gone || !matches!(host.trust, Trust::Sound | Trust::Altered) {
+                continue;
+            }
+            let (node, is_altered) = (host.identity.node, host.trust == Trust::Altered);
+            let held = self.node_tables(site)?.entries(node_log(node))?;
+            let ingested = if is_altered {
+                let logs = self.centre_tables()?.logs_once(node)?;
+                let has = |position: u64, entry: &Entry| {
+                    let mut kept = logs.iter().flat_map(|(_, kept)| kept);
+                    kept.any(|kept| kept.position == position && kept.entry == *entry)
+                };
+                (1..).zip(&*held).filter(|(position, entry)| has(*position, entry)).count()
+            } else {
+                self.centre_tables()?.entries(node_log(node))?.len()
+            };
+            if held.len() != ingested {
+                let (name, held) = (self.site_name(site), held.len());
+                problems.push(format!("{ingested} of {held} entries of {name} have come to the centre"));
             }
         }
         Ok(problems)

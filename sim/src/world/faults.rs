@@ -510,6 +510,7 @@ impl World<'_> {
             self.reached(Coverage::Revoked);
             self.sites[site].revoked = true;
             self.distrust(site)?;
+            self.sites[site].trust.copied();
         }
         Ok(())
     }
@@ -520,7 +521,7 @@ impl World<'_> {
             self.note_copy(site)?;
             self.lose_unacknowledged(site)?;
             self.sites[site].may_lose = true;
-            self.sites[site].trust.copied();
+            self.sites[site].trust.altered();
         }
         Ok(())
     }

@@ -53,6 +53,8 @@ pub(super) enum TicketFor {
 pub(crate) enum Trust {
     /// It is as its process left it.
     Sound,
+    /// So it is, and what it sent was altered on its way: nothing of it is lost once it can send it whole.
+    Altered,
     /// It was copied, restored or lied to: its log may have another continuation.
     Copied,
     /// It was destroyed, or holds what nobody wrote.
@@ -62,8 +64,15 @@ pub(crate) enum Trust {
 impl Trust {
     /// The disk was copied, restored or lied to. What holds what nobody wrote does so after that as well.
     pub(crate) fn copied(&mut self) {
-        if *self == Self::Sound {
+        if *self != Self::Broken {
             *self = Self::Copied;
+        }
+    }
+
+    /// What it sends is altered on its way.
+    pub(super) fn altered(&mut self) {
+        if *self == Self::Sound {
+            *self = Self::Altered;
         }
     }
 }
