@@ -365,7 +365,7 @@ impl NodeCore {
         let mut document = self.read_document(account, saved).map_err(Fault::peer)?;
         let merged = match change {
             Some(change) => {
-                document.merge_change(change).map_err(Fault::peer)?;
+                document = document.with_proven_change(change).map_err(Fault::peer)?;
                 Some(document.save())
             }
             None => None,

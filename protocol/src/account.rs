@@ -41,7 +41,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::transaction::Transactable;
-use automerge::{ActorId, AutoCommit, Change, ObjId, ObjType, ROOT, ReadDoc, ScalarValue, Value};
+use automerge::{ActorId, AutoCommit, Change, ChangeHash, ObjId, ObjType, ROOT, ReadDoc, ScalarValue, Value};
 
 pub use self::error::AccountError;
 pub use self::intent::{HolderField, Intent};
@@ -299,11 +299,27 @@ impl Document {
         }
     }
 
-    /// This document with a change, loaded from its bytes. Where it fails this one is as it may be.
-    fn merged(&mut self, bytes: &[u8]) -> Result<Self, AccountError> {
+    /// This document with a change that the centre has merged, and loaded again, before it wrote it into the account's stream: as
+    /// [`Self::merge_change`], without loading it once more.
+    ///
+    /// # Errors
+    /// As [`Self::merge_change`].
+    pub fn with_proven_change(mut self, bytes: &[u8]) -> Result<Self, AccountError> {
+        chunk::check_change(bytes).map_err(|chunk::TooCostly| AccountError::Change)?;
+        let (saved, _) = self.apply(bytes)?;
+        if saved.len() > DOCUMENT_BYTES_MAX {
+            return Err(AccountError::TooLarge(saved.len()));
+        }
+        chunk::check_document(&saved).map_err(|chunk::TooCostly| AccountError::Change)?;
+        self.saved = Some(saved);
+        Ok(self)
+    }
+
+    /// Applies a change; returns the bytes and the heads that come of it. Where it fails this document is as it may be.
+    fn apply(&mut self, bytes: &[u8]) -> Result<(Vec<u8>, Vec<ChangeHash>), AccountError> {
         self.saved = None;
         let doc = &mut self.doc;
-        let (saved, heads) = contained(|| {
+        contained(|| {
             let change = Change::from_bytes(bytes.to_vec()).map_err(|_| AccountError::Change)?;
             let hash = change.hash();
             doc.apply_changes([change])?;
@@ -311,7 +327,12 @@ impl Document {
                 return Err(AccountError::Change);
             }
             Ok((doc.save(), doc.get_heads()))
-        })??;
+        })?
+    }
+
+    /// This document with a change, loaded from its bytes. Where it fails this one is as it may be.
+    fn merged(&mut self, bytes: &[u8]) -> Result<Self, AccountError> {
+        let (saved, heads) = self.apply(bytes)?;
         let mut again = Self::load(&saved, self.doc.get_actor().clone()).map_err(|error| match error {
             AccountError::TooLarge(_) => error,
             _ => AccountError::Change,
