@@ -54,6 +54,7 @@ fn with_appended_fields(entry: &Entry, extra: &str) -> Vec<u8> {
         Body::Decline(decline) => u64::from(decline.pin_tries.is_none()),
         Body::SettingAnswered(answered) => u64::from(answered.refused.is_none()),
         Body::HoldMoved(moved) => u64::from(moved.debit.is_none()),
+        Body::Posted(posted) => u64::from(posted.lost.is_none()),
         Body::PurseCaseDecided(decided) => u64::from(decided.account.is_none()),
         Body::Setting(setting) if setting.of.is_some() => 0,
         Body::Setting(setting) => 1 + u64::from(setting.typed.is_none()),

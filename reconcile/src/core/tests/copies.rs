@@ -105,6 +105,7 @@ fn what_came_altered_counts_once_when_it_comes_whole() {
     alter(&mut altered[at]);
     bench.step(altered);
     bench.advance(3_000);
+    bench.step(vec![Input::Timer]);
     assert_eq!(bench.number("SELECT funds FROM wallets"), 1_000 - 100 - 10 - 30);
     assert_eq!(
         bench.text("SELECT what FROM faults"),
