@@ -183,10 +183,14 @@ impl Round<'_> {
         {
             return Ok(());
         }
-        let anchor = commit.head.head.anchor;
+        let (own, anchor) = (self.state.own_log(node), commit.head.head.anchor);
         // Within a log keys do not fall.
         let (mut least, most) = logs::order_keys_around(self.db, log, lost.first, lost.last)?;
         for verified in &commit.entries {
+            // It has come into the log meanwhile.
+            if logs::hash_at(self.db, own, verified.position)? == Some(verified.hash) {
+                continue;
+            }
             let entry = &verified.entry;
             let order_key = entry.clock.time().max(anchor).min(self.state.time).max(least).min(most);
             least = order_key;

@@ -154,3 +154,34 @@ fn a_reversal_that_came_before_its_debit_counts_once_the_debit_is_there() {
     bench.advance(3_000);
     bench.check();
 }
+
+#[test]
+fn what_came_altered_into_a_branch_and_whole_into_the_log_counts_once() {
+    let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
+    bench.debit(0, 1, 100, 0);
+    bench.upload(0);
+    bench.debit(0, 1, 20, 0);
+    let own = bench.nodes[0].log();
+    let mut altered = frames(&bench, 0, own, 1);
+    alter(&mut altered[0]);
+    bench.step(altered);
+    let branch = bench.nodes[0].branch.take().expect("it is told to go on in a branch");
+    let mut altered = frames(&bench, 0, branch.log, branch.after);
+    alter(altered.last_mut().unwrap());
+    bench.step(altered);
+    assert_eq!(bench.number("SELECT COUNT(*) FROM lost"), 1);
+    // Its Hello does not show that it was told one, and its log continues what is here.
+    bench.connect(0);
+    assert_eq!(bench.nodes[0].branch, None);
+    bench.upload(0);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 880);
+    bench.nodes[0].branch = Some(branch);
+    bench.connect(0);
+    let whole = frames(&bench, 0, branch.log, branch.after);
+    bench.step(whole);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 880);
+    assert_eq!(bench.number("SELECT COUNT(*) FROM lost"), 0);
+    bench.advance(3_000);
+    bench.step(vec![Input::Timer]);
+    bench.check();
+}
