@@ -119,7 +119,7 @@ pub(crate) fn named_at(
     Ok(at.map(|at| at as u64))
 }
 
-/// How far batches of a stream named a log before a position, as far as its entries are here.
+/// How far batches of a stream named all of a log before a position, as far as its entries are here.
 pub(crate) fn named_before(
     db: &Connection,
     stream: LogId,
@@ -128,7 +128,9 @@ pub(crate) fn named_before(
 ) -> Result<u64, StoreError> {
     let before: Option<i64> = db
         .prepare_cached(
-            "SELECT MAX(named) FROM named WHERE stream = ?1 AND log = ?2 AND named < ?3 AND hash IS NULL",
+            "SELECT MIN(MAX(named), COALESCE((SELECT MIN(first) - 1 FROM named_lost
+               WHERE named_lost.stream = ?1 AND named_lost.log = ?2), MAX(named)))
+             FROM named WHERE stream = ?1 AND log = ?2 AND named < ?3 AND hash IS NULL",
         )?
         .query_row(params![stream.key(), log.key(), position as i64], |row| row.get(0))?;
     Ok(before.unwrap_or(0) as u64)

@@ -173,7 +173,8 @@ fn what_came_altered_into_a_branch_and_whole_into_the_log_counts_once() {
     // Its Hello does not show that it was told one, and its log continues what is here.
     bench.connect(0);
     assert_eq!(bench.nodes[0].branch, None);
-    bench.upload(0);
+    let whole = frames(&bench, 0, own, 1);
+    bench.step(whole);
     assert_eq!(bench.number("SELECT funds FROM wallets"), 880);
     bench.nodes[0].branch = Some(branch);
     bench.connect(0);
