@@ -41,7 +41,7 @@
 //! | `snapshots`, `snapshot_pieces` | the newest snapshot of an account stream; its pieces | replaced |
 //! | `pruned` | (account, wallet): what posted batches that were dropped had posted | replaced |
 //! | `stream_acks` | (node, account stream): how far it was acknowledged, as noted at the end of a session and once a day | replaced |
-//! | `heard`, `named`, `named_lost`, `reports`, `unnamed`, `unheard` | while the centre takes back what an old copy lacks: nodes heard; logs that a batch named, where, and, until its entry is here, the hash there; what it had lost of it; at which position a card was reported lost; what a batch that is not whole posted; (account, wallet): what was posted of entries that are not here, and the batch that it is booked under. Of `named` and `unheard` there stays what was never heard again | replaced |
+//! | `heard`, `named`, `named_lost`, `reports`, `unnamed`, `unheard` | while the centre takes back what an old copy lacks: nodes heard; logs that a batch named, where, by which name, and, until its entry is here, the hash there; what it had lost of it; at which position a card was reported lost; what a batch that is not whole posted; (account, wallet): what was posted of entries that are not here, and the batch that it is booked under. Of `named` and `unheard` there stays what was never heard again | replaced |
 //! | `pins` | a payment PIN by its name: the hash that verifiers are made of, and, but for initial ones, the number of its last change | replaced |
 //! | `pin_keys` | a node: its key for verifiers, and the last change that was written for it | replaced |
 //! | `pin_tries` | (account, node): wrong PINs in a row, as last heard; node 0 is the centre | replaced |
@@ -187,9 +187,9 @@ CREATE TABLE stream_acks (node INTEGER NOT NULL, log INTEGER NOT NULL, position 
   day INTEGER NOT NULL, PRIMARY KEY (node, log)) WITHOUT ROWID;
 CREATE TABLE heard (node INTEGER PRIMARY KEY);
 CREATE TABLE named (stream INTEGER NOT NULL, log INTEGER NOT NULL, named INTEGER NOT NULL, at INTEGER NOT NULL,
-  hash BLOB, PRIMARY KEY (stream, log, named, at)) WITHOUT ROWID;
-CREATE TABLE named_lost (stream INTEGER NOT NULL, at INTEGER NOT NULL, log INTEGER NOT NULL, first INTEGER NOT NULL,
-  last INTEGER NOT NULL, PRIMARY KEY (stream, at, log, first)) WITHOUT ROWID;
+  name INTEGER NOT NULL, hash BLOB, PRIMARY KEY (stream, log, named, at, name)) WITHOUT ROWID;
+CREATE TABLE named_lost (stream INTEGER NOT NULL, at INTEGER NOT NULL, name INTEGER NOT NULL, first INTEGER NOT NULL,
+  last INTEGER NOT NULL, PRIMARY KEY (stream, at, name, first)) WITHOUT ROWID;
 CREATE INDEX named_by_hash ON named (hash) WHERE hash IS NOT NULL;
 CREATE TABLE reports (card TEXT NOT NULL, loss TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (card, loss))
   WITHOUT ROWID;

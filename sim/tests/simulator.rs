@@ -50,6 +50,28 @@ fn a_sweep_keeps_every_promise_and_counts() -> Result<()> {
     Ok(())
 }
 
+/// Seeds in which a promise was broken once, by what the simulator plays or by itself; the history says what it was.
+const BROKEN_ONCE: [(&str, &[u64]); 7] = [
+    ("branch-restored", &[289, 1324]),
+    ("clone-and-restore", &[627, 971, 1176]),
+    ("closings", &[400, 534, 874]),
+    ("islands", &[393, 407, 706]),
+    ("phones", &[652, 722, 729]),
+    ("phones-centre-restored", &[656]),
+    ("purses-centre-restored", &[657]),
+];
+
+#[test]
+fn what_broke_a_promise_once_keeps_it() -> Result<()> {
+    for (scenario, seeds) in BROKEN_ONCE {
+        for seed in seeds {
+            let run = simulator(&["run", scenario, "--seed", &seed.to_string()])?;
+            ensure!(run.status.success(), "{scenario} {seed}: {}", text(&run.stdout));
+        }
+    }
+    Ok(())
+}
+
 /// The same seed gives the same events, frames, disk writes and results in another process.
 #[test]
 fn a_seed_played_twice_is_the_same() -> Result<()> {

@@ -36,19 +36,22 @@ pub(crate) struct Named {
     pub stream: LogId,
     /// The batch's position there.
     pub at: u64,
-    /// The log: that which has the entry here, or else as the batch calls it.
+    /// The log: that which has the entry here, or else the name.
     pub log: LogId,
+    /// What the batch calls it.
+    pub name: LogId,
     /// Posted up to here.
     pub position: u64,
 }
 
 /// Notes one; with the hash where its entry is not here yet.
 pub(crate) fn put_named(db: &Connection, named: &Named, missing: Option<&Hash>) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT OR IGNORE INTO named VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(params![
+    db.prepare_cached("INSERT OR IGNORE INTO named VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
         named.stream.key(),
         named.log.key(),
         named.position as i64,
         named.at as i64,
+        named.name.key(),
         missing
     ])?;
     Ok(())
@@ -60,13 +63,15 @@ pub(crate) fn missing(
     institution: InstitutionId,
     hash: &Hash,
 ) -> Result<Vec<Named>, StoreError> {
-    let mut statement = db.prepare_cached("SELECT stream, log, named, at FROM named WHERE hash = ?1")?;
+    let mut statement =
+        db.prepare_cached("SELECT stream, log, named, at, name FROM named WHERE hash = ?1")?;
     let named = statement.query_map([hash], |row| {
         Ok(Named {
             stream: LogId::from_key(institution, row.get(0)?),
             log: LogId::from_key(institution, row.get(1)?),
             position: row.get::<_, i64>(2)? as u64,
             at: row.get::<_, i64>(3)? as u64,
+            name: LogId::from_key(institution, row.get(4)?),
         })
     })?;
     Ok(named.collect::<Result<_, _>>()?)
@@ -75,19 +80,17 @@ pub(crate) fn missing(
 /// Its entry is here now, in a log.
 pub(crate) fn put_found(db: &Connection, named: &Named, log: LogId) -> Result<(), StoreError> {
     db.prepare_cached(
-        "UPDATE OR REPLACE named SET log = ?3, hash = NULL WHERE stream = ?1 AND log = ?2 AND named = ?4 AND at = ?5",
+        "UPDATE OR REPLACE named SET log = ?3, hash = NULL
+         WHERE stream = ?1 AND log = ?2 AND named = ?4 AND at = ?5 AND name = ?6",
     )?
     .execute(params![
         named.stream.key(),
         named.log.key(),
         log.key(),
         named.position as i64,
-        named.at as i64
+        named.at as i64,
+        named.name.key()
     ])?;
-    db.prepare_cached(
-        "UPDATE OR REPLACE named_lost SET log = ?3 WHERE stream = ?1 AND log = ?2 AND at = ?4",
-    )?
-    .execute(params![named.stream.key(), named.log.key(), log.key(), named.at as i64])?;
     Ok(())
 }
 
@@ -95,7 +98,7 @@ pub(crate) fn put_found(db: &Connection, named: &Named, log: LogId) -> Result<()
 pub(crate) fn put_lost(db: &Connection, named: &Named, first: u64, last: u64) -> Result<(), StoreError> {
     db.execute(
         "INSERT OR IGNORE INTO named_lost VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![named.stream.key(), named.at as i64, named.log.key(), first as i64, last as i64],
+        params![named.stream.key(), named.at as i64, named.name.key(), first as i64, last as i64],
     )?;
     Ok(())
 }
@@ -111,7 +114,7 @@ pub(crate) fn named_at(
         .prepare_cached(
             "SELECT at FROM named WHERE stream = ?1 AND log = ?2 AND named >= ?3
                AND NOT EXISTS (SELECT 1 FROM named_lost AS lost WHERE lost.stream = named.stream
-                 AND lost.at = named.at AND lost.log = named.log AND ?3 BETWEEN lost.first AND lost.last)
+                 AND lost.at = named.at AND lost.name = named.name AND ?3 BETWEEN lost.first AND lost.last)
              ORDER BY named, at LIMIT 1",
         )?
         .query_row(params![stream.key(), log.key(), position as i64], |row| row.get(0))
@@ -129,7 +132,7 @@ pub(crate) fn named_before(
     let before: Option<i64> = db
         .prepare_cached(
             "SELECT MIN(MAX(named), COALESCE((SELECT MIN(first) - 1 FROM named_lost
-               WHERE named_lost.stream = ?1 AND named_lost.log = ?2), MAX(named)))
+               WHERE named_lost.stream = ?1 AND name >> 32 = ?2 >> 32), MAX(named)))
              FROM named WHERE stream = ?1 AND log = ?2 AND named < ?3 AND hash IS NULL",
         )?
         .query_row(params![stream.key(), log.key(), position as i64], |row| row.get(0))?;
@@ -151,7 +154,7 @@ pub(crate) fn forget(db: &Connection) -> Result<bool, StoreError> {
         "DELETE FROM named WHERE hash IS NULL
            AND named <= (SELECT COALESCE(MAX(posted), 0) FROM logs WHERE logs.log = named.log);
          DELETE FROM named_lost WHERE NOT EXISTS (SELECT 1 FROM named
-           WHERE named.stream = named_lost.stream AND named.at = named_lost.at AND named.log = named_lost.log);
+           WHERE named.stream = named_lost.stream AND named.at = named_lost.at AND named.name = named_lost.name);
          DELETE FROM heard; DELETE FROM reports; DELETE FROM unnamed; DELETE FROM unheard WHERE amount = 0;",
     )?;
     any_named(db)

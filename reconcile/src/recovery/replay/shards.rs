@@ -36,7 +36,13 @@ impl Round<'_> {
                     let here = self.named_here(head)?;
                     let missing = here.is_none().then_some(&head.hash);
                     let here = here.unwrap_or(head.log);
-                    let named = Named { stream: log, at: position, log: here, position: head.position };
+                    let named = Named {
+                        stream: log,
+                        at: position,
+                        log: here,
+                        name: head.log,
+                        position: head.position,
+                    };
                     notes::put_named(self.db, &named, missing)?;
                     for lost in posted.lost.iter().flatten().filter(|lost| lost.log == head.log) {
                         notes::put_lost(self.db, &named, lost.first, lost.last)?;
