@@ -93,12 +93,11 @@ pub(crate) fn loss_case(
     wallet: Wallet,
     debit: EntryRef,
 ) -> Result<Option<CaseState>, StoreError> {
-    let condition = "account = ?1 AND wallet = ?2 AND log = ?3 AND position = ?4 AND loss = 1";
-    let parameters = params![account.0 as i64, wallet.number(), debit.log.key(), debit.position as i64];
-    Ok(cases_by(db, debit.log.institution, condition, parameters)?.pop())
+    let cases = loss_cases_at(db, account, wallet, debit)?;
+    Ok(cases.into_iter().find(|case| case.debit == debit))
 }
 
-/// The same by the debit's position alone, in whichever log.
+/// Such cases of debits at the same position, in whichever log.
 pub(crate) fn loss_cases_at(
     db: &Connection,
     account: AccountId,
