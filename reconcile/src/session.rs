@@ -448,10 +448,13 @@ impl Round<'_> {
             self.end_other_sessions(id, node_id, "another copy of the node was refused");
             self.shut_out(node_id, reason.name(), NodeState::Refused)?;
         }
-        let mut branch = None;
-        if reason == RefusalReason::ForkedLog {
-            branch = self.branch_for(id, node_id, by_hello)?;
-        }
+        let branch = match reason {
+            RefusalReason::ForkedLog => self.branch_for(id, node_id, by_hello)?,
+            // It continues the log, and gets what it lacks of it first.
+            RefusalReason::ShortLog => None,
+            // A branch stays what it was, whatever the box is refused for later.
+            _ => self.named_branch(id, node_id),
+        };
         let session = self.state.nodes.get(&node_id).map_or(0, |node| node.session);
         self.send_hello(id, node_id, session, Some(reason), branch);
         if reason == RefusalReason::ShortLog

@@ -30,20 +30,28 @@ impl Round<'_> {
         let Some(hello) = self.state.links.get(&id).and_then(|link| link.hello.clone()) else {
             return Ok(None);
         };
-        let branches = self.branches_of(node);
-        let named = branches.iter().find(|(log, _)| hello.branch == Some(*log));
-        if named.is_none() && by_hello {
+        if let Some(named) = self.named_branch(id, node) {
+            return Ok(Some(named));
+        }
+        if by_hello {
             let here = logs::hash_at(self.db, own, hello.log.position)?;
             if here.is_none_or(|hash| hash == hello.log.hash) {
                 return Ok(None);
             }
         }
         // One that begins beyond a box's log is that of another box.
-        let last = branches.last().filter(|(_, branch)| branch.after < hello.log.position);
-        match named.or(last) {
-            Some((log, branch)) => Ok(Some(self.sends_to(id, *log, branch.after))),
+        let last = self.branches_of(node).pop().filter(|(_, branch)| branch.after < hello.log.position);
+        match last {
+            Some((log, branch)) => Ok(Some(self.sends_to(id, log, branch.after))),
             None => self.branch_of_its_own(id, node),
         }
+    }
+
+    /// The branch that a box says it was told.
+    pub(super) fn named_branch(&mut self, id: LinkId, node: NodeId) -> Option<Branch> {
+        let log = self.state.links.get(&id)?.hello.as_ref()?.branch?;
+        let after = self.state.branches.get(&log).filter(|branch| branch.node == node)?.after;
+        Some(self.sends_to(id, log, after))
     }
 
     /// A branch for what a box sends, which continues none that is there.
@@ -82,17 +90,13 @@ impl Round<'_> {
     ) -> Result<Option<Branch>, StoreError> {
         let is_branch =
             |log: &LogId| (1..=BRANCHES_MAX as u32).any(|branch| *log == self.branch_log(node, branch));
-        let Some(log) = hello.branch.filter(is_branch) else { return Ok(None) };
-        let known = self.state.branches.get(&log).map(|branch| branch.after);
-        let after = match known {
-            Some(after) => after,
-            None => {
-                let after = self.common_with(node, Some(hello))?;
-                self.put_branch(node, log, after)?;
-                after.position
-            }
-        };
-        Ok(Some(self.sends_to(id, log, after)))
+        if let Some(log) = hello.branch.filter(is_branch)
+            && !self.state.branches.contains_key(&log)
+        {
+            let after = self.common_with(node, Some(hello))?;
+            self.put_branch(node, log, after)?;
+        }
+        Ok(self.named_branch(id, node))
     }
 
     fn sends_to(&mut self, id: LinkId, log: LogId, after: u64) -> Branch {

@@ -186,3 +186,35 @@ fn what_came_altered_into_a_branch_and_whole_into_the_log_counts_once() {
     bench.step(vec![Input::Timer]);
     bench.check();
 }
+
+#[test]
+fn a_box_keeps_its_branch_when_its_name_is_enrolled_anew() {
+    let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
+    bench.debit(0, 1, 100, 0);
+    bench.upload(0);
+    bench.cut(0);
+    let copy = bench.nodes[0].clone();
+    bench.nodes.push(copy);
+    // The original's log grows longer than the copy's will.
+    for _ in 0..4 {
+        bench.debit(0, 1, 10, 0);
+    }
+    bench.connect(0);
+    bench.upload(0);
+    let debit = bench.debit(1, 1, 20, 0);
+    comes(&mut bench, 1);
+    let branch = bench.nodes[1].branch.expect("it is told a branch");
+    bench.cut(0);
+    bench.cut(1);
+    let name = bench.text("SELECT name FROM nodes");
+    bench.enrol(&name, Role::Pos);
+    bench.reverse(1, 1, debit, 20);
+    bench.connect(1);
+    let hello = bench.nodes[1].centre_hello();
+    assert_eq!(hello.refused, Some(RefusalReason::Incarnation));
+    assert_eq!(hello.branch.map(|branch| branch.log), Some(branch.log));
+    let rest = frames(&bench, 1, branch.log, branch.after);
+    bench.step(rest);
+    assert_eq!(bench.number("SELECT funds FROM wallets"), 1_000 - 100 - 4 * 10);
+    bench.check();
+}
