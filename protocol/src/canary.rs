@@ -40,6 +40,8 @@ canaries! {
     AckBeforeCommit = "ack-before-commit",
     /// A purchase without a PIN leaves the day's allowance as it was.
     AllowanceNotCounted = "allowance-not-counted",
+    /// What came altered into a branch stays lost, though it comes whole.
+    AlteredIsLost = "altered-is-lost",
     /// A building answers, and commits with the next step.
     AnswerBeforeCommit = "answer-before-commit",
     /// A case that is resolved again is opened again.
@@ -82,6 +84,8 @@ canaries! {
     LossBehindBulk = "loss-behind-bulk",
     /// A tap after a loss report is the holder's where it comes late, from a building that had not heard of the report.
     LossOnlyWhereHeard = "loss-only-where-heard",
+    /// A centre that has come back goes by what posted batches call a log, whatever history that is here.
+    NamedByNameAlone = "named-by-name-alone",
     /// A setting that a building has written does not act there before the centre has it.
     OwnSettingForgotten = "own-setting-forgotten",
     /// Wrong PINs are forgotten when a building's process ends.

@@ -159,7 +159,7 @@ impl Round<'_> {
             self.state.logs.insert(log, state);
             self.touched_logs.insert(log);
             self.note_taken(log, !self.is_recovering());
-            self.find_named(log, &cursor)?;
+            self.find_named(log, last)?;
         }
         self.advance_branch(log, cursor)
     }
@@ -168,7 +168,7 @@ impl Round<'_> {
     fn regain(&mut self, log: LogId, node: NodeId, commit: &VerifiedCommit) -> Result<(), StoreError> {
         let Some((first, last)) = commit.entries.first().zip(commit.entries.last()) else { return Ok(()) };
         let lost = Lost { log, first: first.position, last: last.position };
-        if self.state.lost.get(&(log, lost.first)) != Some(&lost.last) {
+        if self.state.lost.get(&(log, lost.first)) != Some(&lost.last) || planted(Canary::AlteredIsLost) {
             return Ok(());
         }
         let state = self.state.log(log);
@@ -198,9 +198,8 @@ impl Round<'_> {
             let acted = self.acted_in_a_branch(log, node, verified)?;
             logs::insert_entry(self.db, log, &cursor, entry.body.kind(), order_key, &verified.record)?;
             self.note_taken(log, acts);
-            if acts && !acted {
-                self.act_on(log, cursor.position, order_key, entry)?;
-                self.find_named(log, &cursor)?;
+            if acts {
+                self.act_once(log, cursor.position, order_key, entry, acted)?;
             }
         }
         if acts {
@@ -355,10 +354,22 @@ impl Round<'_> {
         self.state.logs.insert(log, state);
         self.touched_logs.insert(log);
         self.note_taken(log, acts);
-        if acts && !acted {
-            self.act_on(log, cursor.position, order_key, entry)?;
+        if acts { self.act_once(log, cursor.position, order_key, entry, acted) } else { Ok(()) }
+    }
+
+    /// An entry acts, unless it has by another name. What batches had said of it before it was here is found by it.
+    pub(crate) fn act_once(
+        &mut self,
+        log: LogId,
+        position: u64,
+        order_key: Timestamp,
+        entry: &Entry,
+        acted: bool,
+    ) -> Result<(), StoreError> {
+        if !acted {
+            self.act_on(log, position, order_key, entry)?;
         }
-        if acts { self.find_named(log, &cursor) } else { Ok(()) }
+        self.find_named(log, position)
     }
 
     /// Goes on with a quarantined log, as far as this build knows its entries.
@@ -378,7 +389,7 @@ impl Round<'_> {
             self.state.logs.insert(log, state);
             self.touched_logs.insert(log);
             self.note_taken(log, true);
-            self.act_on(log, position, order_key, &entry)?;
+            self.act_once(log, position, order_key, &entry, false)?;
             state = self.state.log(log);
         }
         Ok(())

@@ -170,9 +170,8 @@ impl Round<'_> {
             }
             // Enrolled after the copy was made: the stream for it begins with who it is.
             let start = LogCursor { log: to_node, cursor: Cursor::START };
-            let wanted = vec![start];
             let promised = [(to_node, hello.to_node.position)].into();
-            self.give_back(id, node_id, wanted, promised, None);
+            self.give_back(id, node_id, vec![start], promised, None);
             return Ok(());
         };
         if node.state == NodeState::Retired || incarnation != node.incarnation {
@@ -428,7 +427,8 @@ impl Round<'_> {
         let (Some(hello), Some(_)) = (link.hello(), &link.giving) else { return Ok(()) };
         let has = |log: LogId, position: u64| self.state.log(log).cursor.position >= position;
         let to_node = hello.to_node.position;
-        let uploaded = match hello.branch.and_then(|log| self.state.branches.get(&log)) {
+        let branch = hello.branch.and_then(|log| self.state.branches.get(&log));
+        let uploaded = match branch.filter(|branch| branch.node == node_id) {
             Some(branch) => branch.cursor.position >= hello.log.position,
             None => has(self.state.own_log(node_id), hello.log.position),
         };

@@ -39,6 +39,7 @@ const fn message(canary: Canary, scenario: &'static str) -> Place {
 const PLACES: &[Place] = &[
     message(Canary::AckBeforeCommit, "power-cut-storm"),
     message(Canary::AllowanceNotCounted, "clock-chaos"),
+    message(Canary::AlteredIsLost, "altered-return"),
     message(Canary::AnswerBeforeCommit, "power-cut-storm"),
     message(Canary::CaseOpenedAgain, "everyone-everywhere"),
     message(Canary::ClosedStillPays, "closings"),
@@ -59,6 +60,7 @@ const PLACES: &[Place] = &[
     message(Canary::LiftUnseen, "loss-behind-backlog"),
     message(Canary::LossBehindBulk, "loss-behind-backlog"),
     message(Canary::LossOnlyWhereHeard, "loss-during-outage"),
+    message(Canary::NamedByNameAlone, "altered-return"),
     message(Canary::OwnSettingForgotten, "loss-during-outage"),
     message(Canary::PinTriesForgotten, "phones"),
     message(Canary::PinTriesNotCounted, "lunch-uplink-cut"),

@@ -236,6 +236,7 @@ built_in! {
     "slow-uplink",
     "refused-twice",
     "branch-restored",
+    "altered-return",
     "campus-day",
     "doors",
     "eight-buildings",

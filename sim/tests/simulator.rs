@@ -51,10 +51,11 @@ fn a_sweep_keeps_every_promise_and_counts() -> Result<()> {
 }
 
 /// Seeds in which a promise was broken once, by what the simulator plays or by itself; the history says what it was.
-const BROKEN_ONCE: [(&str, &[u64]); 7] = [
+const BROKEN_ONCE: [(&str, &[u64]); 8] = [
+    ("altered-return", &[18]),
     ("branch-restored", &[289, 1324]),
     ("clone-and-restore", &[627, 971, 1176]),
-    ("closings", &[400, 534, 874]),
+    ("closings", &[400, 534, 874, 1387]),
     ("islands", &[393, 407, 706]),
     ("phones", &[652, 722, 729]),
     ("phones-centre-restored", &[656]),

@@ -2,7 +2,7 @@
 
 mod shards;
 
-use feiqian_protocol::chain::Cursor;
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::entry::{Body, CaseReason, Entry, EntryRef, PostedHead, StandInGrant};
 use feiqian_protocol::ids::{AccountId, CardNumber, LogId, NodeId, Wallet};
 use feiqian_protocol::money::Fen;
@@ -227,13 +227,8 @@ impl Round<'_> {
                 pending.applied(applied);
             }
         }
-        if !self.acted_elsewhere(log, position)? {
-            self.act_on(log, position, order_key, &entry)?;
-        }
-        match logs::hash_at(self.db, log, position)? {
-            Some(hash) => self.find_named(log, &Cursor { position, hash }),
-            None => Ok(()),
-        }
+        let acted = self.acted_elsewhere(log, position)?;
+        self.act_once(log, position, order_key, &entry, acted)
     }
 
     /// True where an entry has acted by another name already: in the log, or in a branch of it.
@@ -253,7 +248,7 @@ impl Round<'_> {
     fn named_here(&self, head: &PostedHead) -> Result<Option<LogId>, StoreError> {
         let own = self.state.own_log(head.log.writer);
         let branches = self.branches_of(head.log.writer).into_iter().map(|(branch, _)| branch);
-        for log in [own].into_iter().chain(branches) {
+        for log in [own].into_iter().chain(branches).filter(|_| !planted(Canary::NamedByNameAlone)) {
             if self.known_hash(log, own, head.position)? == Some(head.hash) {
                 return Ok(Some(log));
             }
@@ -263,15 +258,17 @@ impl Round<'_> {
 
     /// An entry is here that batches may have named before it was: if by another name than it came by, what it and those before it
     /// have moved was taken for news, and is taken back.
-    pub(crate) fn find_named(&mut self, log: LogId, cursor: &Cursor) -> Result<(), StoreError> {
-        if !self.is_recovering() && !self.state.has_unheard {
+    pub(crate) fn find_named(&mut self, log: LogId, position: u64) -> Result<(), StoreError> {
+        if !self.is_recovering() && !self.state.has_unheard || planted(Canary::NamedByNameAlone) {
             return Ok(());
         }
-        for named in notes::missing(self.db, log.institution, &cursor.hash)? {
+        let own = self.state.own_log(log.writer);
+        let Some(hash) = self.known_hash(log, own, position)? else { return Ok(()) };
+        for named in notes::missing(self.db, log.institution, &hash)? {
             let mut news = Vec::new();
             if log != named.log {
-                let before = notes::named_before(self.db, named.stream, log, cursor.position)?;
-                news = money::wallet_effects(self.db, log, before, cursor.position)?;
+                let before = notes::named_before(self.db, named.stream, log, position)?;
+                news = money::wallet_effects(self.db, log, before, position)?;
                 news.retain(|(_, account, ..)| self.state.shard(*account) == named.stream);
             }
             let at = |position| notes::named_at(self.db, named.stream, log, position);

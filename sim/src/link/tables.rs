@@ -137,6 +137,21 @@ impl CentreTables {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// What posted batches have told a centre that came back, of entries that are not here: wallets follow them, and suspense has
+    /// the other side until the entries come.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn unheard(&self) -> Result<BTreeMap<(AccountId, Wallet), Fen>> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT account, wallet, amount FROM unheard WHERE at IS NOT NULL AND amount <> 0",
+        )?;
+        let rows = statement.query_map([], |row| {
+            Ok(((AccountId(row.get::<_, i64>(0)? as u64), wallet_of(row, 1)?), fen(row, 2)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Rows of rights.
     ///
     /// # Errors

@@ -74,6 +74,8 @@ pub struct Books {
     pub nodes: Vec<NodeBooks>,
     /// The centre's wallets.
     pub wallets: BTreeMap<(AccountId, Wallet), CentreWallet>,
+    /// What a centre that came back knows of them from posted batches alone.
+    pub unheard: BTreeMap<(AccountId, Wallet), Fen>,
     /// The centre's rows of rights.
     pub rights: BTreeMap<RowKey, CentreRow>,
     /// The centre's account streams.
@@ -139,6 +141,7 @@ impl Books {
             was_restored: false,
             daily: BTreeMap::new(),
             wallets: centre.wallets()?,
+            unheard: centre.unheard()?,
             rights: centre.rights()?,
             cases: centre.cases_by_wallet()?,
             overspent: centre.overspent()?,
@@ -293,9 +296,12 @@ fn partition(books: &Books) -> Checked {
     Ok(())
 }
 
-/// I2: what is there, is there once: entries equal funds and what is not ingested.
+/// I2: what is there, is there once: entries equal funds and what is not ingested, and has not been told by a posted batch.
 fn conservation(books: &Books) -> Checked {
     let mut expected = books.funds_from_entries();
+    for (key, fen) in &books.unheard {
+        *expected.entry(*key).or_default() += *fen;
+    }
     for entry in books.nodes.iter().flat_map(NodeBooks::not_ingested) {
         if let Some((account, wallet, fen)) = effect(&entry.body) {
             *expected.entry((account, wallet)).or_default() -= fen;

@@ -17,7 +17,7 @@ use feiqian_protocol::tap::TapKey;
 use feiqian_protocol::time::Timestamp;
 use feiqian_reconcile::io as centre_io;
 
-use super::hosts::Trust;
+use super::hosts::{Site, Trust};
 use super::{MS, World};
 use crate::link::tables::{node_log, to_node_log};
 use crate::plan::INSTITUTION;
@@ -399,6 +399,13 @@ impl World<'_> {
         if status.asks > 0 {
             problems.push(format!("{} asks wait at the centre", status.asks));
         }
+        if self.sites.iter().all(Site::comes_whole) {
+            for ((account, wallet), fen) in self.centre_tables()?.unheard()? {
+                problems.push(format!(
+                    "{fen} of account {account}, {wallet}, is posted of entries that have not come"
+                ));
+            }
+        }
         for building in 0..self.buildings.len() {
             let site = self.buildings[building].site;
             let (name, host) = (self.site_name(site), &self.sites[site]);
@@ -426,7 +433,7 @@ impl World<'_> {
         }
         for site in 0..self.sites.len() {
             let host = &self.sites[site];
-            if host.gone || !matches!(host.trust, Trust::Sound | Trust::Altered) {
+            if !host.comes_whole() {
                 continue;
             }
             let (node, is_altered) = (host.identity.node, host.trust == Trust::Altered);

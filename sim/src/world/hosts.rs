@@ -162,6 +162,11 @@ impl Centre {
 }
 
 impl Site {
+    /// True where all that its disk holds comes to the centre in the end.
+    pub(super) fn comes_whole(&self) -> bool {
+        !self.gone && matches!(self.trust, Trust::Sound | Trust::Altered)
+    }
+
     pub(super) fn new(building: usize, identity: node_io::Identity, disk: Disk) -> Self {
         disk.audit();
         Self {
