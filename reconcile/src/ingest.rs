@@ -204,6 +204,10 @@ impl Round<'_> {
         }
         if acts {
             self.reverse_regained(&lost)?;
+            // What that brings back into an epoch which has ended since stays with it no longer.
+            for (position, order_key, record) in logs::epoch_ends(self.db, log, lost.last)? {
+                self.act_on(log, position, order_key, &Entry::from_record(&record)?)?;
+            }
         }
         let mut state = self.state.log(log);
         state.order_key = state.order_key.max(least);

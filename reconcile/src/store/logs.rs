@@ -1,8 +1,8 @@
 //! Logs, entries, heads and branches.
 
 use feiqian_protocol::chain::{Cursor, HASH_ZERO, Hash, Head, SignedHead};
-use feiqian_protocol::entry::Lost;
-use feiqian_protocol::ids::{InstitutionId, LogId, NodeId};
+use feiqian_protocol::entry::{Body, EpochEnd, Lost};
+use feiqian_protocol::ids::{Epoch, InstitutionId, LogId, NodeId};
 use feiqian_protocol::time::{Hlc, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -314,6 +314,22 @@ pub(crate) fn with_fault(
          WHERE log = ?1 AND position > ?2 AND what = ?3 ORDER BY position",
     )?;
     let found = statement.query_map(params![log.key(), after as i64, what], |row| {
+        Ok((row.get::<_, i64>(0)? as u64, Timestamp(row.get(1)?), row.get(2)?))
+    })?;
+    Ok(found.collect::<Result<_, _>>()?)
+}
+
+/// The ends of epochs in a log after a position: position, order key, record.
+pub(crate) fn epoch_ends(
+    db: &Connection,
+    log: LogId,
+    after: u64,
+) -> Result<Vec<(u64, Timestamp, Vec<u8>)>, StoreError> {
+    let kind = Body::from(EpochEnd { epoch: Epoch::FIRST }).kind();
+    let mut statement = db.prepare(
+        "SELECT position, order_key, record FROM entries WHERE log = ?1 AND position > ?2 AND kind = ?3 ORDER BY position",
+    )?;
+    let found = statement.query_map(params![log.key(), after as i64, kind], |row| {
         Ok((row.get::<_, i64>(0)? as u64, Timestamp(row.get(1)?), row.get(2)?))
     })?;
     Ok(found.collect::<Result<_, _>>()?)

@@ -1,5 +1,6 @@
 //! Several boxes that bear one name, and what is altered on its way: what each of them did comes up, whatever the others do.
 
+use feiqian_protocol::entry::EpochEnd;
 use feiqian_protocol::frame::RefusalReason;
 
 use super::*;
@@ -135,6 +136,8 @@ fn a_reversal_that_came_before_its_debit_counts_once_the_debit_is_there() {
     bench.debit(0, 1, 10, 0);
     let debit = bench.debit(0, 1, 300, 0);
     bench.reverse(0, 1, debit, 300);
+    let wall = bench.now.wall;
+    bench.nodes[0].write(wall, Proof::None, EpochEnd { epoch: Epoch::FIRST });
     let own = bench.nodes[0].log();
     let mut altered = frames(&bench, 0, own, 0);
     alter(&mut altered[0]);
@@ -151,6 +154,8 @@ fn a_reversal_that_came_before_its_debit_counts_once_the_debit_is_there() {
     assert_eq!(bench.number("SELECT funds FROM wallets"), 990);
     assert_eq!(bench.number("SELECT reversed FROM movements WHERE amount = -300"), 300);
     assert_eq!(bench.number("SELECT COUNT(*) FROM faults"), 0);
+    // It ended its epoch since, so nothing of it stays there.
+    assert_eq!(bench.number("SELECT COALESCE(SUM(residue), 0) FROM rights"), 0);
     bench.advance(3_000);
     bench.check();
 }
