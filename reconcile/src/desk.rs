@@ -62,7 +62,11 @@ impl Round<'_> {
                 if let Some(error) = self.replaceable(card, &new_card, &settings)? {
                     return Ok(error);
                 }
-                vec![Intent::IssueCard { card: new_card }, Intent::VoidCard { card: card.clone() }]
+                let issued = Intent::IssueCard { card: new_card };
+                match settings.cards.get(card) {
+                    Some(CardStatus::Void) => vec![issued],
+                    _ => vec![issued, Intent::VoidCard { card: card.clone() }],
+                }
             }
             SettingCommand::HandOverCard if settings.inactive.get(card) == Some(&true) => Vec::new(),
             SettingCommand::HandOverCard => vec![Intent::HandOverCard { card: card.clone() }],
@@ -179,10 +183,15 @@ impl Round<'_> {
         if accounts::account_of_card(self.db, new_card)?.is_some() {
             return Ok(Some(refused("card_in_use", "the new card belongs to an account already")));
         }
-        if settings.cards.get(card) == Some(&CardStatus::Void) {
-            return Ok(Some(refused("card_void", "the card was replaced or withdrawn before")));
+        // Who has no other card any more gets one for that which was withdrawn, as a copied one is.
+        match settings.card_in_use() {
+            Some(other) if settings.cards.get(card) == Some(&CardStatus::Void) => {
+                let message =
+                    format!("the card was replaced or withdrawn before, and the account has {other}");
+                Ok(Some(refused("card_void", message)))
+            }
+            _ => Ok(None),
         }
-        Ok(None)
     }
 
     /// An account, as an operator sees it.

@@ -90,7 +90,9 @@ impl Round<'_> {
         if settings.closed {
             return Ok(Some(AccountError::Closed.code()));
         }
-        if replaces.is_some_and(|replaced| settings.cards.get(replaced) == Some(&CardStatus::Void)) {
+        if replaces.is_some_and(|replaced| settings.cards.get(replaced) == Some(&CardStatus::Void))
+            && settings.card_in_use().is_some()
+        {
             // Another one was given out for it since.
             return Ok(Some("card_void"));
         }

@@ -117,6 +117,13 @@ impl AccountSettings {
         self.legacy.get(card).map_or_else(|| self.groups.clone(), |group| vec![group.clone()])
     }
 
+    /// A card of ours, and no virtual one, that is good or may yet be.
+    pub fn card_in_use(&self) -> Option<&CardNumber> {
+        let is_of_use = |status: &CardStatus| !matches!(status, CardStatus::Void | CardStatus::Legacy);
+        let mut cards = self.cards.iter().filter(|(card, status)| is_of_use(status) && !card.is_virtual());
+        cards.next().map(|(card, _)| card)
+    }
+
     /// The canonical text that digests are made of.
     pub fn canonical(&self) -> String {
         serde_json::to_string(self).expect("plain data serializes")

@@ -64,6 +64,22 @@ fn a_new_card_comes_with_the_centres_word_for_it() {
 }
 
 #[test]
+fn a_card_that_was_given_out_for_a_withdrawn_one_is_good_again_where_no_other_is() {
+    let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
+    let good = issued(&change(&mut bench, "c1", SettingCommand::ReplaceCard { new_card: card("c5") }));
+    change(&mut bench, "c5", SettingCommand::VoidCard).unwrap();
+    // A copy of the centre from before has done so.
+    let forgotten = Issuance { card: card("c6"), replaces: Some(card("c5")), ..good.issuance };
+    let (wall, issuance) = (bench.now.wall, forgotten.sign(&bench.centre_key));
+    bench.nodes[0].write(wall, Proof::None, CardShown { issuance });
+    bench.upload(0);
+    assert_eq!(answers(&bench), [None]);
+    let cards = bench.command(Command::Account { card: card("c1") }).unwrap()["cards"].clone();
+    assert_eq!(cards, json!({ "c1": "void", "c5": "void", "c6": "active" }));
+    bench.check();
+}
+
+#[test]
 fn a_building_that_went_by_a_word_is_answered() {
     let mut bench = campus_of(Mode::Strict, 1, &[1_000, 1_000]);
     let good = issued(&change(&mut bench, "c1", SettingCommand::ReplaceCard { new_card: card("c5") }));
