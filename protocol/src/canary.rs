@@ -94,6 +94,8 @@ canaries! {
     PinTriesNotCounted = "pin-tries-not-counted",
     /// A load onto a purse is given back at the terminal's word, without the card's proof.
     PurseLoadReversedUnproven = "purse-load-reversed-unproven",
+    /// What is left on a withdrawn card is given back while a building may have written a purchase of it.
+    PurseReturnedUnheard = "purse-returned-unheard",
     /// What a purse paid is believed without its TAC.
     PurseTacNotVerified = "purse-tac-not-verified",
     /// A recall is obeyed beyond what is there.

@@ -65,6 +65,7 @@ const PLACES: &[Place] = &[
     message(Canary::PinTriesForgotten, "phones"),
     message(Canary::PinTriesNotCounted, "lunch-uplink-cut"),
     message(Canary::PurseLoadReversedUnproven, "purses"),
+    message(Canary::PurseReturnedUnheard, "purses-replaced"),
     message(Canary::PurseTacNotVerified, "purses"),
     message(Canary::RecallBeyondUnspent, "lunch-uplink-cut"),
     message(Canary::RefundForgotten, "loss-during-outage"),

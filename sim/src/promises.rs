@@ -185,6 +185,8 @@ named! {
         PurseCaseDecided = "purse_case_decided",
         /// A building refused a card that it knows to be withdrawn.
         PurseRefused = "purse_refused",
+        /// What was left on a card that was replaced, or of a closed account, was given back.
+        PurseReturned = "purse_returned",
         /// Money that was held for a voucher paid.
         VoucherPaid = "voucher_paid",
         /// A voucher paid in a second building that had not heard of the first.

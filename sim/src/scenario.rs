@@ -243,6 +243,7 @@ built_in! {
     "long-away",
     "purses",
     "purses-centre-restored",
+    "purses-replaced",
     "phones",
     "phones-centre-restored",
     "wrong-hands",

@@ -135,7 +135,7 @@ enum Event {
     /// Something about a phone.
     Phone(phones::Step),
     /// Somebody decides a case of a purse.
-    DecideCase,
+    AtTheDesk,
     /// A terminal has waited for an answer about a purse.
     Purse(u64),
     /// A terminal looks whether it has an answer.
@@ -394,7 +394,10 @@ impl<'p> World<'p> {
             Event::ReleaseNode(site, life, outputs) => self.release_node(site, life, outputs),
             Event::Phone(step) => self.phone_step(step),
             Event::Purse(ticket) => self.purse_late(ticket),
-            Event::DecideCase => self.decide_case()?,
+            Event::AtTheDesk => {
+                self.decide_case()?;
+                self.give_purses_back()?;
+            }
             Event::Resend(index) => self.resend(index),
             Event::Sample => self.sample()?,
             Event::StartCentre(life) => {

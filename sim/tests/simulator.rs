@@ -52,7 +52,7 @@ fn a_sweep_keeps_every_promise_and_counts() -> Result<()> {
 
 /// Seeds in which a promise was broken once, by what the simulator plays or by itself; the history says what it was.
 const BROKEN_ONCE: [(&str, &[u64]); 8] = [
-    ("altered-return", &[18]),
+    ("altered-return", &[18, 88]),
     ("branch-restored", &[289, 1324]),
     ("clone-and-restore", &[627, 971, 1176]),
     ("closings", &[400, 534, 874, 1387]),

@@ -479,7 +479,7 @@ pub type Reply = Result<serde_json::Value, CommandError>;
 pub struct CommandError {
     /// A stable code: `unknown_card`, `card_in_use`, `not_lost`, `already_lost`, `amount`, `key_reused`,
     /// `enrolment_unknown`, `enrolment_expired`, `enrolment_used`, `campus`, `account`, `unknown_node`, `time`, `node_open`,
-    /// `not_renewed`, `log`, `in_use`, `in_transit`, `not_yet`, `empty`, `phone_key`, `too_many_phones`, `not_virtual`, `card_lost`, `card_void`, `life`, `voucher_key`, `ceiling`,
+    /// `not_renewed`, `log`, `in_use`, `not_yet`, `empty`, `phone_key`, `too_many_phones`, `not_virtual`, `card_lost`, `card_void`, `life`, `voucher_key`, `ceiling`,
     /// `frozen`, `receipt_unreadable`, `receipt_foreign`, `receipt_forged`, `receipt_contradicted`, `nothing_held`, `voucher_spent`, `voucher_over`, `owes`,
     /// `number_in_use`, `no_blank_card`, `handed_over`, `not_active`, `pin_initial`, `bind_mismatch`, `bind_locked`, `user_bound`,
     /// `account_bound`, `holder`, `unknown_holder`, `no_login`, `wrong_login`, `login_locked`, `login_changed`; those about PINs

@@ -352,7 +352,7 @@ impl Round<'_> {
     }
 
     /// What became of a load is known.
-    fn settle_load(&mut self, row: &LoadRow, reversed: bool) -> Result<StreamPlace, StoreError> {
+    pub(super) fn settle_load(&mut self, row: &LoadRow, reversed: bool) -> Result<StreamPlace, StoreError> {
         let PurseLoad { account, wallet, amount, serial, .. } = row.load;
         let log = row.at.log;
         let settled = PurseLoadSettled { account, wallet, amount, serial, load: row.at.position, reversed };

@@ -1,9 +1,9 @@
 //! What is left on a card that no building takes any more: one that was withdrawn, or of an account that was closed.
 
 use feiqian_protocol::account::CardStatus;
+use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::entry::{Actor, ActorKind, EntryRef, Proof, PurseReturned};
 use feiqian_protocol::ids::{CardNumber, Key, Wallet};
-use feiqian_protocol::money::Fen;
 use feiqian_protocol::purse::values::CardSerial;
 use feiqian_protocol::time::Timestamp;
 use serde_json::json;
@@ -41,19 +41,20 @@ impl Round<'_> {
         let Some(since) = since else {
             return Ok(refused("in_use", "the card is not withdrawn: replace or withdraw it first"));
         };
-        if self.ledger_now(&transit_ledger(serial))? != Fen::ZERO {
-            let message = "a load of the card is in transit: nobody knows yet whether it is on it";
-            return Ok(refused("in_transit", message));
-        }
-        let amount = self.ledger_now(&purse_ledger(serial))?;
-        if !amount.is_positive() {
+        let on_its_way = self.ledger_now(&transit_ledger(serial))?;
+        if !(self.ledger_now(&purse_ledger(serial))? + on_its_way).is_positive() {
             return Ok(refused("empty", "the books have nothing on the card"));
         }
-        if self.horizon() <= since {
+        if self.horizon() <= since && !planted(Canary::PurseReturnedUnheard) {
             let message = "a building that was not heard since then may still report purchases of it; \
                            say this again when it was, or after the term";
             return Ok(refused("not_yet", message));
         }
+        // A card that pays nowhere may have taken its last load or not: that is what comes back either way.
+        if let Some(open) = purses::open_load(self.db, self.state.identity.institution, serial)? {
+            self.settle_load(&open, false)?;
+        }
+        let amount = self.ledger_now(&purse_ledger(serial))?;
         let wallet = Wallet::Cash;
         let back = PurseReturned { account, wallet, amount, serial };
         let log = self.state.shard(account);

@@ -12,6 +12,8 @@ use feiqian_protocol::issuance::SignedIssuance;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason, Pin, ReversalRequest, TapKey, TapRequest};
 
+pub use operators::replacement;
+
 use crate::plan::Plan;
 
 /// What a terminal sends, as often as it likes.

@@ -2,6 +2,7 @@
 
 use feiqian_protocol::account::{AccountSettings, CardStatus};
 use feiqian_protocol::ids::CardNumber;
+use feiqian_protocol::purse::values::CardSerial;
 
 use super::Promise;
 use super::books::{Checked, Finding};
@@ -16,7 +17,11 @@ pub fn check(ledger: &Ledger, account: usize, settings: &AccountSettings) -> Che
         return Ok(());
     };
     let status = |card: &CardNumber| settings.cards.get(card);
-    if (status(&reissue.old), status(&reissue.card)) == (Some(&CardStatus::Void), Some(&CardStatus::Active)) {
+    // Somebody may have copied the new one, too, where it has a purse.
+    let copied =
+        |card: &CardNumber| status(card) == Some(&CardStatus::Void) && CardSerial::of_card(card).is_some();
+    let good = status(&reissue.card) == Some(&CardStatus::Active) || copied(&reissue.card);
+    if status(&reissue.old) == Some(&CardStatus::Void) && good {
         return Ok(());
     }
     let (old, new) = (&reissue.old, &reissue.card);

@@ -7,6 +7,7 @@
 mod cards;
 mod cases;
 mod checks;
+mod withdrawn;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,6 +38,7 @@ use crate::card::applet::Applet;
 use crate::card::state::Masters;
 use crate::plan::{Ask, Tap};
 use crate::promises::Coverage;
+use crate::promises::ledger::replacement;
 use crate::seed::Seed;
 
 /// Below this a card is loaded with everything, in fen.
@@ -64,11 +66,18 @@ pub(super) struct Purses {
 
 /// What a terminal waits for.
 enum Waiting {
-    Check(Touch),
+    Check(Touch, Asked),
     Balance(Touch),
     Load(Touch, Box<Load>),
     Evidence(Touch),
     Report(usize),
+}
+
+/// Who was asked, and when, in nanoseconds.
+#[derive(Clone, Copy)]
+struct Asked {
+    site: usize,
+    at_ns: u64,
 }
 
 /// A card on a reader.
@@ -99,7 +108,11 @@ impl Purses {
             let algorithm = if index.is_multiple_of(2) { Algorithm::Des } else { Algorithm::AesCmac };
             Some((card, Chip::new(serial, algorithm)))
         };
-        let cards = cards.enumerate().filter_map(|(index, card)| chip(card, index)).collect();
+        // And the one that its holder may be given for it.
+        let both = |(index, card): (usize, CardNumber)| {
+            [chip(replacement(&card), index + 1), chip(card, index)].into_iter().flatten()
+        };
+        let cards = cards.enumerate().flat_map(both).collect();
         Self {
             cards,
             terminals: BTreeMap::new(),
@@ -142,22 +155,17 @@ impl World<'_> {
     pub(super) fn touch(&mut self, tap: &Tap) {
         let Ask::Amount(amount) = tap.ask else { return };
         let Some(amount) = PurseFen::from_fen(amount) else { return };
+        let card = self.ledger.card_shown(&tap.card, tap.number);
         let Purses { cards, seed, .. } = &mut self.purses;
-        let Some(chip) = cards.get_mut(&tap.card) else { return };
+        let Some(chip) = cards.get_mut(&card) else { return };
         if seed.chance(1, COPIED_EVERY) && chip.copy.is_none() && chip.applet.state.balance != PurseFen::ZERO
         {
             chip.copy = Some(Applet::new(chip.applet.state.clone()));
         }
         let copied = chip.copy.is_some() && seed.chance(1, 2);
         let forged = seed.chance(1, FORGED_EVERY);
-        let touch = Touch {
-            building: tap.building,
-            terminal: tap.terminal,
-            card: tap.card.clone(),
-            amount,
-            copied,
-            last: false,
-        };
+        let touch =
+            Touch { building: tap.building, terminal: tap.terminal, card, amount, copied, last: false };
         self.outcome.taps.begun += 1;
         if forged {
             self.pay_forged(&touch);
@@ -174,7 +182,8 @@ impl World<'_> {
         }
         chip.busy = true;
         let check = PurseRequest::Check(chip.serial);
-        if !self.ask_node(touch.clone(), check, Waiting::Check(touch.clone())) {
+        let asked = Asked { site: self.route(touch.building, touch.terminal), at_ns: self.now };
+        if !self.ask_node(touch.clone(), check, Waiting::Check(touch.clone(), asked)) {
             self.go_on(touch);
         }
     }
@@ -220,12 +229,17 @@ impl World<'_> {
 
     fn purse_went_on(&mut self, waiting: Waiting, done: Result<PurseDone, PurseError>) {
         match (waiting, done) {
-            (Waiting::Check(touch), Ok(PurseDone::Declined(_))) => {
+            (Waiting::Check(touch, _), Ok(PurseDone::Declined(_))) => {
                 self.reached(Coverage::PurseRefused);
                 self.outcome.taps.declined += 1;
                 self.leave(&touch);
             }
-            (Waiting::Check(touch), _) => self.go_on(touch),
+            (Waiting::Check(touch, asked), done) => {
+                if done.is_ok() {
+                    self.check_usable(&touch.card, asked);
+                }
+                self.go_on(touch);
+            }
             (Waiting::Balance(touch), _) => self.pay(touch),
             (Waiting::Load(touch, load), done) => self.load_answered(touch, *load, done),
             (Waiting::Evidence(touch), done) => {

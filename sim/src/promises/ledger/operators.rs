@@ -3,6 +3,7 @@
 use feiqian_protocol::account::AccountError;
 use feiqian_protocol::ids::{CardNumber, Key, Wallet};
 use feiqian_protocol::issuance::SignedIssuance;
+use feiqian_protocol::purse::values::CardSerial;
 use feiqian_reconcile::io::{Command, Reply, SettingCommand};
 
 use super::{Credit, Ledger, Reissue};
@@ -25,6 +26,15 @@ pub fn is_closed(reply: &Reply) -> bool {
         Ok(_) => true,
         Err(error) => error.code == AccountError::Closed.code(),
     }
+}
+
+/// The card that a holder is given for another one; for one with a purse it is one with a purse.
+pub fn replacement(old: &CardNumber) -> CardNumber {
+    let new = match CardSerial::of_card(old) {
+        Some(_) => format!("32{}", &old.as_str()[2..]),
+        None => format!("n{old}"),
+    };
+    CardNumber::new(new).expect("letters and digits make a card number")
 }
 
 impl Ledger {
@@ -116,7 +126,7 @@ impl Ledger {
 
     /// An operator is to give out another card for an account's own.
     fn reissue(&mut self, account: usize, old: &CardNumber) -> &mut Reissue {
-        let card = CardNumber::new(format!("n{old}")).expect("letters and digits make a card number");
+        let card = replacement(old);
         self.further.insert(card.clone(), account);
         let reissue =
             Reissue { old: old.clone(), card, told_ns: None, issuance: None, heard: Default::default() };

@@ -21,7 +21,7 @@ impl World<'_> {
         let length = (self.plan.timing.length_ms + self.plan.timing.heal_ms / 2) * MS;
         for _ in 0..LOOKS {
             let at = self.origin + length / 4 + self.purses.seed.below(length * 3 / 4);
-            self.at(at, Event::DecideCase);
+            self.at(at, Event::AtTheDesk);
         }
     }
 

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use feiqian_protocol::ids::CardNumber;
 use feiqian_protocol::purse::values::{CardSerial, PurseFen};
+use rusqlite::OptionalExtension as _;
 
 use super::Touch;
 use crate::promises::{Coverage, Promise};
@@ -49,6 +50,7 @@ impl World<'_> {
         if self.purses.is_empty() {
             return Ok(());
         }
+        self.check_given_back()?;
         let Some(core) = &self.centre.core else { return Ok(()) };
         let db = core.connection();
         let mut found = Vec::new();
@@ -63,11 +65,11 @@ impl World<'_> {
             let text = card.to_string();
             let cloned =
                 number("SELECT COUNT(*) FROM purse_purchases WHERE serial = ?1 AND became = 3", &[&text])?;
-            let settings: String = db.query_row(
-                "SELECT settings FROM accounts WHERE account = (SELECT account FROM cards WHERE card = ?1)",
-                [&text],
-                |row| row.get(0),
-            )?;
+            let settings =
+                "SELECT settings FROM accounts WHERE account = (SELECT account FROM cards WHERE card = ?1)";
+            let settings: Option<String> = db.query_row(settings, [&text], |row| row.get(0)).optional()?;
+            // Nobody was given it.
+            let Some(settings) = settings else { continue };
             let void = settings.contains(&format!("\"{card}\":\"void\""));
             clones += cloned;
             if in_transit != 0 && !void {
@@ -94,17 +96,45 @@ impl World<'_> {
                 "SELECT COALESCE(SUM(amount), 0) FROM purse_decisions WHERE serial = ?1 AND source = 3",
                 &[&text],
             )?;
-            if chip.copy.is_none() && books + in_transit + decided != truth + unproven {
+            let returned =
+                number("SELECT COALESCE(SUM(amount), 0) FROM purse_returns WHERE serial = ?1", &[&text])?;
+            // Of a card from which all was given back: what it paid after that, and a load that it never took.
+            let (mut later, mut untaken) = (0, 0);
+            if returned > 0 {
+                later = number(
+                    "SELECT COALESCE(SUM(amount), 0) FROM purse_purchases WHERE serial = ?1 AND became = 4",
+                    &[&text],
+                )?;
+                untaken = number(
+                    "SELECT COALESCE(SUM(amount), 0) FROM purse_loads WHERE serial = ?1 AND state = 1 AND counter >= ?2",
+                    &[&text, &chip.applet.state.online.0],
+                )?;
+            }
+            let too_soon = number(
+                "SELECT COUNT(*) FROM purse_purchases p JOIN entries e USING (log, position) JOIN purse_voids v USING (serial)
+                   WHERE serial = ?1 AND p.became = 4 AND e.order_key < v.at",
+                &[&text],
+            )?;
+            if returned > 0 && too_soon > 0 && chip.copy.is_none() && !self.bounds.wrong_clocks {
+                let text = format!(
+                    "{returned} were given back of {card}, and a building had written a purchase before it was withdrawn"
+                );
+                found.push((Promise::NoOverspend, text));
+            }
+            let by_books = books + in_transit + decided + returned - later - untaken;
+            if chip.copy.is_none() && by_books != truth + unproven {
                 let text = format!(
                     "{card} has {truth} fen and debited {unproven} that nobody can prove, and by the books {books}, \
-                     {in_transit} on their way and {decided} by decisions"
+                     {in_transit} on their way, {decided} by decisions and {returned} given back, of which it paid \
+                     {later} later and never took {untaken}"
                 );
                 found.push((Promise::Conservation, text));
             }
             // A card whose account is closed is not withdrawn besides.
             let account = self.ledger.account_of(self.plan, card);
             let closed = account.is_some_and(|account| self.ledger.closings.contains_key(&account));
-            if (cloned > 0) != void && !closed {
+            let replaced = self.ledger.reissues.values().any(|reissue| reissue.old == *card);
+            if (cloned > 0) != void && !closed && !replaced {
                 found.push((Promise::History, format!("{card}: {cloned} purchases of a copy, void: {void}")));
             }
             if cloned > 0 && chip.copy.is_none() {
