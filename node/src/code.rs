@@ -14,13 +14,13 @@
 
 use feiqian_protocol::code::{CentreTime, CheckedCode, Receipt, SignedReceipt, VoucherKey};
 use feiqian_protocol::entry::{Actor, ActorKind, Body, CodeUse, Entry, Proof};
-use feiqian_protocol::ids::{AccountId, Key};
+use feiqian_protocol::ids::{AccountId, CardNumber, Key};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{DeclineReason, Pin, TapKind, TapRequest};
 use feiqian_protocol::time::Timestamp;
 
 use crate::core::NodeCore;
-use crate::io::Now;
+use crate::io::{Now, Presented};
 use crate::store::StoreError;
 use crate::store::accounts::Facts;
 use crate::store::taps::{EPOCH_OF_VOUCHERS, TapUse};
@@ -115,10 +115,32 @@ impl NodeCore {
         self.state.centre_clock.now(now.elapsed_ms, floor)
     }
 
-    /// Why a tap cannot be by its code; nothing where it has none.
-    pub(crate) fn code_fault(&self, now: &Now, request: &TapRequest) -> Option<DeclineReason> {
-        let fault = request.code.as_ref()?.judge(&self.code_time(now)).err()?;
+    /// Why nothing can be by a code; nothing where there is none.
+    pub(crate) fn code_fault(&self, now: &Now, code: Option<&CheckedCode>) -> Option<DeclineReason> {
+        let fault = code?.judge(&self.code_time(now)).err()?;
         Some(fault.reason())
+    }
+
+    /// True where the time proves nothing about a code.
+    fn is_code_time_doubtful(&self, now: &Now) -> bool {
+        self.code_time(now).doubt_ms().is_none_or(|doubt_ms| doubt_ms > DOUBT_MS_MAX)
+    }
+
+    /// All that a balance enquiry is answered by. A code that has just paid is good for it, within its window: nothing is used up.
+    pub(crate) fn facts_presented(
+        &self,
+        now: &Now,
+        presented: &Presented,
+    ) -> Result<Result<Option<Facts>, DeclineReason>, StoreError> {
+        let Presented { card, code } = presented;
+        let code = code.as_deref();
+        if let Some(fault) = self.code_fault(now, code) {
+            return Ok(Err(fault));
+        }
+        if code.is_some() && self.is_code_time_doubtful(now) {
+            return Ok(Err(DeclineReason::ViewTooOld));
+        }
+        self.facts_by(card, code, None).map(Ok)
     }
 
     /// True where the time proves so little about a code that a purchase takes the PIN.
@@ -126,15 +148,14 @@ impl NodeCore {
         request.code.is_some()
             && request.kind != TapKind::Access
             && request.pin == Pin::Absent
-            && self.code_time(now).doubt_ms().is_none_or(|doubt_ms| doubt_ms > DOUBT_MS_MAX)
+            && self.is_code_time_doubtful(now)
     }
 
     /// What the centre holds for the voucher of a purchase's code, as far as is known here.
     pub(crate) fn held_by_voucher(&self, now: &Now, request: &TapRequest) -> Result<Fen, StoreError> {
         let Some(code) = &request.code else { return Ok(Fen::ZERO) };
         let voucher = code.voucher();
-        let doubtful = self.code_time(now).doubt_ms().is_none_or(|doubt_ms| doubt_ms > DOUBT_MS_MAX);
-        if doubtful || !voucher.ceiling.is_positive() {
+        if self.is_code_time_doubtful(now) || !voucher.ceiling.is_positive() {
             return Ok(Fen::ZERO);
         }
         let spent = self.store.is_voucher_spent(voucher.account, voucher.number, voucher.until())?;
@@ -179,21 +200,31 @@ impl NodeCore {
         Ok(receipt.sign(&self.identity.log_key).map(Box::new))
     }
 
-    /// All that a tap is judged by. A virtual card is of its account by the voucher, or by the centre's word on a short code, where
-    /// word of it has not come yet; its number alone, without a code, is nobody's.
+    /// All that a tap is judged by.
     pub(crate) fn facts_of(
         &self,
         request: &TapRequest,
         named: Option<AccountId>,
     ) -> Result<Option<Facts>, StoreError> {
-        let account = match (&request.code, named) {
-            (None, None) if request.card.is_virtual() => return Ok(None),
-            (None, None) => return self.store.facts(&request.card),
+        self.facts_by(&request.card, request.code.as_deref(), named)
+    }
+
+    /// A virtual card is of its account by the voucher, or by the centre's word on a short code, where word of it has not come yet;
+    /// its number alone, without a code, is nobody's.
+    fn facts_by(
+        &self,
+        card: &CardNumber,
+        code: Option<&CheckedCode>,
+        named: Option<AccountId>,
+    ) -> Result<Option<Facts>, StoreError> {
+        let account = match (code, named) {
+            (None, None) if card.is_virtual() => return Ok(None),
+            (None, None) => return self.store.facts(card),
             (Some(code), _) if !code.is_vouched_for() => return Ok(None),
             (Some(code), _) => code.voucher().account,
             (None, Some(account)) => account,
         };
-        match self.store.facts(&request.card)? {
+        match self.store.facts(card)? {
             None => self.store.facts_of_account(account),
             facts => Ok(facts.filter(|facts| facts.holder.account == account)),
         }

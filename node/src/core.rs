@@ -29,7 +29,7 @@ use crate::code::CentreClock;
 use crate::core::attempt::Guard;
 use crate::edge::naming::Naming;
 use crate::edge::{Queues, UnknownCards};
-use crate::io::{Identity, Input, Now, Output, Settings, Status};
+use crate::io::{Identity, Input, Now, Output, Presented, Settings, Status};
 use crate::purse::PurseWaits;
 use crate::replication::{Link, Marked};
 use crate::store::accounts::Totals;
@@ -228,8 +228,8 @@ impl NodeCore {
             match input {
                 Input::Tap(ticket, request) => self.on_tap(now, ticket, request, outputs)?,
                 Input::Reversal(ticket, request) => self.on_reversal(now, ticket, request, outputs)?,
-                Input::Balance(ticket, card) => {
-                    let balance = self.balance(&card)?;
+                Input::Balance(ticket, presented) => {
+                    let balance = self.balance(now, &presented)?;
                     outputs.push(Output::Balance(ticket, balance));
                 }
                 Input::Setting(ticket, request) => self.on_setting(now, ticket, &request, outputs)?,
@@ -327,9 +327,16 @@ impl NodeCore {
         Document::load(saved, actor_id(self.identity.institution, NodeId(u16::MAX), 0, 0, account))
     }
 
-    fn balance(&self, card: &CardNumber) -> Result<Result<BalanceView, DeclineReason>, StoreError> {
-        // Who shows a virtual card shows a code.
-        let facts = if card.is_virtual() { None } else { self.store.facts(card)? };
+    fn balance(
+        &self,
+        now: &Now,
+        presented: &Presented,
+    ) -> Result<Result<BalanceView, DeclineReason>, StoreError> {
+        let card = &presented.card;
+        let facts = match self.facts_presented(now, presented)? {
+            Ok(facts) => facts,
+            Err(reason) => return Ok(Err(reason)),
+        };
         let kind = feiqian_protocol::tap::TapKind::Access;
         let holder = facts.as_ref().map(|facts| &facts.holder);
         let lost = holder.is_some_and(|holder| self.is_told_lost(card, holder.account));

@@ -393,7 +393,7 @@ impl Driver {
                 let ticket = Ticket(self.tickets);
                 self.waiting.insert(ticket, reply);
                 Some(match request {
-                    Request::Balance(card) => Input::Balance(ticket, card),
+                    Request::Balance(presented) => Input::Balance(ticket, presented),
                     Request::Pin(tap) => Input::Pin(ticket, tap),
                     Request::PinToShow(card) => Input::PinToShow(ticket, card),
                     Request::Reversal(request) => Input::Reversal(ticket, request),

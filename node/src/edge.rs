@@ -206,7 +206,7 @@ impl NodeCore {
             return Ok(Some(Decision::Declined(DeclineReason::OutOfService)));
         };
         let shut_out = self.state.saved.refused.is_some();
-        let code_fault = self.code_fault(now, request);
+        let code_fault = self.code_fault(now, request.code.as_deref());
         if let Some(fault) = code_fault
             && request.code.as_ref().is_some_and(|code| !code.is_vouched_for())
         {

@@ -260,8 +260,11 @@ async fn decided(terminals: &Terminals, request: Request) -> Result<TapAnswer, F
 }
 
 async fn balance(terminals: &Terminals, body: &[u8]) -> Result<Vec<u8>, Failure> {
-    let card = body::balance(body)?;
-    match terminals.queue.ask(Request::Balance(card), terminals.answer_wait()).await? {
+    let presented = match body::balance(body, |code| terminals.check(code))? {
+        Ok(presented) => presented,
+        Err(reason) => return Ok(to_json(&BalanceAnswer::from(Err(reason)))),
+    };
+    match terminals.queue.ask(Request::Balance(presented), terminals.answer_wait()).await? {
         Answer::Balance(view) => Ok(to_json(&BalanceAnswer::from(view))),
         Answer::Refused(error) => Err(error.into()),
         _ => Err(NoAnswer::Unavailable.into()),

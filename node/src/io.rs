@@ -3,7 +3,7 @@
 
 use ed25519_dalek::SigningKey;
 use feiqian_protocol::account::AccountError;
-use feiqian_protocol::code::SignedReceipt;
+use feiqian_protocol::code::{CheckedCode, SignedReceipt};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{AccountId, CampusId, CardNumber, InstitutionId, NodeId, NodeName, TerminalId};
@@ -65,6 +65,27 @@ pub struct Ticket(pub u64);
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct LinkId(pub u64);
 
+/// What a holder presents.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Presented {
+    /// The card; that of the code's voucher, where there is one.
+    pub card: CardNumber,
+    /// The code of a virtual card, whose signatures were checked.
+    pub code: Option<Box<CheckedCode>>,
+}
+
+impl From<CardNumber> for Presented {
+    fn from(card: CardNumber) -> Self {
+        Self { card, code: None }
+    }
+}
+
+impl From<CheckedCode> for Presented {
+    fn from(code: CheckedCode) -> Self {
+        Self { card: code.voucher().card(), code: Some(Box::new(code)) }
+    }
+}
+
 /// What happens to a node.
 #[derive(Clone, Debug)]
 pub enum Input {
@@ -73,7 +94,7 @@ pub enum Input {
     /// A terminal's reversal. Answered like a tap.
     Reversal(Ticket, ReversalRequest),
     /// A balance enquiry. Answered by [`Output::Balance`].
-    Balance(Ticket, CardNumber),
+    Balance(Ticket, Presented),
     /// A change of settings. Answered by [`Output::Setting`].
     Setting(Ticket, SettingRequest),
     /// A PIN was entered for a tap that is to come. Answered by [`Output::PinGeneration`].

@@ -109,6 +109,35 @@ fn a_code_pays_once_and_opens_a_door_once() {
     world.check();
 }
 
+/// What whoever shows a code is told of the balance.
+fn balance(world: &mut World, code: Code) -> Result<i64, DeclineReason> {
+    let keys = world.core.voucher_keys().1.to_vec();
+    let outputs = world.step(vec![Input::Balance(Ticket(1), code.check(INSTITUTION, &keys).into())]);
+    match &outputs[..] {
+        [Output::Balance(_, shown)] => shown.map(|view| view.cash.get()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_code_shows_the_balance_and_is_not_used_up() {
+    let (mut world, phone) = connected();
+    let code = phone.code(MORNING, 5);
+    let before = balance(&mut world, code.clone()).unwrap();
+    let written = world.uploaded().len();
+    assert_eq!(balance(&mut world, code.clone()), Ok(before));
+    assert_eq!(buy(&mut world, "1", code.clone(), 700), approved(ALICE, 700, 0));
+    assert_eq!(balance(&mut world, code.clone()), Ok(before - 700), "the same code, once it has paid");
+    assert_eq!(buy(&mut world, "2", code.clone(), 700), declined(DeclineReason::CodeUsed));
+    assert_eq!(world.uploaded().len(), written + 2);
+    let forged = Phone::new(9, ALICE, 1);
+    let forged = Code::sign(&phone.voucher, &forged.secret, (MORNING.0 / 1_000) as u32, 6).unwrap();
+    assert_eq!(balance(&mut world, forged), Err(DeclineReason::CodeForged));
+    world.pass(10 * 60_000);
+    assert_eq!(balance(&mut world, code), Err(DeclineReason::CodeExpired), "a screenshot");
+    world.check();
+}
+
 #[test]
 fn a_restart_does_not_forget_a_counter() {
     let directory = tempfile::tempdir().unwrap();
@@ -191,6 +220,7 @@ fn without_proven_time_a_purchase_takes_the_pin_and_a_door_opens() {
     let code = |world: &World, counter| phone.code(world.now.wall, counter);
     let first = code(&world, 1);
     assert_eq!(buy(&mut world, "1", first.clone(), 100), declined(DeclineReason::PinRequired));
+    assert_eq!(balance(&mut world, first.clone()), Err(DeclineReason::ViewTooOld));
     assert_eq!(
         decided(&show(&mut world, "2", first, TapKind::Amount(fen(100)), Pin::Right)),
         approved(ALICE, 100, 0)
@@ -297,7 +327,7 @@ fn the_number_of_a_virtual_card_is_nothing_by_itself() {
     let (mut world, phone) = connected();
     let number = phone.card();
     assert_eq!(decided(&world.buy("1", number.as_str(), 100)), declined(DeclineReason::UnknownCard));
-    let enquiry = world.step(vec![Input::Balance(Ticket(1), number)]);
+    let enquiry = world.step(vec![Input::Balance(Ticket(1), number.into())]);
     assert!(matches!(enquiry[0], Output::Balance(_, Err(DeclineReason::UnknownCard))));
 }
 

@@ -55,7 +55,7 @@ fn a_tap_within_the_right_is_approved_at_once_and_uploaded_after() {
     assert_eq!((status.unspent_fen, status.exposed_fen, status.position, status.acked), (400, 600, 1, 0));
     world.acknowledge();
     assert_eq!((world.status().exposed_fen, world.status().acked), (0, 1));
-    let balance = world.step(vec![Input::Balance(Ticket(9), CardNumber::new("alice").unwrap())]);
+    let balance = world.step(vec![Input::Balance(Ticket(9), CardNumber::new("alice").unwrap().into())]);
     let Some(Output::Balance(_, Ok(view))) = balance.first() else { panic!("no balance") };
     assert_eq!(view.cash, fen(9_400));
     world.check();

@@ -10,7 +10,7 @@ use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalReques
 use feiqian_protocol::time::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::io::{LinkId, SettingDone, SettingError, Status, TapError};
+use crate::io::{LinkId, Presented, SettingDone, SettingError, Status, TapError};
 use crate::link::LinkHandle;
 use crate::pin::change::PinToShow;
 use crate::purse::{PurseDone, PurseError, PurseRequest};
@@ -24,7 +24,7 @@ pub enum Request {
     /// A reversal.
     Reversal(ReversalRequest),
     /// A balance enquiry.
-    Balance(CardNumber),
+    Balance(Presented),
     /// A change of settings.
     Setting(SettingRequest),
     /// What the PIN of a tap that is to come is to be hashed for.

@@ -88,12 +88,18 @@ pub struct OriginalBody {
     pub sequence: String,
 }
 
-/// A balance enquiry.
+/// A balance enquiry, by `card` or by `code`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct BalanceBody {
     /// The card presented.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "c02346", max_length = 64)]
-    pub card: String,
+    pub card: Option<String>,
+    /// What a phone shows in its place, as with a tap; not the short one. It is not used up by this, and one that has just paid is good
+    /// for it as long as its window lasts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 476)]
+    pub code: Option<String>,
 }
 
 /// A change of settings that narrows, or a card that this building has not heard of with the centre's word for it. It acts in this

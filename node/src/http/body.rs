@@ -15,6 +15,7 @@ use feiqian_protocol::tap::{DeclineReason, Pin, ReversalRequest, TapKey, TapKind
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
+use crate::io::Presented;
 use crate::settings::{SettingKind, SettingRequest};
 
 /// Why a body is no request.
@@ -57,20 +58,7 @@ pub fn tap(
 ) -> Result<Result<Read, DeclineReason>, BodyError> {
     let mut fields = Fields::parse(body)?;
     let key = fields.key(terminal)?;
-    let code = fields.optional("code")?;
-    let card = match code {
-        None if !fields.values.contains_key("card") => return Err(wrong("card", "is missing (or code)")),
-        None => Some(fields.text("card")?),
-        Some(_) if fields.optional("card")?.is_some() => {
-            return Err(wrong("code", "cannot stand beside card"));
-        }
-        Some(_) => None,
-    };
-    let code = match code {
-        None => None,
-        Some(Value::String(text)) => Some(text),
-        Some(_) => return Err(wrong("code", "must be a text")),
-    };
+    let (card, code) = fields.presented()?;
     let amount = fields.amount()?;
     let quantity = fields.optional("quantity")?.map(quantity).transpose()?;
     let pin = fields.optional("pin")?.map(|value| pin("pin", value)).transpose()?;
@@ -129,15 +117,29 @@ pub fn reversal(terminal: &TerminalId, body: &[u8]) -> Result<ReversalRequest, B
     Ok(ReversalRequest { key, original: original_key, amount })
 }
 
-/// Reads a balance enquiry.
+/// Reads a balance enquiry, and has the code checked that stands in place of a card; the decline where that is none.
 ///
 /// # Errors
 /// [`BodyError`].
-pub fn balance(body: &[u8]) -> Result<CardNumber, BodyError> {
+pub fn balance(
+    body: &[u8],
+    check: impl FnOnce(Code) -> CheckedCode,
+) -> Result<Result<Presented, DeclineReason>, BodyError> {
     let mut fields = Fields::parse(body)?;
-    let card = fields.text("card")?;
+    let presented = fields.presented()?;
     fields.finish()?;
-    Ok(card)
+    match presented {
+        (Some(card), _) => Ok(Ok(card.into())),
+        (None, code) => {
+            let text = code.unwrap_or_default();
+            if ShortCode::from_text(&text).is_some() {
+                return Err(wrong("code", "must be the long one: a short code shows no balance"));
+            }
+            Ok(Code::from_text(&text)
+                .map_err(|_| DeclineReason::CodeUnreadable)
+                .map(|code| check(code).into()))
+        }
+    }
 }
 
 /// Reads a change of settings.
@@ -268,6 +270,17 @@ impl Fields {
         }
     }
 
+    /// A card, or a code in place of one.
+    fn presented(&mut self) -> Result<(Option<CardNumber>, Option<String>), BodyError> {
+        match self.optional("code")? {
+            None if !self.values.contains_key("card") => Err(wrong("card", "is missing (or code)")),
+            None => Ok((Some(self.text("card")?), None)),
+            Some(_) if self.optional("card")?.is_some() => Err(wrong("code", "cannot stand beside card")),
+            Some(Value::String(text)) => Ok((None, Some(text))),
+            Some(_) => Err(wrong("code", "must be a text")),
+        }
+    }
+
     fn key(&mut self, terminal: &TerminalId) -> Result<TapKey, BodyError> {
         let epoch = self.required("epoch")?.as_u64().and_then(|epoch| u32::try_from(epoch).ok());
         let epoch =
@@ -386,8 +399,9 @@ mod tests {
         let request = reversal(&terminal(), &serde_json::to_vec(&client).unwrap()).unwrap();
         assert_eq!(request, ReversalRequest { key: key(2, "1"), original: key(1, "269-1"), amount: None });
 
-        let client = BalanceBody { card: "c02346".to_owned() };
-        assert_eq!(balance(&serde_json::to_vec(&client).unwrap()), Ok(card));
+        let client = BalanceBody { card: Some("c02346".to_owned()), code: None };
+        let no_code = |_| panic!("there is none");
+        assert_eq!(balance(&serde_json::to_vec(&client).unwrap(), no_code), Ok(Ok(card.into())));
     }
 
     #[test]
@@ -467,6 +481,20 @@ mod tests {
             assert_eq!(request.card, CardNumber::of_phone(&secret.key()));
             assert_eq!(request.code, Some(Box::new(code.clone().check(InstitutionId(1), &[]))));
         }
+        let check = |code: Code| code.check(InstitutionId(1), &[]);
+        let enquiry = format!(r#"{{"code":"{}"}}"#, code.to_digits());
+        assert_eq!(balance(enquiry.as_bytes(), check), Ok(Ok(check(code).into())));
+        assert_eq!(balance(br#"{"code":"9012"}"#, check), Ok(Err(DeclineReason::CodeUnreadable)));
+        for (body, expected) in [
+            (
+                r#"{"code":"91000000004200000007"}"#,
+                "field \"code\" must be the long one: a short code shows no balance",
+            ),
+            (r#"{"code":"90","card":"c1"}"#, "field \"code\" cannot stand beside card"),
+            ("{}", "field \"card\" is missing (or code)"),
+        ] {
+            assert_eq!(balance(body.as_bytes(), check).unwrap_err().to_string(), expected);
+        }
         let (request, _) = read(body(r#""code":"91000000004200000007""#).as_bytes()).unwrap().unwrap();
         assert_eq!(
             (request.card.short_code(), request.code),
@@ -543,7 +571,8 @@ mod tests {
         let error = reversal(&terminal(), body).unwrap_err().to_string();
         assert_eq!(error, "field \"original.sequence\" is missing");
         let secret = "c'secret";
-        let error = balance(format!(r#"{{"card":"{secret}"}}"#).as_bytes()).unwrap_err().to_string();
+        let no_code = |_| panic!("there is none");
+        let error = balance(format!(r#"{{"card":"{secret}"}}"#).as_bytes(), no_code).unwrap_err().to_string();
         assert!(!error.contains(secret), "{error}");
     }
 }

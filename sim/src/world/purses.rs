@@ -275,7 +275,7 @@ impl World<'_> {
             return self.pay(touch);
         }
         let card = touch.card.clone();
-        self.wait_for(site, Waiting::Balance(touch), |ticket| Input::Balance(ticket, card));
+        self.wait_for(site, Waiting::Balance(touch), |ticket| Input::Balance(ticket, card.into()));
     }
 
     /// Finds out what became of the purchase that is open here; false where the card was torn away again.

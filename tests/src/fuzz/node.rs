@@ -120,7 +120,7 @@ impl Rig {
                 let asked = reversal(script);
                 self.ask(asked);
             }
-            7 => self.inputs.push(Input::Balance(Ticket(0), script.card())),
+            7 => self.inputs.push(Input::Balance(Ticket(0), script.card().into())),
             8 => self.link_up(),
             9 => {
                 let link = if script.rarely(4) { script.u64() } else { self.link };
