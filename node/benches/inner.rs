@@ -50,6 +50,7 @@ fn authorize_a_purchase(bencher: Bencher<'_, '_>) {
         single_limit: Fen::new(2_000),
         daily_limit: Fen::new(5_000),
         groups: vec!["dorm-1".to_owned()],
+        valid_until: None,
     };
     let wallet = |fen| WalletState {
         posted: Fen::new(fen),
@@ -62,7 +63,8 @@ fn authorize_a_purchase(bencher: Bencher<'_, '_>) {
         Share { net_from: [(day, Fen::new(5_000))].into(), granted: Fen::new(5_000), ..Share::default() };
     let kind = TapKind::Amount(Fen::new(1_250));
     bencher.bench(|| {
-        let holder = standing(black_box(kind), Some(black_box(&holder)), false, &[], true).unwrap();
+        let holder =
+            standing(black_box(kind), Some(black_box(&holder)), false, &[], true, BusinessDay(1)).unwrap();
         let (amount, _) = price(black_box(kind), &holder.class, None, 1).unwrap();
         let funds = Funds { holder, purse: &purse, share: &share, day, mode: Mode::Hybrid, held: Fen::ZERO };
         cover(amount, Pin::Absent, &funds).unwrap()
@@ -203,6 +205,7 @@ fn core_with_rights() -> NodeCore {
             single_limit: Fen::new(2_000),
             daily_limit: Fen::new(5_000_000),
             groups: Vec::new(),
+            valid_until: None,
         };
         let author = actor_id(INSTITUTION, NodeId::CENTRE, 1, 1, account);
         let document = Document::create(&new, author, NOON).unwrap().save().into();

@@ -42,6 +42,7 @@ pub fn standing<'a>(
     lost: bool,
     groups: &[Key],
     sells: bool,
+    today: BusinessDay,
 ) -> Result<&'a Holder, DeclineReason> {
     let holder = holder.ok_or(DeclineReason::UnknownCard)?;
     let access = kind == TapKind::Access;
@@ -60,6 +61,9 @@ pub fn standing<'a>(
     }
     if holder.closed && !planted(Canary::ClosedStillPays) {
         return Err(DeclineReason::Closed);
+    }
+    if holder.valid_until.is_some_and(|last| last < today) && !planted(Canary::ExpiredStillPays) {
+        return Err(DeclineReason::Expired);
     }
     let is_legacy = holder.card == CardStatus::Legacy;
     let permitted = if access {
@@ -195,6 +199,8 @@ mod tests {
     use feiqian_protocol::ids::AccountId;
     use feiqian_protocol::rights::Row;
 
+    const TODAY: BusinessDay = BusinessDay(20_000);
+
     fn holder() -> Holder {
         Holder {
             account: AccountId(1),
@@ -205,6 +211,7 @@ mod tests {
             single_limit: Fen::new(2_000),
             daily_limit: Fen::new(5_000),
             groups: vec!["dorm-1".to_owned()],
+            valid_until: None,
         }
     }
 
@@ -252,7 +259,7 @@ mod tests {
         let purchase = TapKind::Amount(Fen::new(100));
         let groups = [Key::new("dorm-1").unwrap()];
         let reason = |kind, holder: Option<&Holder>, lost, sells| {
-            standing(kind, holder, lost, &groups, sells).map(|holder| holder.account)
+            standing(kind, holder, lost, &groups, sells, TODAY).map(|holder| holder.account)
         };
         assert_eq!(reason(purchase, None, false, true), Err(DeclineReason::UnknownCard));
         let mut bad =
@@ -263,6 +270,9 @@ mod tests {
         assert_eq!(reason(purchase, Some(&bad), false, true), Err(DeclineReason::Frozen));
         assert_eq!(reason(TapKind::Access, Some(&bad), false, true), Err(DeclineReason::Closed));
         bad.closed = false;
+        bad.valid_until = Some(BusinessDay(TODAY.0 - 1));
+        assert_eq!(reason(TapKind::Access, Some(&bad), false, true), Err(DeclineReason::Expired));
+        bad.valid_until = Some(TODAY);
         assert_eq!(reason(TapKind::Access, Some(&bad), false, true), Err(DeclineReason::NotPermitted));
         bad.card = CardStatus::Inactive;
         assert_eq!(reason(purchase, Some(&bad), true, true), Err(DeclineReason::Lost));
@@ -285,7 +295,7 @@ mod tests {
         let old = Holder { card: CardStatus::Legacy, groups: vec!["classrooms".to_owned()], ..holder() };
         let judged = |kind, groups: &[&str]| {
             let groups: Vec<Key> = groups.iter().map(|group| Key::new(*group).unwrap()).collect();
-            standing(kind, Some(&old), false, &groups, true).map(|holder| holder.account)
+            standing(kind, Some(&old), false, &groups, true, TODAY).map(|holder| holder.account)
         };
         assert_eq!(judged(TapKind::Access, &["labs", "classrooms"]), Ok(AccountId(1)));
         for groups in [&["dorm-1"][..], &[]] {

@@ -340,7 +340,8 @@ impl NodeCore {
         let kind = feiqian_protocol::tap::TapKind::Access;
         let holder = facts.as_ref().map(|facts| &facts.holder);
         let lost = holder.is_some_and(|holder| self.is_told_lost(card, holder.account));
-        let account = match crate::authorizer::standing(kind, holder, lost, &[], true) {
+        let account = match crate::authorizer::standing(kind, holder, lost, &[], true, self.business_day(now))
+        {
             Ok(holder) => holder.account,
             Err(reason) => return Ok(Err(reason)),
         };

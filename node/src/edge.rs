@@ -224,7 +224,8 @@ impl NodeCore {
         // A debit by a door would be refused at ingest.
         let sells = self.identity.role != Role::Door;
         let held = facts.as_ref().map(|facts| &facts.holder);
-        let mut judged = standing(request.kind, held, lost, &terminal.groups, sells).map(|_| ());
+        let mut judged =
+            standing(request.kind, held, lost, &terminal.groups, sells, self.business_day(now)).map(|_| ());
         if matches!(judged, Ok(()) | Err(DeclineReason::NotPermitted)) && self.is_code_used(request)? {
             judged = Err(DeclineReason::CodeUsed);
         }

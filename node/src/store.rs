@@ -135,7 +135,7 @@ CREATE TABLE heads (
 CREATE TABLE cards (
     card TEXT NOT NULL, account INTEGER NOT NULL, status INTEGER NOT NULL, frozen INTEGER NOT NULL,
     closed INTEGER NOT NULL, class TEXT NOT NULL, single_limit INTEGER NOT NULL, daily_limit INTEGER NOT NULL,
-    groups TEXT NOT NULL, PRIMARY KEY (card, account)
+    groups TEXT NOT NULL, valid_until INTEGER, PRIMARY KEY (card, account)
 ) WITHOUT ROWID;
 CREATE TABLE documents (
     account INTEGER PRIMARY KEY, saved BLOB NOT NULL, heads TEXT NOT NULL, projection TEXT NOT NULL

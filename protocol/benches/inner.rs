@@ -174,6 +174,7 @@ fn document() -> Document {
         single_limit: Fen::new(2_000),
         daily_limit: Fen::new(5_000),
         groups: vec![Key::new("dorm-1").unwrap()],
+        valid_until: None,
     };
     Document::create(&new, author(NodeId::CENTRE), NOON).unwrap()
 }

@@ -3,6 +3,7 @@
 //! | field | form | writer | widening or narrowing | merge rule |
 //! |---|---|---|---|---|
 //! | `class` | text | centre | neither | the lexically first of concurrent values |
+//! | `valid_until` | number: days since 1970 | centre | either | the earliest of concurrent values; absent is for ever |
 //! | `cards` | map card → time | centre | widening | union; a card is valid while it is here and not in `void` |
 //! | `phones` | map virtual card → algorithm and key, text | centre | widening | written once with its card; says that the card is virtual |
 //! | `void` | map card → time | centre, desk | narrowing, final | present is void; never removed |
@@ -54,7 +55,10 @@ use crate::limits::{
 };
 use crate::money::Fen;
 use crate::pin::PinGeneration;
-use crate::time::Timestamp;
+use crate::time::{BusinessDay, Timestamp};
+
+/// The field of the last day.
+const VALID_UNTIL: &str = "valid_until";
 
 /// What stands for a card in `inactive`: before it was picked up, and after.
 const ISSUED: &str = "issued";
@@ -73,6 +77,8 @@ pub struct NewAccount {
     pub daily_limit: Fen,
     /// Groups.
     pub groups: Vec<Key>,
+    /// The last day on which its cards are good; absent for no end.
+    pub valid_until: Option<BusinessDay>,
 }
 
 /// The author of changes: one per writer, enrolment and document epoch, never used again.
@@ -108,14 +114,15 @@ impl Document {
     pub fn create(new: &NewAccount, actor: ActorId, at: Timestamp) -> Result<Self, AccountError> {
         check_limit(new.single_limit)?;
         check_limit(new.daily_limit)?;
-        if !(1..=NAME_BYTES_MAX).contains(&new.class.len()) {
-            return Err(AccountError::Class);
-        }
+        check_class(&new.class)?;
         if new.cards.iter().any(CardNumber::is_virtual) {
             return Err(AccountError::NotVirtual);
         }
         let mut doc = AutoCommit::new().with_actor(actor);
         doc.put(ROOT, "class", new.class.as_str())?;
+        if let Some(day) = new.valid_until {
+            doc.put(ROOT, VALID_UNTIL, i64::from(day.0))?;
+        }
         for field in ["void", "losses", "frozen", "closed", "pins"] {
             doc.put_object(ROOT, field, ObjType::Map)?;
         }
@@ -220,6 +227,11 @@ impl Document {
                 self.doc.put(&pins, generation.to_string(), pin.to_text())?;
             }
             Intent::ConfirmPin { others, .. } => self.remove_pins(others)?,
+            Intent::SetValidity { until: Some(day) } => {
+                self.doc.put(ROOT, VALID_UNTIL, i64::from(day.0))?;
+            }
+            Intent::SetValidity { until: None } => self.doc.delete(ROOT, VALID_UNTIL)?,
+            Intent::SetClass { class } => self.doc.put(ROOT, "class", class.as_str())?,
             Intent::Describe { field, value } => {
                 let holder = self.made_map("holder")?;
                 match value {
@@ -408,6 +420,7 @@ impl Document {
             legacy,
             holder: self.holder()?,
             pins: self.pin_references()?,
+            valid_until: self.valid_until()?,
         })
     }
 
@@ -552,6 +565,13 @@ impl Document {
         class.map(str::to_owned).ok_or(AccountError::Shape("class"))
     }
 
+    /// Rule: of concurrent last days the earliest. What no intent writes has been long ago.
+    fn valid_until(&self) -> Result<Option<BusinessDay>, AccountError> {
+        let values = self.doc.get_all(ROOT, VALID_UNTIL)?;
+        let day = |value: &Value<'_>| value.as_i64().and_then(|day| i32::try_from(day).ok()).unwrap_or(0);
+        Ok(values.iter().map(|(value, _)| BusinessDay(day(value))).min())
+    }
+
     /// Rule: of concurrent limits the lower.
     fn limit(&self, name: &'static str) -> Result<Fen, AccountError> {
         let values = self.doc.get_all(self.map("limits")?, name)?;
@@ -572,6 +592,10 @@ impl From<AutoCommit> for Document {
     fn from(doc: AutoCommit) -> Self {
         Self { doc, saved: None }
     }
+}
+
+fn check_class(class: &str) -> Result<(), AccountError> {
+    if (1..=NAME_BYTES_MAX).contains(&class.len()) { Ok(()) } else { Err(AccountError::Class) }
 }
 
 fn check_limit(limit: Fen) -> Result<(), AccountError> {

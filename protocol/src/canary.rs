@@ -56,6 +56,8 @@ canaries! {
     ClosedWithoutUnderWay = "closed-without-under-way",
     /// A terminal's retry is decided anew.
     DedupeSkipped = "dedupe-skipped",
+    /// An account goes on paying after its last day.
+    ExpiredStillPays = "expired-still-pays",
     /// A step that failed releases what it said.
     FailedStepAnswers = "failed-step-answers",
     /// A log with two histories is taken for one.

@@ -178,6 +178,8 @@ decline_reasons! {
     Frozen = 62, "frozen", false, "Account frozen", "账户已冻结";
     /// The account is closed.
     Closed = 46, "closed", false, "Account closed", "账户已注销";
+    /// The account's last day is over. Code 36 is a restricted card; 54, ISO 8583's expired one, is a voucher's here.
+    Expired = 36, "expired", false, "Account expired, see the card office", "账户已过有效期，请到卡务中心办理";
     /// The code, or a later one, was used here before.
     CodeUsed = 26, "code_used", true, "Code was used, show a fresh one", "二维码已使用，请刷新";
     /// The holder has no permission here or now.

@@ -147,6 +147,7 @@ impl Centre {
             groups: Vec::new(),
             initial_pin: None,
             opened: None,
+            valid_until: None,
         });
         for command in [
             Command::PublishCampus { config: serde_json::to_value(campus).unwrap() },

@@ -149,6 +149,7 @@ impl Round<'_> {
                 single_limit: new.single_limit_fen.unwrap_or(campus.single_limit_fen),
                 daily_limit: new.daily_limit_fen.unwrap_or(campus.daily_limit_fen),
                 groups: new.groups.clone(),
+                valid_until: new.valid_until,
             };
             let document = Document::create(
                 &terms,

@@ -126,6 +126,8 @@ impl Round<'_> {
                 }
                 vec![Intent::Describe { field, value }]
             }
+            SettingCommand::Validity { until } => vec![Intent::SetValidity { until }],
+            SettingCommand::Class { class } => vec![Intent::SetClass { class }],
             SettingCommand::JoinGroup { group } => vec![Intent::JoinGroup { group }],
             SettingCommand::LeaveGroup { group } => vec![Intent::LeaveGroup { group }],
         };
@@ -238,6 +240,7 @@ impl Round<'_> {
             "legacy": settings.legacy,
             "frozen": settings.frozen,
             "closed": settings.closed,
+            "valid_until": settings.valid_until.map(|day| day.to_string()),
             "single_limit_fen": settings.single_limit,
             "daily_limit_fen": settings.daily_limit,
             "groups": settings.groups,

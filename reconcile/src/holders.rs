@@ -18,6 +18,7 @@ use feiqian_protocol::entry::{Actor, ActorKind, Proof};
 use feiqian_protocol::ids::{AccountId, CardNumber, Key};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::pin::PinGeneration;
+use feiqian_protocol::time::BusinessDay;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -62,6 +63,9 @@ pub struct NewHolder {
     /// No-PIN allowance of a day; the campus's default where absent.
     #[serde(default)]
     pub daily_limit_fen: Option<Fen>,
+    /// The last day on which its cards are good; absent for no end.
+    #[serde(default)]
+    pub valid_until: Option<BusinessDay>,
     /// The initial PIN by the campus's rule.
     pub initial_pin: HashedPin,
 }
@@ -124,6 +128,7 @@ impl Round<'_> {
                 initial_pin: Some(holder.initial_pin.clone()),
                 // Nothing is known of its habits.
                 opened: Some(self.state.day),
+                valid_until: holder.valid_until,
             });
         }
         let told = new.iter().map(NewHolder::told).collect();

@@ -24,7 +24,7 @@ const BATCH: usize = 100;
 /// Errors that are shown of one file.
 const ERRORS_SHOWN_MAX: usize = 20;
 
-const COLUMNS: [&str; 9] = [
+const COLUMNS: [&str; 10] = [
     "card",
     "patron_class",
     "opening_fen",
@@ -33,6 +33,7 @@ const COLUMNS: [&str; 9] = [
     "daily_limit_fen",
     "groups",
     "opened",
+    "valid_until",
     "id_last_six",
 ];
 const COLUMNS_REQUIRED: usize = 3;
@@ -229,7 +230,7 @@ fn account(
     columns: &[Option<usize>; COLUMNS.len()],
     record: &csv::StringRecord,
 ) -> Result<(ImportedAccount, Option<PaymentPin>), String> {
-    let [card, class, opening, subsidy, single, daily, groups, opened, id_last_six] =
+    let [card, class, opening, subsidy, single, daily, groups, opened, valid_until, id_last_six] =
         columns.map(|place| place.and_then(|place| record.get(place)).unwrap_or_default());
     if class.is_empty() {
         return Err("patron_class: is empty".to_owned());
@@ -250,18 +251,22 @@ fn account(
             .collect::<Result<_, _>>()
             .map_err(|error| format!("groups: {error}"))?,
         initial_pin: None,
-        opened: if opened.is_empty() { None } else { Some(day(opened)?) },
+        opened: day("opened", opened)?,
+        valid_until: day("valid_until", valid_until)?,
     };
     let pin = (!id_last_six.is_empty()).then(|| PaymentPin::initial(id_last_six)).transpose();
     Ok((account, pin.map_err(|error| format!("id_last_six: {error}"))?))
 }
 
-/// A day such as 2025-09-01.
-fn day(text: &str) -> Result<BusinessDay, String> {
+/// A day such as 2025-09-01, or nothing.
+pub(crate) fn day(column: &str, text: &str) -> Result<Option<BusinessDay>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
     let date: jiff::civil::Date =
-        text.parse().map_err(|_| format!("opened: {text:?} is no day such as 2025-09-01"))?;
-    let since = date.since(jiff::civil::date(1970, 1, 1)).map_err(|error| format!("opened: {error}"))?;
-    Ok(BusinessDay(since.get_days()))
+        text.parse().map_err(|_| format!("{column}: {text:?} is no day such as 2025-09-01"))?;
+    let since = date.since(jiff::civil::date(1970, 1, 1)).map_err(|error| format!("{column}: {error}"))?;
+    Ok(Some(BusinessDay(since.get_days())))
 }
 
 fn fen(column: &str, text: &str) -> Result<Option<Fen>, String> {

@@ -116,6 +116,9 @@ impl Round<'_> {
         match settings.cards.get(card) {
             _ if settings.closed => refused("closed", "the account is closed"),
             _ if settings.frozen && pays => refused("frozen", "the account is frozen"),
+            Some(CardStatus::Active) if settings.is_expired(self.state.day) => {
+                refused("expired", "the account's last day is over")
+            }
             Some(CardStatus::Active) => Ok(Ok((settings, phone))),
             Some(CardStatus::Lost) => refused("card_lost", "the phone is reported lost"),
             _ => refused("card_void", "the virtual card was revoked"),

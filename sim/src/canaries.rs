@@ -43,6 +43,7 @@ const PLACES: &[Place] = &[
     message(Canary::AnswerBeforeCommit, "power-cut-storm"),
     message(Canary::CaseOpenedAgain, "everyone-everywhere"),
     message(Canary::ClosedStillPays, "closings"),
+    message(Canary::ExpiredStillPays, "term-start"),
     message(Canary::ClosedWithoutUnderWay, "islands"),
     message(Canary::CodeCounterForgotten, "phones"),
     message(Canary::CodeWindowUnchecked, "phones"),

@@ -434,6 +434,7 @@ fn import(card: &str, opening: Fen, limits: (Fen, Fen)) -> Result<centre_io::Imp
         groups: Vec::new(),
         initial_pin: None,
         opened: None,
+        valid_until: None,
     })
 }
 

@@ -14,7 +14,7 @@ use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CampusId, CardNumber, InstitutionId, Key, NodeName, TerminalId};
 use feiqian_protocol::money::{Fen, UnitPrice};
 use feiqian_protocol::tap::Pin;
-use feiqian_protocol::time::{BusinessCalendar, Timestamp};
+use feiqian_protocol::time::{BusinessCalendar, BusinessDay, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::scenario::{AccountSpec, BuildingSpec, Scenario, ScenarioError, Workload};
@@ -132,6 +132,8 @@ pub struct Account {
     pub daily_limit: Option<Fen>,
     /// Groups (doors).
     pub groups: Vec<Key>,
+    /// The last day on which its cards are good; for ever where there is none.
+    pub valid_until: Option<BusinessDay>,
 }
 
 /// Something that a person, a channel or an operator does.
@@ -497,6 +499,11 @@ impl Plan {
         DOCUMENT_CHANGES_MAX[(self.seed % DOCUMENT_CHANGES_MAX.len() as u64) as usize]
     }
 
+    /// The business day on which it begins.
+    fn first_day(&self) -> BusinessDay {
+        BusinessCalendar::CHINA.day(self.timing.start)
+    }
+
     /// A scenario of fixed events that gives this plan with any seed.
     pub fn to_scenario(&self) -> Scenario {
         let buildings = self.buildings.iter().map(|building| BuildingSpec {
@@ -521,6 +528,7 @@ impl Plan {
             daily_limit: account.daily_limit,
             favourite: 0,
             groups: account.groups.clone(),
+            valid_days: account.valid_until.map(|last| last.0 - self.first_day().0),
         });
         Scenario {
             name: self.scenario.clone(),

@@ -255,6 +255,8 @@ named! {
         DeclinedVoucherExpired = "declined_voucher_expired",
         /// A decline: a closed account.
         DeclinedClosed = "declined_closed",
+        /// A decline: an account whose last day is over.
+        DeclinedExpired = "declined_expired",
         /// A decline: no price.
         DeclinedNoTariff = "declined_no_tariff",
         /// A decline: wrong PIN.

@@ -92,6 +92,8 @@ pub struct AccountSpec {
     pub favourite: u32,
     /// Groups (doors).
     pub groups: Vec<Key>,
+    /// So many days after the first one their cards are still good; for ever where absent.
+    pub valid_days: Option<i32>,
 }
 
 /// What people do.

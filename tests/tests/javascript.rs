@@ -45,6 +45,7 @@ fn a_document_opens_in_javascript_and_what_is_changed_there_merges_here() -> Res
         single_limit: Fen::new(2_000),
         daily_limit: Fen::new(5_000),
         groups: vec![Key::new("dorm-1")?],
+        valid_until: None,
     };
     let mut document = Document::create(&new, author(0), Timestamp(1_667_779_200_000))?;
     document.carry_out(&Intent::VoidCard { card: CardNumber::new("c2")? }, Timestamp(1_667_779_300_000))?;

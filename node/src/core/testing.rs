@@ -226,6 +226,7 @@ impl World {
                 single_limit: fen(2_000),
                 daily_limit: fen(5_000),
                 groups: vec![Key::new("dorm-1").unwrap()],
+                valid_until: None,
             };
             let actor = actor_id(INSTITUTION, NodeId::CENTRE, 1, 1, account);
             let mut document = Document::create(&new, actor, MORNING).unwrap();

@@ -47,6 +47,28 @@ fn stocked(mode: Mode) -> World {
 }
 
 #[test]
+fn a_card_is_good_to_the_end_of_its_last_day_cut_off_or_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::on_disk(Mode::Strict, directory.path());
+    world.share_grant(ALICE, 5_000);
+    world.grant(ALICE, 3_000);
+    let today = feiqian_protocol::time::BusinessCalendar::CHINA.day(world.now.wall);
+    let frame = world.setting(ALICE, Intent::SetValidity { until: Some(today) });
+    world.frame(frame);
+    assert_eq!(decided(&world.buy("1", "alice", 100)), approved(ALICE, 100, 0));
+    world.disconnect();
+    world.pass(86_400_000);
+    assert_eq!(decided(&world.buy("2", "alice", 100)), declined(DeclineReason::Expired));
+    world.reopen();
+    assert_eq!(decided(&world.buy("3", "alice", 100)), declined(DeclineReason::Expired));
+    world.connect();
+    let frame = world.setting(ALICE, Intent::SetValidity { until: None });
+    world.frame(frame);
+    assert_eq!(decided(&world.buy("4", "alice", 100)), approved(ALICE, 100, 0));
+    world.check();
+}
+
+#[test]
 fn a_tap_within_the_right_is_approved_at_once_and_uploaded_after() {
     let mut world = stocked(Mode::Strict);
     let outputs = world.buy("1", "alice", 600);

@@ -33,6 +33,8 @@ pub struct Holder {
     pub daily_limit: Fen,
     /// Groups.
     pub groups: Vec<String>,
+    /// The last day on which the card is good; for ever where there is none.
+    pub valid_until: Option<BusinessDay>,
 }
 
 /// One wallet of an account: its posted balance, what was done here since, and the rights of the open epoch.
@@ -154,6 +156,7 @@ impl Store {
             single_limit: settings.single_limit,
             daily_limit: settings.daily_limit,
             groups: settings.groups,
+            valid_until: settings.valid_until,
         };
         let (purse, share) = self.purse_and_share(account)?;
         Ok(Some(Facts { holder, purse, share }))
@@ -195,9 +198,9 @@ impl Store {
             .execute(params![key, saved, heads.join(" "), settings.canonical()])?;
         let settings = &in_force(&self.connection, account, settings)?;
         // A card never leaves a document, so writing all of them is enough.
-        let mut statement = self
-            .connection
-            .prepare_cached("INSERT OR REPLACE INTO cards VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
+        let mut statement = self.connection.prepare_cached(
+            "INSERT OR REPLACE INTO cards VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?;
         for (card, status) in &settings.cards {
             statement.execute(params![
                 card.as_str(),
@@ -209,6 +212,7 @@ impl Store {
                 settings.single_limit.get(),
                 settings.daily_limit.get(),
                 settings.groups_of(card).join("\n"),
+                settings.valid_until.map(|day| day.0),
             ])?;
         }
         self.cards.borrow_mut().put(account, settings);

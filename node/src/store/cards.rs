@@ -9,6 +9,7 @@ use std::sync::Arc;
 use feiqian_protocol::account::{AccountSettings, CardStatus};
 use feiqian_protocol::ids::{AccountId, CardNumber};
 use feiqian_protocol::money::Fen;
+use feiqian_protocol::time::BusinessDay;
 use rusqlite::{Connection, Row};
 
 use super::StoreError;
@@ -41,6 +42,7 @@ struct Terms {
     daily_limit: Fen,
     frozen: bool,
     closed: bool,
+    valid_until: Option<BusinessDay>,
 }
 
 impl Cards {
@@ -48,7 +50,8 @@ impl Cards {
     pub(super) fn load(connection: &Connection) -> Result<Self, StoreError> {
         let mut cards = Self::default();
         let mut statement = connection.prepare(
-            "SELECT card, account, status, frozen, closed, class, single_limit, daily_limit, groups FROM cards",
+            "SELECT card, account, status, frozen, closed, class, single_limit, daily_limit, groups,
+               valid_until FROM cards",
         )?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -74,6 +77,7 @@ impl Cards {
             single_limit: terms.single_limit,
             daily_limit: terms.daily_limit,
             groups: terms.groups.clone(),
+            valid_until: terms.valid_until,
         })
     }
 
@@ -88,6 +92,7 @@ impl Cards {
                 daily_limit: settings.daily_limit,
                 frozen: settings.frozen,
                 closed: settings.closed,
+                valid_until: settings.valid_until,
             };
             self.put_card(card.clone(), account, *status, terms);
         }
@@ -185,6 +190,7 @@ fn read_terms(row: &Row<'_>) -> Result<Terms, rusqlite::Error> {
         single_limit: Fen::new(row.get(6)?),
         daily_limit: Fen::new(row.get(7)?),
         groups: row.get_ref(8)?.as_str()?.lines().map(str::to_owned).collect(),
+        valid_until: row.get::<_, Option<i32>>(9)?.map(BusinessDay),
     })
 }
 

@@ -8,6 +8,7 @@ use crate::ids::{CardNumber, Key};
 use crate::limits::NAME_BYTES_MAX;
 use crate::money::Fen;
 use crate::pin::PinGeneration;
+use crate::time::BusinessDay;
 
 /// What a change of settings means. The change itself must do this and no more.
 #[derive(Clone, Debug, Decode, Deserialize, Encode, Eq, PartialEq, Serialize)]
@@ -127,6 +128,20 @@ pub enum Intent {
         /// The others that the author had seen.
         #[n(1)]
         others: Vec<PinGeneration>,
+    },
+    /// The last business day on which the account's cards pay and open doors; absent for no end.
+    #[n(35)]
+    SetValidity {
+        /// That day.
+        #[n(0)]
+        until: Option<BusinessDay>,
+    },
+    /// The holder is of another patron class from now on: other prices.
+    #[n(36)]
+    SetClass {
+        /// Its name.
+        #[n(0)]
+        class: String,
     },
     /// Something about the holder; nothing where the value is absent.
     #[n(30)]

@@ -8,7 +8,7 @@
 use automerge::transaction::Transactable;
 use automerge::{ActorId, AutoCommit, ObjType, ROOT, ReadDoc, ScalarValue, Value};
 
-use super::{AccountError, Document, HANDED_OVER, ISSUED};
+use super::{AccountError, Document, HANDED_OVER, ISSUED, VALID_UNTIL};
 use crate::limits::DOCUMENT_BYTES_WORN;
 
 /// The epoch of a document that was never begun anew.
@@ -54,6 +54,9 @@ impl Document {
         let mut new = AutoCommit::new().with_actor(author);
         new.put(ROOT, "class", settings.class.as_str())?;
         new.put(ROOT, "epoch", i64::from(epoch))?;
+        if let Some(day) = settings.valid_until {
+            new.put(ROOT, VALID_UNTIL, i64::from(day.0))?;
+        }
         for field in SETS {
             let from = self.map(field)?;
             let to = new.put_object(ROOT, field, ObjType::Map)?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 
-use super::{AccountError, HolderField, Intent, check_limit};
+use super::{AccountError, HolderField, Intent, check_class, check_limit};
 use crate::canary::{Canary, planted};
 use crate::code::PhoneKey;
 use crate::enrol::Role;
@@ -13,7 +13,7 @@ use crate::ids::{CardNumber, Key};
 use crate::limits::PINS_PER_ACCOUNT_MAX;
 use crate::money::Fen;
 use crate::pin::PinGeneration;
-use crate::time::Timestamp;
+use crate::time::{BusinessDay, Timestamp};
 
 /// Whether a card may be used.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -86,6 +86,9 @@ pub struct AccountSettings {
     /// Payment PINs; none where the holder has the initial one of those who told no ID number.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub pins: BTreeMap<PinGeneration, PinReference>,
+    /// The last business day on which the account's cards are good; for ever where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_until: Option<BusinessDay>,
 }
 
 /// A phone's key as documents have it: the name of its algorithm, a colon, its bytes in base64url.
@@ -110,6 +113,11 @@ impl AccountSettings {
             }
             _ => None,
         }
+    }
+
+    /// True where the account's last day is over.
+    pub fn is_expired(&self, today: BusinessDay) -> bool {
+        self.valid_until.is_some_and(|last| last < today)
     }
 
     /// The groups whose doors a card of the account opens.
@@ -188,6 +196,7 @@ impl AccountSettings {
                 let left = self.pins.len() - replaces.len();
                 if left < PINS_PER_ACCOUNT_MAX { Ok(()) } else { Err(AccountError::TooManyPins) }
             }
+            Intent::SetClass { class } => check_class(class),
             Intent::ConfirmPin { generation, others } => {
                 self.check_pins(others)?;
                 let stays = self.pins.contains_key(generation) && !others.contains(generation);
@@ -261,6 +270,8 @@ impl AccountSettings {
             | Intent::SetPin { .. }
             | Intent::ResetPin { .. }
             | Intent::ConfirmPin { .. }
+            | Intent::SetValidity { .. }
+            | Intent::SetClass { .. }
             | Intent::Describe { .. }
             | Intent::IssueInactiveCard { .. }
             | Intent::HandOverCard { .. }

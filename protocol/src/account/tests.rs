@@ -21,6 +21,7 @@ fn document() -> Document {
         single_limit: Fen::new(2000),
         daily_limit: Fen::new(5000),
         groups: vec![key("dorm-1")],
+        valid_until: None,
     };
     Document::create(&new, actor(0), Timestamp(1)).unwrap()
 }
@@ -66,6 +67,36 @@ fn of_two_limits_the_lower_holds_and_void_is_final() {
     assert_eq!((settings.single_limit, settings.daily_limit), (Fen::new(1000), Fen::new(4000)));
     assert_eq!(settings.cards[&card("c1")], CardStatus::Void);
     assert_eq!(settings, right.settings().unwrap());
+}
+
+#[test]
+fn of_two_last_days_the_earlier_holds_and_an_end_that_was_taken_away_unseen_stays() {
+    let until = |day: Option<i32>| Intent::SetValidity { until: day.map(BusinessDay) };
+    let cases = [
+        (None, Some(20), Some(10), Some(10)),
+        (Some(5), Some(20), Some(10), Some(10)),
+        (Some(5), Some(20), None, Some(20)),
+        (Some(5), None, None, None),
+    ];
+    for (before, left_day, right_day, expected) in cases {
+        let mut centre = document();
+        centre.carry_out(&until(before), Timestamp(1)).unwrap();
+        let (mut left, mut right) = (copy(&mut centre, 1), copy(&mut centre, 2));
+        let one = left.carry_out(&until(left_day), Timestamp(2)).unwrap();
+        let two = right.carry_out(&until(right_day), Timestamp(2)).unwrap();
+        left.merge_change(&two).unwrap();
+        right.merge_change(&one).unwrap();
+        for document in [&mut left, &mut right] {
+            let settings = document.settings().unwrap();
+            assert_eq!(settings.valid_until, expected.map(BusinessDay));
+            assert_eq!(settings.is_expired(BusinessDay(11)), expected == Some(10));
+        }
+    }
+    let mut document = document();
+    let class = |class: &str| Intent::SetClass { class: class.to_owned() };
+    document.carry_out(&class("postgraduate"), Timestamp(1)).unwrap();
+    assert_eq!(document.settings().unwrap().class, "postgraduate");
+    assert!(matches!(document.carry_out(&class(""), Timestamp(1)), Err(AccountError::Class)));
 }
 
 fn pin(number: u8) -> PinGeneration {
@@ -195,6 +226,7 @@ fn a_new_account_is_named_and_of_a_size_that_leaves_room() {
         single_limit: Fen::ZERO,
         daily_limit: Fen::ZERO,
         groups: (0..groups).map(|number| key(&hex(&sha2::Sha256::digest(number.to_be_bytes())))).collect(),
+        valid_until: None,
     };
     let create = |new: &NewAccount| Document::create(new, actor(0), Timestamp(1)).map(drop);
     assert!(create(&new("\u{5b66}\u{751f}", 3)).is_ok());
@@ -319,7 +351,7 @@ fn drawn(state: &mut u64, number: u64) -> Intent {
     let cards = ["c1", "c2", "c3"];
     let card = card(cards[draw(state, 3) as usize]);
     let limit = |state: &mut u64| Fen::new(draw(state, 9_000) as i64);
-    match draw(state, 14) {
+    match draw(state, 16) {
         0 => Intent::ReportLoss { card, loss: key(&format!("l{number}")) },
         1 => Intent::LiftLoss { card, losses: vec![key(&format!("l{}", draw(state, number + 1)))] },
         2 => Intent::SetLimits { single: limit(state), daily: limit(state) },
@@ -333,6 +365,8 @@ fn drawn(state: &mut u64, number: u64) -> Intent {
         10 => Intent::ResetPin { generation: pin(number as u8), replaces: vec![pin(draw(state, 9) as u8)] },
         11 => Intent::IssueInactiveCard { card },
         12 => Intent::HandOverCard { card },
+        13 => Intent::SetValidity { until: (draw(state, 3) > 0).then(|| BusinessDay(draw(state, 9) as i32)) },
+        14 => Intent::SetClass { class: format!("class {}", draw(state, 4)) },
         _ => Intent::Describe { field: HolderField::Name, value: Some(format!("name {number}")) },
     }
 }

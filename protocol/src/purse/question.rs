@@ -169,4 +169,6 @@ refusals! {
     Disagrees = 12, "disagrees", "Please see the card office", "卡账不符，请到卡务中心处理";
     /// The building's role lets it load nothing.
     Role = 13, "role", "Not possible here", "此处不能办理";
+    /// The account's last day is over.
+    Expired = 14, "expired", "Account expired", "账户已过有效期";
 }

@@ -72,6 +72,15 @@ pub(super) enum Account {
         #[command(flatten)]
         of: OfCard,
     },
+    /// Sets the last day on which its cards pay and open doors (有效期), or takes the end away; of one account, or of all in a list.
+    Validity(holder::Validity),
+    /// Puts it into another patron class: other prices.
+    Class {
+        /// Its name, as the campus configuration has it.
+        class: String,
+        #[command(flatten)]
+        of: OfCard,
+    },
     /// Makes it a member of a group (doors, price lists).
     Join {
         /// The group.
@@ -115,6 +124,8 @@ pub(super) fn act(what: Account, out: &mut impl Write) -> anyhow::Result<()> {
             let owed = Fen::new(reply.get("amount_fen").and_then(Value::as_i64).unwrap_or_default());
             writeln!(out, "{owed} yuan written off")?;
         }
+        Account::Validity(validity) => holder::validity(out, validity)?,
+        Account::Class { class, of } => change(out, of, SettingCommand::Class { class })?,
         Account::Join { group, of } => {
             change(out, of, SettingCommand::JoinGroup { group })?;
         }

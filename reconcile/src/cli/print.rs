@@ -47,6 +47,9 @@ pub(crate) fn print_account(out: &mut impl Write, account: &Value) -> anyhow::Re
             writeln!(out, "  {name}")?;
         }
     }
+    if let Some(day) = account["valid_until"].as_str() {
+        writeln!(out, "  good until {day}")?;
+    }
     for (field, told) in account["holder"].as_object().into_iter().flatten() {
         writeln!(out, "  {field}: {}", text(told))?;
     }

@@ -8,12 +8,14 @@ use clap::{Args, Subcommand};
 use feiqian_protocol::account::HolderField;
 use feiqian_protocol::ids::{AccountId, CardNumber, Key};
 use feiqian_protocol::pin::{PaymentPin, PinGeneration};
+use feiqian_protocol::time::BusinessDay;
 use serde_json::Value;
 
 use super::file::{self, Opening};
 use super::{NewHolder, ToPickUp};
 use crate::cli::Data;
 use crate::control::{Client, ClientError};
+use crate::import::day;
 use crate::io::{Command, SettingCommand};
 use crate::pin::HashedPin;
 use crate::pin::command::{Typed, hashed, hashed_for, status};
@@ -24,12 +26,39 @@ const BATCH: usize = 100;
 /// Errors that are shown of one file.
 const ERRORS_SHOWN_MAX: usize = 20;
 
+/// A day on the command line.
+pub fn read_day(text: &str) -> Result<BusinessDay, String> {
+    day("the day", text)?.ok_or_else(|| "a day such as 2027-06-30 is wanted".to_owned())
+}
+
+/// Setting last days.
+#[derive(Args)]
+pub struct Validity {
+    /// A card of the account.
+    #[arg(required_unless_present = "numbers")]
+    card: Option<CardNumber>,
+    /// All whose holders' student or staff numbers stand in this file, a line each. The file is checked whole first.
+    #[arg(long, value_name = "FILE", conflicts_with = "card")]
+    numbers: Option<PathBuf>,
+    /// The last day, such as 2027-06-30.
+    #[arg(long, value_name = "DAY", value_parser = read_day, required_unless_present = "no_end")]
+    until: Option<BusinessDay>,
+    /// It is good for ever.
+    #[arg(long, conflicts_with = "until")]
+    no_end: bool,
+    /// Who says so.
+    #[arg(long, default_value = "operator")]
+    operator: Key,
+    #[command(flatten)]
+    data: Data,
+}
+
 /// Opening accounts.
 #[derive(Args)]
 pub struct Open {
     /// Opens the accounts of a CSV file with a header: number, name, patron_class, and where wanted department, batch, groups
     /// (separated by spaces), card (the next blank one where it is empty), id_last_six (the end of the holder's ID number, of
-    /// which the initial payment PIN is made; 666666 without), single_limit_fen, daily_limit_fen. The file is checked whole first.
+    /// which the initial payment PIN is made; 666666 without), single_limit_fen, daily_limit_fen, valid_until (a day). The file is checked whole first.
     #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["number", "name", "class"])]
     file: Option<PathBuf>,
     /// The holder's student or staff number.
@@ -53,6 +82,9 @@ pub struct Open {
     /// The card that is given out; the next blank one where it is not given.
     #[arg(long)]
     card: Option<CardNumber>,
+    /// The last day on which its cards are good, such as 2027-06-30; for ever where it is not given.
+    #[arg(long, value_name = "DAY", value_parser = read_day)]
+    valid_until: Option<BusinessDay>,
     /// Who opens it.
     #[arg(long, default_value = "operator")]
     operator: Key,
@@ -192,6 +224,7 @@ pub fn open(out: &mut impl Write, open: Open) -> anyhow::Result<()> {
                 card: open.card,
                 single_limit_fen: None,
                 daily_limit_fen: None,
+                valid_until: open.valid_until,
                 initial_pin,
             }]
         }
@@ -279,6 +312,7 @@ fn new_holder(opening: &Opening) -> anyhow::Result<NewHolder> {
         card,
         single_limit_fen: opening.single_limit_fen,
         daily_limit_fen: opening.daily_limit_fen,
+        valid_until: opening.valid_until,
         initial_pin: hashed(opening.initial_pin)?,
     })
 }
@@ -307,6 +341,63 @@ pub fn describe(describe: Describe) -> anyhow::Result<Value> {
         reply = Some(client.command(&command).with_context(|| field.name())?);
     }
     reply.context("nothing to tell: see --help for what can be told")
+}
+
+/// Sets the last day of an account, or of all in a list.
+///
+/// # Errors
+/// Who is not known, before anything is done; or what the service refused, and how many were done before.
+pub fn validity(out: &mut impl Write, validity: Validity) -> anyhow::Result<()> {
+    let Validity { card, numbers, until, no_end: _, operator, data } = validity;
+    let mut client = Client::connect(data.path())?;
+    let cards = match (card, &numbers) {
+        (Some(card), _) => vec![card],
+        (None, Some(path)) => cards_of(&mut client, path)?,
+        (None, None) => bail!("a card or a list of numbers is needed"),
+    };
+    for (done, card) in cards.iter().enumerate() {
+        let change = SettingCommand::Validity { until };
+        let command = Command::ChangeSetting { card: card.clone(), change, operator: operator.clone() };
+        client.command(&command).with_context(|| {
+            format!(
+                "account {} of {}; those before are done, and to say it again does no harm",
+                done + 1,
+                cards.len()
+            )
+        })?;
+    }
+    match until {
+        Some(day) => writeln!(out, "{} accounts are good until {day}", cards.len())?,
+        None => writeln!(out, "{} accounts are good for ever", cards.len())?,
+    }
+    Ok(())
+}
+
+/// A card of each holder whose number stands on a line of a file.
+fn cards_of(client: &mut Client, path: &Path) -> anyhow::Result<Vec<CardNumber>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let (mut cards, mut errors) = (Vec::new(), Vec::new());
+    // Spreadsheets put a byte order mark before the first line.
+    for (line, number) in (1..).zip(text.trim_start_matches('\u{feff}').lines().map(str::trim)) {
+        if number.is_empty() {
+            continue;
+        }
+        let found = Key::new(number).map_err(|error| error.to_string()).and_then(|number| {
+            let find = Command::FindHolder { number: Some(number), user: None };
+            client.command(&find).map_err(|error| error.to_string())
+        });
+        let card =
+            found.map(|account| account["cards"].as_object().and_then(|cards| cards.keys().next().cloned()));
+        match card {
+            Ok(Some(card)) => cards.push(CardNumber::new(card)?),
+            Ok(None) => errors.push((line, "the account has no card".to_owned())),
+            Err(error) => errors.push((line, error)),
+        }
+    }
+    if cards.is_empty() && errors.is_empty() {
+        errors.push((1, "no number stands in it".to_owned()));
+    }
+    if errors.is_empty() { Ok(cards) } else { Err(shown(path, &errors, "account was changed")) }
 }
 
 /// Binds an account; the PIN is a line of standard input.

@@ -9,7 +9,10 @@ use feiqian_protocol::ids::{CardNumber, Key};
 use feiqian_protocol::limits::AMOUNT_FEN_MAX;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::pin::PaymentPin;
+use feiqian_protocol::time::BusinessDay;
 use serde::Deserialize;
+
+use crate::import::day;
 
 /// An account of a file: everything but the hash of its initial PIN, which takes a while.
 #[derive(Clone, Debug)]
@@ -32,6 +35,8 @@ pub struct Opening {
     pub single_limit_fen: Option<Fen>,
     /// See [`super::NewHolder`].
     pub daily_limit_fen: Option<Fen>,
+    /// See [`super::NewHolder`].
+    pub valid_until: Option<BusinessDay>,
     /// The initial PIN by the campus's rule.
     pub initial_pin: PaymentPin,
 }
@@ -49,6 +54,7 @@ struct Row {
     id_last_six: Option<String>,
     single_limit_fen: Option<i64>,
     daily_limit_fen: Option<i64>,
+    valid_until: Option<String>,
 }
 
 /// Reads the accounts of a CSV file, or says for each line what is wrong with it.
@@ -145,6 +151,7 @@ fn opening(row: Row) -> Result<Opening, String> {
         },
         single_limit_fen: limit("single_limit_fen", row.single_limit_fen)?,
         daily_limit_fen: limit("daily_limit_fen", row.daily_limit_fen)?,
+        valid_until: day("valid_until", &row.valid_until.unwrap_or_default())?,
         initial_pin,
     })
 }

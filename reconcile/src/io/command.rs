@@ -414,6 +414,17 @@ pub enum SettingCommand {
         #[serde(default)]
         value: Option<String>,
     },
+    /// The last business day on which the account's cards are good, in days since 1970; for ever where it is absent.
+    Validity {
+        /// That day.
+        #[serde(default)]
+        until: Option<BusinessDay>,
+    },
+    /// Another patron class.
+    Class {
+        /// Its name.
+        class: String,
+    },
     /// Membership of a group.
     JoinGroup {
         /// The group.
@@ -454,6 +465,9 @@ pub struct ImportedAccount {
     /// The day on which the account was opened, where that was lately: a young one is not stood in for.
     #[serde(default)]
     pub opened: Option<BusinessDay>,
+    /// The last day on which its cards are good; absent for no end.
+    #[serde(default)]
+    pub valid_until: Option<BusinessDay>,
 }
 
 /// A purchase of an imported history.
@@ -480,7 +494,7 @@ pub struct CommandError {
     /// A stable code: `unknown_card`, `card_in_use`, `not_lost`, `already_lost`, `amount`, `key_reused`,
     /// `enrolment_unknown`, `enrolment_expired`, `enrolment_used`, `campus`, `account`, `unknown_node`, `time`, `node_open`,
     /// `not_renewed`, `log`, `in_use`, `not_yet`, `empty`, `phone_key`, `too_many_phones`, `not_virtual`, `card_lost`, `card_void`, `life`, `voucher_key`, `ceiling`,
-    /// `frozen`, `receipt_unreadable`, `receipt_foreign`, `receipt_forged`, `receipt_contradicted`, `nothing_held`, `voucher_spent`, `voucher_over`, `owes`,
+    /// `frozen`, `expired`, `receipt_unreadable`, `receipt_foreign`, `receipt_forged`, `receipt_contradicted`, `nothing_held`, `voucher_spent`, `voucher_over`, `owes`,
     /// `number_in_use`, `no_blank_card`, `handed_over`, `not_active`, `pin_initial`, `bind_mismatch`, `bind_locked`, `user_bound`,
     /// `account_bound`, `holder`, `unknown_holder`, `no_login`, `wrong_login`, `login_locked`, `login_changed`; those about PINs
     /// (`wrong_pin`, `pin_locked`, `pin_changed`, `pin_unconfirmed`, `pin_confirmed`), and of

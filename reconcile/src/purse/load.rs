@@ -169,6 +169,7 @@ impl Round<'_> {
             _ if settings.closed => Some(PurseRefusal::Closed),
             Some(CardStatus::Lost) => Some(PurseRefusal::Lost),
             Some(CardStatus::Active) if settings.frozen => Some(PurseRefusal::Frozen),
+            Some(CardStatus::Active) if settings.is_expired(self.state.day) => Some(PurseRefusal::Expired),
             Some(CardStatus::Active) => None,
             _ => Some(PurseRefusal::Void),
         };

@@ -415,6 +415,7 @@ fn person(number: u64) -> Result<centre_io::ImportedAccount> {
         groups: Vec::new(),
         initial_pin: None,
         opened: None,
+        valid_until: None,
     })
 }
 

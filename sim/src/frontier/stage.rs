@@ -107,6 +107,7 @@ pub fn base(workload: &Workload, at: Timestamp, instruments: Instruments) -> Res
             groups: Vec::new(),
             initial_pin: None,
             opened: None,
+            valid_until: None,
         })
     };
     let accounts = (0_u32..).zip(&workload.limits).map(account).collect::<Result<Vec<_>>>()?;

@@ -266,6 +266,7 @@ pub fn imports(accounts: &[Account]) -> impl Iterator<Item = centre_io::Command>
             groups: account.groups.clone(),
             initial_pin: None,
             opened: None,
+            valid_until: account.valid_until,
         };
         centre_io::Command::ImportAccounts { accounts: accounts.iter().map(import).collect() }
     })

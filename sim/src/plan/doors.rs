@@ -167,6 +167,7 @@ fn accounts(rows: &[Row]) -> Result<Vec<Account>> {
             single_limit: None,
             daily_limit: None,
             groups: may.map(|(terminal, _)| Ok(Key::new(terminal.as_str())?)).collect::<Result<_>>()?,
+            valid_until: None,
         })
     };
     votes.into_iter().map(account).collect()

@@ -10,6 +10,7 @@ use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName, TerminalId};
 use feiqian_protocol::money::{Fen, UnitPrice};
 use feiqian_protocol::tap::Pin;
+use feiqian_protocol::time::{BusinessCalendar, BusinessDay};
 
 use super::doors;
 use super::imported::{self, Imported};
@@ -131,6 +132,7 @@ fn between(seed: &mut Seed, (least, most): (Fen, Fen)) -> Fen {
 /// Accounts, and for each its favourite building and how often it goes there, in percent.
 fn accounts(scenario: &Scenario, seed: &mut Seed) -> (Vec<Account>, Vec<(usize, u32)>) {
     let buildings: usize = scenario.buildings.iter().map(|spec| spec.count as usize).sum();
+    let first_day = BusinessCalendar::CHINA.day(scenario.timing.start);
     let mut accounts = Vec::new();
     let mut favourites = Vec::new();
     for spec in &scenario.accounts {
@@ -147,6 +149,7 @@ fn accounts(scenario: &Scenario, seed: &mut Seed) -> (Vec<Account>, Vec<(usize, 
                 single_limit: spec.single_limit,
                 daily_limit: spec.daily_limit,
                 groups: spec.groups.clone(),
+                valid_until: spec.valid_days.map(|days| BusinessDay(first_day.0 + days)),
             });
             favourites.push((seed.index(buildings), spec.favourite));
         }

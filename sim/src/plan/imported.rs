@@ -76,6 +76,7 @@ fn imported(name: &str, workload: Workload) -> Result<Imported, ScenarioError> {
         single_limit: account.single_limit,
         daily_limit: account.daily_limit,
         groups: Vec::new(),
+        valid_until: None,
     });
     Ok(Imported {
         buildings: buildings.collect(),

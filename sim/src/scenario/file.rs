@@ -26,6 +26,7 @@ use crate::plan::{Host, LinkQuality, Timing};
 const BUILDINGS_MAX: u32 = 400;
 const TERMINALS_MAX: u32 = 64;
 const ACCOUNTS_MAX: u32 = 60_000;
+const VALID_DAYS: std::ops::RangeInclusive<i32> = -3_650..=3_650;
 
 /// A value and where it stands.
 type At<T> = Spanned<T>;
@@ -105,6 +106,7 @@ struct AccountTable {
     favourite: Option<At<i64>>,
     #[serde(default)]
     groups: Vec<At<String>>,
+    valid_days: Option<At<i64>>,
 }
 
 /// A value, or a range of them.
@@ -399,6 +401,14 @@ impl Source<'_> {
             daily_limit: fen(&table.daily_limit, "daily_limit")?,
             favourite: self.percent(table.favourite.as_ref(), "favourite", 60)?,
             groups: self.groups(&table.groups)?,
+            valid_days: table.valid_days.as_ref().map(|days| self.days(days)).transpose()?,
+        })
+    }
+
+    fn days(&self, value: &At<i64>) -> Result<i32, ScenarioError> {
+        self.check(value, "valid_days", |days| {
+            let days = i32::try_from(*days).ok().filter(|days| VALID_DAYS.contains(days));
+            days.ok_or_else(|| format!("must be from {} to {}", VALID_DAYS.start(), VALID_DAYS.end()))
         })
     }
 

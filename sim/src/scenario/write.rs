@@ -132,6 +132,9 @@ fn write_account(account: &AccountSpec, out: &mut String) -> std::fmt::Result {
         limit.map_or(Ok(()), |limit| writeln!(out, "{key} = {}", yuan(limit)))?;
     }
     writeln!(out, "favourite = {}", account.favourite)?;
+    if let Some(days) = account.valid_days {
+        writeln!(out, "valid_days = {days}")?;
+    }
     write_groups(&account.groups, out)
 }
 

@@ -292,6 +292,8 @@ impl World<'_> {
         self.found(found);
         let found = receipts::access(self.plan, &self.ledger);
         self.found(found);
+        let found = settings::validity(self.plan, &self.ledger, &books);
+        self.found(found);
         self.check_reports()?;
         self.check_withdrawn_there();
         let in_service = self.buildings.iter().map(|building| self.sites[building.site].identity.node);

@@ -69,6 +69,7 @@ impl World<'_> {
                 groups: account.groups.clone(),
                 initial_pin: pins::initial(index),
                 opened: None,
+                valid_until: account.valid_until,
             })
             .collect();
         for part in accounts.chunks(IMPORT_PART) {

@@ -86,6 +86,7 @@ fn account(card: &str, fen: i64) -> ImportedAccount {
         groups: Vec::new(),
         initial_pin: None,
         opened: None,
+        valid_until: None,
     }
 }
 

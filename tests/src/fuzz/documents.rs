@@ -64,6 +64,7 @@ pub(crate) fn new_account() -> Document {
         single_limit: Fen::new(2_000),
         daily_limit: Fen::new(5_000),
         groups: vec![key("dorm-1")],
+        valid_until: None,
     };
     let actor = actor_id(INSTITUTION, NodeId::CENTRE, 1, 1, AccountId(1));
     Document::create(&new, actor, START).expect("limits are in range")

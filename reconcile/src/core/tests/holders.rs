@@ -34,6 +34,7 @@ fn new(number: &str, name: &str, card_text: Option<&str>, pin: u8) -> NewHolder 
         card: card_text.map(card),
         single_limit_fen: None,
         daily_limit_fen: None,
+        valid_until: None,
         initial_pin: hashed(pin, pin),
     }
 }

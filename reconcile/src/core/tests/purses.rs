@@ -276,6 +276,14 @@ fn what_the_centre_may_not_load_moves_nothing() {
     assert_eq!(refusal(&mut bench, other), PurseRefusal::UnknownCard);
     let richer = Chip { balance: 500, ..chip.clone() }.begin(1_000, terminal(1));
     assert_eq!(refusal(&mut bench, richer), PurseRefusal::Disagrees);
+    let validity = |until| Command::ChangeSetting {
+        card: card(SERIAL),
+        change: SettingCommand::Validity { until },
+        operator: key("desk"),
+    };
+    bench.command(validity(Some(BusinessDay(1)))).unwrap();
+    assert_eq!(refusal(&mut bench, chip.begin(1_000, terminal(1))), PurseRefusal::Expired);
+    bench.command(validity(None)).unwrap();
     bench.command(Command::ReportLoss { card: card(SERIAL), operator: key("desk") }).unwrap();
     assert_eq!(refusal(&mut bench, chip.begin(1_000, terminal(1))), PurseRefusal::Lost);
     assert_eq!(bench.number("SELECT COUNT(*) FROM purse_loads"), 0);

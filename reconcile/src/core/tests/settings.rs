@@ -86,6 +86,27 @@ fn change(bench: &mut Bench, change: SettingCommand) -> Reply {
 }
 
 #[test]
+fn an_account_has_a_last_day_and_goes_into_another_class() {
+    let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
+    let day = BusinessCalendar::CHINA.day(bench.now.wall);
+    let shown = change(&mut bench, SettingCommand::Validity { until: Some(day) }).unwrap();
+    assert_eq!(shown["valid_until"], json!(day.to_string()));
+    let shown = change(&mut bench, SettingCommand::Class { class: "staff".to_owned() }).unwrap();
+    assert_eq!((&shown["patron_class"], &shown["valid_until"]), (&json!("staff"), &json!(day.to_string())));
+    let shown = change(&mut bench, SettingCommand::Validity { until: None }).unwrap();
+    assert_eq!(shown["valid_until"], json!(null));
+    let class = SettingCommand::Class { class: String::new() };
+    assert_eq!(change(&mut bench, class).unwrap_err().code, "class");
+    // No building sets either.
+    let mut desk = Kiosk::of(&mut bench, Role::Desk);
+    desk.set(&mut bench, Intent::SetClass { class: "guest".to_owned() });
+    desk.set(&mut bench, Intent::SetValidity { until: None });
+    assert_eq!(settings(&bench)["class"], json!("staff"));
+    assert_eq!(bench.number("SELECT COUNT(*) FROM faults"), 2);
+    bench.check();
+}
+
+#[test]
 fn a_kiosk_may_report_a_loss_but_not_lift_it() {
     let mut bench = campus_of(Mode::Strict, 1, &[1_000]);
     let mut kiosk = Kiosk::of(&mut bench, Role::Kiosk);

@@ -31,6 +31,7 @@ impl World<'_> {
                 || paying.is_empty()
                 || lost.contains(&card)
                 || self.ledger.closings.contains_key(&account)
+                || self.plan.accounts[account].valid_until.is_some()
                 || self.purses.has(&card)
             {
                 continue;

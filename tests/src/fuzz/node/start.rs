@@ -138,6 +138,7 @@ pub(super) fn prepare() -> Start {
             single_limit: Fen::new(2_000),
             daily_limit: Fen::new(5_000),
             groups: Vec::new(),
+            valid_until: None,
         };
         let actor = actor_id(INSTITUTION, NodeId::CENTRE, 1, 1, account);
         let mut document = Document::create(&new, actor, START).expect("limits are in range");
