@@ -468,8 +468,9 @@ fn allowance(books: &Books) -> Checked {
     }
     for ((account, day), fen) in used {
         if let Some(daily) = books.daily.get(&account) {
-            // A voucher counts once, in however many buildings it pays.
-            let daily = *daily + books.vouchers.beyond(account);
+            // A voucher counts once, in however many buildings it pays; and one that a centre has forgotten is in no share.
+            let forgotten = if books.was_restored { books.vouchers.forgotten(account) } else { Fen::ZERO };
+            let daily = *daily + books.vouchers.beyond(account) + forgotten;
             promise!(
                 fen <= daily,
                 Allowance,

@@ -99,6 +99,13 @@ impl Vouchers {
         of_account.map(|(_, voucher)| voucher.beyond()).sum()
     }
 
+    /// What vouchers of an account have paid that no stream tells of: a centre signed them that was restored since.
+    pub fn forgotten(&self, account: AccountId) -> Fen {
+        let of_account = self.0.range((account, 0)..=(account, u32::MAX));
+        let forgotten = of_account.filter(|(_, voucher)| voucher.placed.is_none());
+        forgotten.flat_map(|(_, voucher)| &voucher.taken).map(|taken| taken.amount).sum()
+    }
+
     /// True where the centre's note of a fault is of a voucher or a code that was in fact used twice, or of a voucher that a centre
     /// which was restored since has signed, and no stream that came back tells of.
     pub fn explains(&self, fault: &str, was_restored: bool) -> bool {
@@ -193,12 +200,14 @@ pub fn holds(books: &Books) -> Checked {
                 Some(of) => {
                     let node = of.log.writer;
                     let (up_to, sound) = ingested.get(&node).copied().unwrap_or_default();
-                    // A restored copy has lost the debit that its receipt tells of, and has written something else there.
+                    // A restored copy has lost the debit that its receipt tells of, and has written something else there; or it
+                    // has it in a branch, where a position says nothing.
                     let is_there = |taken: &Taken| {
                         taken.node == node && taken.position.is_none_or(|position| position == of.position)
                     };
-                    let has_paid = sound || voucher.taken.iter().any(is_there);
-                    if up_to >= of.position && has_paid { Fen::ZERO } else { moved.kept }
+                    let has_paid =
+                        if sound { up_to >= of.position } else { voucher.taken.iter().any(is_there) };
+                    if has_paid { Fen::ZERO } else { moved.kept }
                 }
                 None => Fen::ZERO,
             },
