@@ -64,7 +64,7 @@ fn authorize_a_purchase(bencher: Bencher<'_, '_>) {
     let kind = TapKind::Amount(Fen::new(1_250));
     bencher.bench(|| {
         let holder =
-            standing(black_box(kind), Some(black_box(&holder)), false, &[], true, BusinessDay(1)).unwrap();
+            standing(black_box(kind), Some(black_box(&holder)), false, None, true, BusinessDay(1)).unwrap();
         let (amount, _) = price(black_box(kind), &holder.class, None, 1).unwrap();
         let funds = Funds { holder, purse: &purse, share: &share, day, mode: Mode::Hybrid, held: Fen::ZERO };
         cover(amount, Pin::Absent, &funds).unwrap()
@@ -182,6 +182,8 @@ fn core_with_rights() -> NodeCore {
         daily_limit_fen: Fen::new(5_000_000),
         policy: Policy::default(),
         voucher_keys: Vec::new(),
+        hours: Vec::new(),
+        holidays: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "counter".to_owned(), tariff: Default::default() }],
         buildings: vec![Building { node: name, terminals: vec![terminal] }],
     };

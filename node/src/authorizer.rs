@@ -32,7 +32,8 @@ pub fn check_kind(kind: TapKind, terminal: &str, merchant: Option<&Merchant>) ->
 }
 
 /// Whether card and account are good for this kind of tap at this terminal, money aside. `lost` is a loss that was
-/// told ahead of its entry; `sells` is false where this node may not write purchases.
+/// told ahead of its entry; `groups` are those whose members may pass now, absent for anybody; `sells` is false where this node may not
+/// write purchases.
 ///
 /// # Errors
 /// The reason to decline.
@@ -40,7 +41,7 @@ pub fn standing<'a>(
     kind: TapKind,
     holder: Option<&'a Holder>,
     lost: bool,
-    groups: &[Key],
+    groups: Option<&[Key]>,
     sells: bool,
     today: BusinessDay,
 ) -> Result<&'a Holder, DeclineReason> {
@@ -67,8 +68,9 @@ pub fn standing<'a>(
     }
     let is_legacy = holder.card == CardStatus::Legacy;
     let permitted = if access {
-        (groups.is_empty() && !is_legacy)
-            || groups.iter().any(|group| holder.groups.iter().any(|own| own == group.as_str()))
+        groups.map_or(!is_legacy, |groups| {
+            groups.iter().any(|group| holder.groups.iter().any(|own| own == group.as_str()))
+        })
     } else {
         sells && !is_legacy
     };
@@ -259,7 +261,7 @@ mod tests {
         let purchase = TapKind::Amount(Fen::new(100));
         let groups = [Key::new("dorm-1").unwrap()];
         let reason = |kind, holder: Option<&Holder>, lost, sells| {
-            standing(kind, holder, lost, &groups, sells, TODAY).map(|holder| holder.account)
+            standing(kind, holder, lost, Some(&groups), sells, TODAY).map(|holder| holder.account)
         };
         assert_eq!(reason(purchase, None, false, true), Err(DeclineReason::UnknownCard));
         let mut bad =
@@ -295,7 +297,15 @@ mod tests {
         let old = Holder { card: CardStatus::Legacy, groups: vec!["classrooms".to_owned()], ..holder() };
         let judged = |kind, groups: &[&str]| {
             let groups: Vec<Key> = groups.iter().map(|group| Key::new(*group).unwrap()).collect();
-            standing(kind, Some(&old), false, &groups, true, TODAY).map(|holder| holder.account)
+            standing(
+                kind,
+                Some(&old),
+                false,
+                Some(&groups[..]).filter(|groups| !groups.is_empty()),
+                true,
+                TODAY,
+            )
+            .map(|holder| holder.account)
         };
         assert_eq!(judged(TapKind::Access, &["labs", "classrooms"]), Ok(AccountId(1)));
         for groups in [&["dorm-1"][..], &[]] {

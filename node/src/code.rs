@@ -115,6 +115,13 @@ impl NodeCore {
         self.state.centre_clock.now(now.elapsed_ms, floor)
     }
 
+    /// The time that doors go by: this node's clock, as far as it agrees with what is known of the centre's.
+    pub(crate) fn time_of_day(&self, now: &Now) -> Timestamp {
+        let CentreTime { earliest, latest } = self.code_time(now);
+        let time = now.wall.max(earliest);
+        latest.map_or(time, |latest| time.min(latest))
+    }
+
     /// Why nothing can be by a code; nothing where there is none.
     pub(crate) fn code_fault(&self, now: &Now, code: Option<&CheckedCode>) -> Option<DeclineReason> {
         let fault = code?.judge(&self.code_time(now)).err()?;

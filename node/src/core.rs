@@ -340,11 +340,11 @@ impl NodeCore {
         let kind = feiqian_protocol::tap::TapKind::Access;
         let holder = facts.as_ref().map(|facts| &facts.holder);
         let lost = holder.is_some_and(|holder| self.is_told_lost(card, holder.account));
-        let account = match crate::authorizer::standing(kind, holder, lost, &[], true, self.business_day(now))
-        {
-            Ok(holder) => holder.account,
-            Err(reason) => return Ok(Err(reason)),
-        };
+        let account =
+            match crate::authorizer::standing(kind, holder, lost, None, true, self.business_day(now)) {
+                Ok(holder) => holder.account,
+                Err(reason) => return Ok(Err(reason)),
+            };
         let purse = facts.map(|facts| facts.purse).unwrap_or_default();
         Ok(Ok(BalanceView {
             account,

@@ -17,7 +17,7 @@ use feiqian_protocol::campus::{Merchant, Mode, Terminal};
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::Measured;
-use feiqian_protocol::ids::{AccountId, CardNumber};
+use feiqian_protocol::ids::{AccountId, CardNumber, Key};
 use feiqian_protocol::limits::PENDING_TAPS_MAX;
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::rights::Share;
@@ -224,8 +224,18 @@ impl NodeCore {
         // A debit by a door would be refused at ingest.
         let sells = self.identity.role != Role::Door;
         let held = facts.as_ref().map(|facts| &facts.holder);
-        let mut judged =
-            standing(request.kind, held, lost, &terminal.groups, sells, self.business_day(now)).map(|_| ());
+        let open: Vec<Key>;
+        let groups = match &terminal.groups[..] {
+            [] => None,
+            all if campus.config.hours.is_empty() || request.kind != TapKind::Access => Some(all),
+            all => {
+                let (node, time) = (&self.identity.name, self.time_of_day(now));
+                open = all.iter().filter(|group| campus.config.is_open(node, group, time)).cloned().collect();
+                Some(&open[..])
+            }
+        };
+        let today = self.business_day(now);
+        let mut judged = standing(request.kind, held, lost, groups, sells, today).map(|_| ());
         if matches!(judged, Ok(()) | Err(DeclineReason::NotPermitted)) && self.is_code_used(request)? {
             judged = Err(DeclineReason::CodeUsed);
         }

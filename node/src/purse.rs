@@ -240,7 +240,7 @@ impl NodeCore {
         let lost = holder.is_some_and(|holder| self.is_told_lost(&card, holder.account));
         let sells = self.identity.role != Role::Door;
         let heard = self.heard_until(now);
-        Ok(match standing(TapKind::Amount(Fen::new(1)), holder, lost, &[], sells, self.business_day(now)) {
+        Ok(match standing(TapKind::Amount(Fen::new(1)), holder, lost, None, sells, self.business_day(now)) {
             Ok(_) => PurseDone::Usable { known: true, heard },
             // Nothing can be said of a card that nobody here has heard of.
             Err(DeclineReason::UnknownCard) => PurseDone::Usable { known: false, heard: None },

@@ -1,14 +1,17 @@
 //! The campus configuration: what the centre publishes, signed and versioned, and both ends decide by.
 
+mod hours;
+
 use std::collections::BTreeMap;
 
+pub use hours::{CivilDay, Hours, Span};
 use serde::{Deserialize, Serialize};
 
 use crate::code::{VOUCHER_KEYS_MAX, VoucherKey};
 use crate::ids::{CampusId, InstitutionId, Key, NodeName, TerminalId};
 use crate::limits::CAMPUS_CONFIG_BYTES_MAX;
 use crate::money::{Fen, UnitPrice};
-use crate::time::BusinessCalendar;
+use crate::time::{BusinessCalendar, Timestamp};
 
 /// A campus configuration.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -34,6 +37,12 @@ pub struct CampusConfig {
     /// before its first use, so that cut-off buildings have it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub voucher_keys: Vec<VoucherKey>,
+    /// When doors let members of groups pass.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hours: Vec<Hours>,
+    /// Days on which [`Hours::holidays`] hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holidays: Vec<CivilDay>,
     /// Who is paid.
     pub merchants: Vec<Merchant>,
     /// The buildings, each with one node.
@@ -206,6 +215,9 @@ pub enum CampusError {
         /// The merchant.
         merchant: u16,
     },
+    /// Hours name a building that is not there.
+    #[error("hours name building {0:?}, which is not in the campus configuration")]
+    NoBuilding(String),
     /// A limit is out of range.
     #[error("{key} must be {range}")]
     OutOfRange {
@@ -239,6 +251,16 @@ impl CampusConfig {
         }
         if self.voucher_keys.iter().any(|key| key.from_ms >= key.to_ms) {
             return Err(CampusError::OutOfRange { key: "to_ms", range: "after from_ms of its voucher key" });
+        }
+        for hours in &self.hours {
+            if hours.open.len() > hours::SPANS_MAX
+                || hours.holidays.as_ref().is_some_and(|spans| spans.len() > hours::SPANS_MAX)
+            {
+                return Err(CampusError::OutOfRange { key: "hours", range: "at most 16 parts of a day" });
+            }
+            if let Some(unknown) = hours.nodes.iter().find(|node| self.building(node).is_none()) {
+                return Err(CampusError::NoBuilding(unknown.to_string()));
+            }
         }
         let terminals = || self.buildings.iter().flat_map(|building| &building.terminals);
         once("terminal", terminals().map(|terminal| terminal.id.to_string()))?;
@@ -307,6 +329,17 @@ impl CampusConfig {
         let config: Self = serde_json::from_slice(bytes)?;
         config.check()?;
         Ok(config)
+    }
+
+    /// Whether a building's doors that are open to a group are so now.
+    pub fn is_open(&self, node: &NodeName, group: &Key, time: Timestamp) -> bool {
+        let mut tables = self.hours.iter().filter(|hours| hours.is_about(group, node)).peekable();
+        if tables.peek().is_none() {
+            return true;
+        }
+        let at = hours::LocalTime::of(time, &self.calendar);
+        let is_holiday = self.holidays.contains(&at.day);
+        tables.any(|hours| hours.is_open(at, is_holiday))
     }
 
     /// The merchant of a number.

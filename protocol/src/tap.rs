@@ -183,7 +183,7 @@ decline_reasons! {
     /// The code, or a later one, was used here before.
     CodeUsed = 26, "code_used", true, "Code was used, show a fresh one", "二维码已使用，请刷新";
     /// The holder has no permission here or now.
-    NotPermitted = 57, "not_permitted", false, "Not permitted here", "无权限";
+    NotPermitted = 57, "not_permitted", true, "Not permitted here or now", "此处或此时无权限";
     /// No tariff for this holder at this terminal.
     NoTariff = 58, "no_tariff", false, "No price for this holder", "无适用费率";
     /// A PIN was entered, and the account has none here that pays: none was chosen, or two were and neither is confirmed, or

@@ -132,6 +132,8 @@ impl Centre {
             daily_limit_fen: Fen::new(5_000),
             policy: Policy::default(),
             voucher_keys: Vec::new(),
+            hours: Vec::new(),
+            holidays: Vec::new(),
             merchants: vec![Merchant { id: 1, name: "counter".to_owned(), tariff: Default::default() }],
             buildings: vec![Building { node: node.clone(), terminals: vec![terminal] }],
         };

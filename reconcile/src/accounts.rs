@@ -81,6 +81,9 @@ impl Round<'_> {
                 self.close_account(&card, channel, subsidy_channel, operator)
             }
             Command::ChangeSetting { card, change, operator } => self.change_setting(&card, change, operator),
+            Command::Campus {} => {
+                Ok(Ok(json!({ "version": self.state.campus_version, "config": self.state.campus })))
+            }
             Command::PublishCampus { config } => self.publish_campus(&config),
             Command::CreateEnrolment { name, role, lookup, secret } => {
                 self.create_enrolment(name, role, &lookup, &secret)

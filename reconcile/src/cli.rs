@@ -5,6 +5,7 @@ mod accounts;
 mod cards;
 mod cases;
 pub(crate) mod print;
+mod publish;
 
 use std::ffi::OsString;
 use std::io::{BufWriter, IsTerminal, Write};
@@ -126,14 +127,8 @@ enum Action {
         #[arg(long)]
         moved: bool,
     },
-    /// Publishes a changed campus file; the buildings get it at once, cut-off ones when they are back.
-    Publish {
-        /// The campus (TOML).
-        #[arg(long, value_name = "FILE.toml")]
-        campus: PathBuf,
-        #[command(flatten)]
-        data: Data,
-    },
+    /// Publishes a changed campus file, and shows what it changes; the buildings get it at once, cut-off ones when they are back.
+    Publish(publish::Publish),
     /// Brings accounts in, or the log of a closed node.
     Import {
         #[command(subcommand)]
@@ -364,11 +359,7 @@ fn act(action: Action, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             };
             run::run(&config, origin)?;
         }
-        Action::Publish { campus, data } => {
-            let (campus, _) = read_campus(&campus)?;
-            say(&data.dir, &Command::PublishCampus { config: serde_json::to_value(&campus)? })?;
-            writeln!(out, "published")?;
-        }
+        Action::Publish(publish) => publish::act(publish, out)?,
         Action::Import { what: Import::Accounts { file, data } } => import::accounts(out, &file, &data.dir)?,
         Action::Import { what: Import::Log { file, data } } => import::log(out, &file, &data.dir)?,
         Action::Import { what: Import::History { file, data } } => history::import(out, &file, &data.dir)?,

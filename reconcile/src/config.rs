@@ -104,6 +104,7 @@ pub fn parse_campus(file: &Path, text: &str) -> Result<CampusConfig, ConfigError
             CampusError::Twice { name, .. } => (format!("\"{name}\""), 2),
             CampusError::NoMerchant { terminal, .. } => (format!("\"{terminal}\""), 1),
             CampusError::OutOfRange { key, .. } => ((*key).to_owned(), 1),
+            CampusError::NoBuilding(node) => (format!("{node:?}"), 1),
             CampusError::Malformed(_) | CampusError::TooLarge(_) => (String::new(), 0),
         };
         ConfigError::at(file, text, &needle, nth, &error.to_string())
@@ -251,6 +252,19 @@ mod tests {
         let range = format!("single_limit_fen = -1\n{good}");
         let error = read_campus(file(&range).path()).unwrap_err();
         assert_eq!(place(&error), (Some(1), Some("single_limit_fen")), "{error}");
+
+        let hours = |open: &str, node: &str| {
+            format!(
+                "holidays = [\"2026-10-01\"]\n{good}[[hours]]\ngroup = \"a\"\nnodes = [\"{node}\"]\nopen = [\"{open}\"]\n"
+            )
+        };
+        let (campus, _) = read_campus(file(&hours("06:00-23:00", "canteen-red")).path()).unwrap();
+        assert_eq!((campus.hours.len(), campus.holidays.len()), (1, 1));
+        let error = read_campus(file(&hours("6-23", "canteen-red")).path()).unwrap_err();
+        assert_eq!(error.line, Some(14), "{error}");
+        assert!(error.to_string().contains("06:00-23:00"), "{error}");
+        let error = read_campus(file(&hours("06:00-23:00", "dormitory")).path()).unwrap_err();
+        assert_eq!(place(&error), (Some(13), Some("nodes")), "{error}");
 
         let unknown = good.replace("name = \"Red\"", "nmae = \"Red\"");
         let error = read_campus(file(&unknown).path()).unwrap_err();

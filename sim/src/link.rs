@@ -205,6 +205,8 @@ impl World {
             daily_limit_fen: self.setup.limits.1,
             policy: self.setup.policy.clone(),
             voucher_keys: self.voucher_keys(),
+            hours: Vec::new(),
+            holidays: Vec::new(),
             merchants: (1..=self.setup.nodes)
                 .map(|id| Merchant { id, name: format!("merchant {id}"), tariff: BTreeMap::new() })
                 .collect(),

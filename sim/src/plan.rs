@@ -489,6 +489,8 @@ impl Plan {
             daily_limit_fen: Fen::new(5_000),
             policy: self.policy.clone(),
             voucher_keys: Vec::new(),
+            hours: Vec::new(),
+            holidays: Vec::new(),
             merchants,
             buildings,
         }

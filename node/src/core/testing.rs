@@ -60,7 +60,7 @@ pub(crate) fn voucher_key() -> SigningKey {
     SigningKey::from_bytes(&[3; 32])
 }
 
-fn campus(mode: Mode) -> CampusConfig {
+pub(crate) fn campus(mode: Mode) -> CampusConfig {
     let terminal = |id: &str, merchant, groups: &[&str]| Terminal {
         id: TerminalId::new(id).unwrap(),
         merchant,
@@ -79,6 +79,8 @@ fn campus(mode: Mode) -> CampusConfig {
             to_ms: MORNING.plus_ms(365 * 86_400_000),
         }],
         policy: Policy { mode, ..Policy::default() },
+        hours: Vec::new(),
+        holidays: Vec::new(),
         merchants: vec![Merchant {
             id: 1,
             name: "counter".to_owned(),

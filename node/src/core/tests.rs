@@ -1,12 +1,15 @@
 //! The core as a whole, with a virtual clock and a centre that does as it is told.
 
 use feiqian_protocol::account::Intent;
-use feiqian_protocol::campus::Mode;
-use feiqian_protocol::entry::{Body, CloseRequest, Closed, Delta, Hint, Pool, Posted, PostedHead};
+use feiqian_protocol::campus::{CampusConfig, Hours, Mode};
+use feiqian_protocol::entry::{
+    Body, CampusPublished, CloseRequest, Closed, Delta, Hint, Pool, Posted, PostedHead,
+};
 use feiqian_protocol::frame::{Ask, Branch, Entries, Frame, LossNotice, No, Recall, RefusalReason};
-use feiqian_protocol::ids::{CardNumber, Epoch, Key, LogId, Unit, Wallet};
+use feiqian_protocol::ids::{CardNumber, Epoch, Key, LogId, TerminalId, Unit, Wallet};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::tap::{DeclineReason, Pin, TapKind, TapRequest};
+use feiqian_protocol::tap::{DeclineReason, Pin, TapKey, TapKind, TapRequest};
+use feiqian_protocol::time::Timestamp;
 
 mod pins;
 mod purses;
@@ -44,6 +47,65 @@ fn stocked(mode: Mode) -> World {
     world.share_grant(ALICE, 5_000);
     world.grant(ALICE, 1_000);
     world
+}
+
+#[test]
+fn a_door_lets_a_group_pass_in_its_hours() {
+    let mut world = World::connected(Mode::Strict);
+    let mut pass = {
+        let mut number = 0;
+        move |world: &mut World, text: &str| {
+            let (day, minutes) = text.split_once(' ').unwrap();
+            let minutes: i64 = minutes.parse().unwrap();
+            let days: i64 = day.parse().unwrap();
+            let time = start_of(MORNING).plus_ms((days * 1_440 + minutes) * 60_000);
+            let ms = time.ms_since(world.now.wall);
+            world.pass(u64::try_from(ms).unwrap());
+            number += 1;
+            let door = TapKey { terminal: TerminalId::new("door").unwrap(), ..key(&format!("h{number}")) };
+            decided(&world.tap(TapRequest { key: door, ..tap("x", "alice", TapKind::Access) }))
+        }
+    };
+    let holiday = feiqian_protocol::time::BusinessCalendar::CHINA.day(MORNING.plus_ms(2 * 86_400_000));
+    let config = CampusConfig {
+        hours: vec![Hours {
+            group: Key::new("dorm-1").unwrap(),
+            nodes: vec![],
+            open: vec!["06:00-23:00".parse().unwrap()],
+            holidays: Some(vec!["08:00-09:00".parse().unwrap()]),
+        }],
+        holidays: vec![holiday.to_string().parse().unwrap()],
+        ..campus(Mode::Strict)
+    };
+    let config = config.to_bytes().unwrap().into();
+    let published = CampusPublished { version: 2, config };
+    let frame = world.centre.write(LogId::shard(INSTITUTION, 0), world.now.wall, vec![published.into()]);
+    world.frame(frame);
+    world.disconnect();
+    let (open, shut) = (approved(ALICE, 0, 0), declined(DeclineReason::NotPermitted));
+    assert_eq!(pass(&mut world, "0 1379"), open, "22:59");
+    assert_eq!(pass(&mut world, "0 1380"), shut, "23:00");
+    assert_eq!(pass(&mut world, "1 359"), shut, "05:59");
+    assert_eq!(pass(&mut world, "1 360"), open, "06:00");
+    assert_eq!(pass(&mut world, "2 479"), shut, "07:59 on a holiday");
+    assert_eq!(pass(&mut world, "2 480"), open, "08:00 on a holiday");
+    // A clock that has fallen back to 1970: the centre was heard, and for how long this has run since is known.
+    world.now.wall = Timestamp(0);
+    let again = |world: &mut World, sequence: &str| {
+        let door = TapKey { terminal: TerminalId::new("door").unwrap(), ..key(sequence) };
+        decided(&world.tap(TapRequest { key: door, ..tap("x", "alice", TapKind::Access) }))
+    };
+    world.pass(20 * 60_000);
+    assert_eq!(again(&mut world, "a1"), open, "08:20");
+    world.pass(45 * 60_000);
+    assert_eq!(again(&mut world, "a2"), shut, "09:05");
+    world.check();
+}
+
+/// Local midnight.
+fn start_of(time: Timestamp) -> Timestamp {
+    let calendar = feiqian_protocol::time::BusinessCalendar::CHINA;
+    calendar.start(calendar.day(time))
 }
 
 #[test]
@@ -505,7 +567,7 @@ fn one_changed_fen_shows() {
     assert_eq!(problems("UPDATE cards SET single_limit = single_limit - 1 WHERE account = 1"), 0);
     assert_eq!(
         problems(
-            "INSERT INTO cards SELECT 'x', account, 0, 0, 0, class, 1, 1, '' FROM cards WHERE account = 1"
+            "INSERT INTO cards SELECT 'x', account, 0, 0, 0, class, 1, 1, '', NULL FROM cards WHERE account = 1"
         ),
         1
     );

@@ -245,6 +245,8 @@ pub enum Command {
         /// Who changes it.
         operator: Key,
     },
+    /// Shows the campus configuration in force: `version` and `config`.
+    Campus {},
     /// Publishes a campus configuration.
     PublishCampus {
         /// The configuration, as JSON of [`feiqian_protocol::campus::CampusConfig`].

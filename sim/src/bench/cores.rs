@@ -121,6 +121,8 @@ fn campus(node: &NodeName) -> Result<CampusConfig> {
         daily_limit_fen: Fen::new(10_000_000),
         policy: Policy::default(),
         voucher_keys: Vec::new(),
+        hours: Vec::new(),
+        holidays: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "canteen".to_owned(), tariff: Default::default() }],
         buildings: vec![Building { node: node.clone(), terminals }],
     })

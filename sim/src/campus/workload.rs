@@ -140,6 +140,8 @@ impl Workload {
             daily_limit_fen: Fen::new(5_000),
             policy: Policy { mode, ..Policy::default() },
             voucher_keys: Vec::new(),
+            hours: Vec::new(),
+            holidays: Vec::new(),
             merchants,
             buildings,
         }

@@ -73,6 +73,8 @@ impl Workload {
             daily_limit_fen: Fen::new(5_000),
             policy: policy.clone(),
             voucher_keys: Vec::new(),
+            hours: Vec::new(),
+            holidays: Vec::new(),
             merchants,
             buildings,
         })

@@ -150,6 +150,8 @@ pub(super) fn campus(mode: Mode) -> CampusConfig {
         daily_limit_fen: Fen::new(5_000),
         policy: Policy { mode, ..Policy::default() },
         voucher_keys: Vec::new(),
+        hours: Vec::new(),
+        holidays: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "canteen".to_owned(), tariff: BTreeMap::new() }],
         buildings: vec![Building { node: NodeName::new("n1").unwrap(), terminals: vec![terminal] }],
     }

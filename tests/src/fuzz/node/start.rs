@@ -101,6 +101,8 @@ pub(crate) fn campus(mode: Mode) -> CampusConfig {
         daily_limit_fen: Fen::new(5_000),
         policy: Policy { mode, ..Policy::default() },
         voucher_keys: Vec::new(),
+        hours: Vec::new(),
+        holidays: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "counter".to_owned(), tariff }],
         buildings: vec![Building {
             node: identity().name,

@@ -1,0 +1,199 @@
+//! When doors let members of a group pass: time tables, and the days that have other ones.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Key, NodeName};
+use crate::time::{BusinessCalendar, Timestamp, civil_from_days};
+
+/// Minutes of a day.
+const DAY: u16 = 24 * 60;
+
+/// Spans of one time table at most: more is a mistake in the file.
+pub const SPANS_MAX: usize = 16;
+
+/// When members of a group pass at doors that are theirs. Where several are of one group and building, any of them lets pass;
+/// where none is, the door is open to the group at all hours.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hours {
+    /// The group.
+    pub group: Key,
+    /// The nodes of the buildings; all where empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeName>,
+    /// When it is open.
+    pub open: Vec<Span>,
+    /// When on holidays; as on other days where absent, and never where empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holidays: Option<Vec<Span>>,
+}
+
+/// Part of a day on the campus's wall clock, such as `06:00-23:00`; the end is not in it. One that ends before it begins goes on after
+/// midnight.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span {
+    from: u16,
+    to: u16,
+}
+
+/// A day of the calendar, such as `2026-10-01`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CivilDay(i64);
+
+/// A point of the campus's wall clock.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct LocalTime {
+    pub(super) day: CivilDay,
+    minute: u16,
+}
+
+impl LocalTime {
+    pub(super) fn of(time: Timestamp, calendar: &BusinessCalendar) -> Self {
+        let minutes = time.0.div_euclid(60_000) + i64::from(calendar.utc_offset_minutes);
+        let day = CivilDay(minutes.div_euclid(i64::from(DAY)));
+        Self { day, minute: minutes.rem_euclid(i64::from(DAY)) as u16 }
+    }
+}
+
+impl Hours {
+    /// True where this is about a group in a building.
+    pub(super) fn is_about(&self, group: &Key, node: &NodeName) -> bool {
+        self.group == *group && (self.nodes.is_empty() || self.nodes.contains(node))
+    }
+
+    pub(super) fn is_open(&self, at: LocalTime, is_holiday: bool) -> bool {
+        let other = self.holidays.as_ref().filter(|_| is_holiday);
+        other.unwrap_or(&self.open).iter().any(|span| span.contains(at.minute))
+    }
+}
+
+impl Span {
+    const fn contains(self, minute: u16) -> bool {
+        if self.from < self.to {
+            self.from <= minute && minute < self.to
+        } else {
+            self.from <= minute || minute < self.to
+        }
+    }
+}
+
+fn minute(text: &str) -> Option<u16> {
+    let (hour, minute) = text.split_once(':')?;
+    let digits = |text: &str| (text.len() == 2).then(|| text.parse::<u16>().ok()).flatten();
+    let (hour, minute) = (digits(hour)?, digits(minute)?);
+    let of_day = hour * 60 + minute;
+    (minute < 60 && of_day <= DAY).then_some(of_day)
+}
+
+impl FromStr for Span {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (from, to) =
+            text.split_once('-').and_then(|(from, to)| minute(from).zip(minute(to))).unwrap_or_default();
+        if from < DAY && from != to {
+            Ok(Self { from, to })
+        } else {
+            Err(format!("{text:?} is no part of a day such as 06:00-23:00"))
+        }
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to } = self;
+        write!(f, "{:02}:{:02}-{:02}:{:02}", from / 60, from % 60, to / 60, to % 60)
+    }
+}
+
+impl FromStr for CivilDay {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no day such as 2026-10-01");
+        let mut parts = text.splitn(3, '-').map(|part| part.parse::<i64>().ok());
+        let mut part = || parts.next().flatten().ok_or_else(wrong);
+        let (year, month, day) = (part()?, part()?, part()?);
+        if !(1970..=9999).contains(&year) {
+            return Err(wrong());
+        }
+        // Counted from 1 March, as in `civil_from_days`.
+        let (era_year, shifted) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+        let of_year = (153 * shifted + 2) / 5 + day - 1;
+        let days = 365 * era_year + era_year / 4 - era_year / 100 + era_year / 400 + of_year - 719_468;
+        let found = Self(days);
+        if found.to_string() == text { Ok(found) } else { Err(wrong()) }
+    }
+}
+
+impl fmt::Display for CivilDay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (year, month, day) = civil_from_days(self.0);
+        write!(f, "{year:04}-{month:02}-{day:02}")
+    }
+}
+
+macro_rules! text {
+    ($($name:ident)*) => {$(
+        impl TryFrom<String> for $name {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> Self {
+                value.to_string()
+            }
+        }
+    )*};
+}
+
+text! { Span CivilDay }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(text: &str) -> Span {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_span_ends_before_its_end_and_may_go_on_after_midnight() {
+        let at = |text: &str| minute(text).unwrap();
+        let day = span("06:00-23:00");
+        assert_eq!(
+            ["05:59", "06:00", "22:59", "23:00"].map(|time| day.contains(at(time))),
+            [false, true, true, false]
+        );
+        let night = span("22:00-01:30");
+        assert_eq!(
+            ["21:59", "23:59", "00:00", "01:30"].map(|time| night.contains(at(time))),
+            [false, true, true, false]
+        );
+        assert!(span("00:00-24:00").contains(at("23:59")));
+        for text in
+            ["6:00-23:00", "06:00", "06:00-06:00", "24:00-06:00", "06:60-07:00", "06:00-24:01", "", "a-b"]
+        {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+        assert_eq!(span("06:05-24:00").to_string(), "06:05-24:00");
+    }
+
+    #[test]
+    fn a_day_is_one_of_the_calendar() {
+        for (text, days) in
+            [("1970-01-01", 0), ("2026-10-01", 20_727), ("2024-02-29", 19_782), ("2100-03-01", 47_541)]
+        {
+            assert_eq!(text.parse::<CivilDay>(), Ok(CivilDay(days)), "{text}");
+        }
+        for text in ["2026-02-29", "2026-13-01", "2026-1-1", "26-01-01", "1969-12-31", "2026-10", "x"] {
+            assert!(text.parse::<CivilDay>().is_err(), "{text}");
+        }
+    }
+}
