@@ -261,10 +261,10 @@ mod tests {
         let (campus, _) = read_campus(file(&hours("06:00-23:00", "canteen-red")).path()).unwrap();
         assert_eq!((campus.hours.len(), campus.holidays.len()), (1, 1));
         let error = read_campus(file(&hours("6-23", "canteen-red")).path()).unwrap_err();
-        assert_eq!(error.line, Some(14), "{error}");
+        assert_eq!(error.line, Some(15), "{error}");
         assert!(error.to_string().contains("06:00-23:00"), "{error}");
         let error = read_campus(file(&hours("06:00-23:00", "dormitory")).path()).unwrap_err();
-        assert_eq!(place(&error), (Some(13), Some("nodes")), "{error}");
+        assert_eq!(place(&error), (Some(14), Some("nodes")), "{error}");
 
         let unknown = good.replace("name = \"Red\"", "nmae = \"Red\"");
         let error = read_campus(file(&unknown).path()).unwrap_err();
