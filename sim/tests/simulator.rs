@@ -55,7 +55,7 @@ const BROKEN_ONCE: [(&str, &[u64]); 8] = [
     ("altered-return", &[18, 88]),
     ("branch-restored", &[289, 1324]),
     ("clone-and-restore", &[627, 971, 1176]),
-    ("closings", &[400, 534, 874, 1387]),
+    ("closings", &[400, 534, 874, 1387, 1795]),
     ("islands", &[393, 407, 706]),
     ("phones", &[652, 722, 729]),
     ("phones-centre-restored", &[656, 1641, 1756]),

@@ -198,6 +198,8 @@ pub struct Ledger {
     pub credits: BTreeMap<(Key, Key), Credit>,
     /// Loss reports.
     pub losses: Vec<Loss>,
+    /// When a report of an account's card was last asked for, in nanoseconds.
+    pub reports: BTreeMap<usize, u64>,
     /// When the lift of an account's card was last asked for, in nanoseconds.
     pub lifts: BTreeMap<usize, u64>,
     /// Closings that were asked for, by account: an index into the plan's.

@@ -99,7 +99,9 @@ impl World<'_> {
         let ToHear { news, site, life, link, breaks, account, told_ns } = *to_hear;
         let host = &self.sites[site];
         let went_on = host.core.is_some() && host.life == life && host.link == Some(link);
-        let may_be_lifted = self.ledger.lifts.get(&account).is_some_and(|said_ns| *said_ns >= told_ns);
+        // The lift may have been asked for while the report was not answered yet.
+        let asked_ns = self.ledger.reports.get(&account).map_or(told_ns, |asked_ns| told_ns.min(*asked_ns));
+        let may_be_lifted = self.ledger.lifts.get(&account).is_some_and(|said_ns| *said_ns >= asked_ns);
         if !went_on || self.unbroken(link) != Some(breaks) || self.is_shut_out(site)? {
             return Ok(());
         }

@@ -54,7 +54,10 @@ impl Ledger {
                     key: key.clone(),
                 }
             }
-            What::Loss { account, .. } => Command::ReportLoss { card: card(account), operator },
+            What::Loss { account, .. } => {
+                self.reports.insert(*account, now_ns);
+                Command::ReportLoss { card: card(account), operator }
+            }
             What::Lift { account } => {
                 self.lifts.insert(*account, now_ns);
                 Command::LiftLoss { card: card(account), operator }
