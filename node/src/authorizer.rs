@@ -41,7 +41,7 @@ pub fn standing<'a>(
     kind: TapKind,
     holder: Option<&'a Holder>,
     lost: bool,
-    groups: Option<&[Key]>,
+    groups: Option<&[&Key]>,
     sells: bool,
     today: BusinessDay,
 ) -> Result<&'a Holder, DeclineReason> {
@@ -259,9 +259,9 @@ mod tests {
     #[test]
     fn the_first_reason_in_order_of_precedence_is_given() {
         let purchase = TapKind::Amount(Fen::new(100));
-        let groups = [Key::new("dorm-1").unwrap()];
+        let group = Key::new("dorm-1").unwrap();
         let reason = |kind, holder: Option<&Holder>, lost, sells| {
-            standing(kind, holder, lost, Some(&groups), sells, TODAY).map(|holder| holder.account)
+            standing(kind, holder, lost, Some(&[&group]), sells, TODAY).map(|holder| holder.account)
         };
         assert_eq!(reason(purchase, None, false, true), Err(DeclineReason::UnknownCard));
         let mut bad =
@@ -295,24 +295,17 @@ mod tests {
     fn a_legacy_card_opens_the_doors_of_its_group_and_pays_nothing() {
         let purchase = TapKind::Amount(Fen::new(100));
         let old = Holder { card: CardStatus::Legacy, groups: vec!["classrooms".to_owned()], ..holder() };
-        let judged = |kind, groups: &[&str]| {
-            let groups: Vec<Key> = groups.iter().map(|group| Key::new(*group).unwrap()).collect();
-            standing(
-                kind,
-                Some(&old),
-                false,
-                Some(&groups[..]).filter(|groups| !groups.is_empty()),
-                true,
-                TODAY,
-            )
-            .map(|holder| holder.account)
+        let keys = ["dorm-1", "labs", "classrooms"].map(|group| Key::new(group).unwrap());
+        let [dorm, labs, classrooms] = keys.each_ref();
+        let judged = |kind, groups: Option<&[&Key]>| {
+            standing(kind, Some(&old), false, groups, true, TODAY).map(|holder| holder.account)
         };
-        assert_eq!(judged(TapKind::Access, &["labs", "classrooms"]), Ok(AccountId(1)));
-        for groups in [&["dorm-1"][..], &[]] {
+        assert_eq!(judged(TapKind::Access, Some(&[labs, classrooms])), Ok(AccountId(1)));
+        for groups in [Some(&[dorm][..]), Some(&[]), None] {
             assert_eq!(judged(TapKind::Access, groups), Err(DeclineReason::NotPermitted));
         }
-        assert_eq!(judged(purchase, &[]), Err(DeclineReason::NotPermitted));
-        assert_eq!(judged(purchase, &["classrooms"]), Err(DeclineReason::NotPermitted));
+        assert_eq!(judged(purchase, None), Err(DeclineReason::NotPermitted));
+        assert_eq!(judged(purchase, Some(&[classrooms])), Err(DeclineReason::NotPermitted));
     }
 
     #[test]

@@ -4,7 +4,8 @@ mod hours;
 
 use std::collections::BTreeMap;
 
-pub use hours::{CivilDay, Hours, Span};
+pub use hours::{Hours, Span};
+use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 
 use crate::code::{VOUCHER_KEYS_MAX, VoucherKey};
@@ -40,9 +41,9 @@ pub struct CampusConfig {
     /// When doors let members of groups pass.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hours: Vec<Hours>,
-    /// Days on which [`Hours::holidays`] hold.
+    /// Days on which [`Hours::holidays`] hold, such as `2026-10-01`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub holidays: Vec<CivilDay>,
+    pub holidays: Vec<Date>,
     /// Who is paid.
     pub merchants: Vec<Merchant>,
     /// The buildings, each with one node.
@@ -337,7 +338,7 @@ impl CampusConfig {
         if tables.peek().is_none() {
             return true;
         }
-        let at = hours::LocalTime::of(time, &self.calendar);
+        let Some(at) = hours::LocalTime::of(time, &self.calendar) else { return false };
         let is_holiday = self.holidays.contains(&at.day);
         tables.any(|hours| hours.is_open(at, is_holiday))
     }

@@ -70,6 +70,8 @@ canaries! {
     HoldReturnedEarly = "hold-returned-early",
     /// Grants under way when a session begins are granted once more.
     GrantResentAfterRestart = "grant-resent-after-restart",
+    /// A door lets a group pass at any hour.
+    HoursIgnored = "hours-ignored",
     /// The PIN by the campus rule, which anybody may guess, pays like one of the holder's choice.
     InitialPinPays = "initial-pin-pays",
     /// A card is good by whatever is shown for it.

@@ -239,8 +239,8 @@ enum Import {
     },
     /// Accounts from a CSV file with a header: card, patron_class, opening_fen, and where wanted subsidy_fen,
     /// single_limit_fen, daily_limit_fen, groups (separated by spaces), opened (a day; an account younger than two weeks is not
-    /// stood in for), valid_until (a day, the last one), id_last_six (the end of the holder's ID number, of which the initial payment PIN is made; hashing takes
-    /// some tens of milliseconds for each).
+    /// stood in for), valid_until (a day, the last one), id_last_six (the end of the holder's ID number, of which the initial
+    /// payment PIN is made; hashing takes some tens of milliseconds for each).
     Accounts {
         /// The file.
         file: PathBuf,

@@ -54,6 +54,7 @@ const PLACES: &[Place] = &[
     message(Canary::GrantAddedOnEveryDelivery, "flapping-link"),
     message(Canary::GrantResentAfterRestart, "rolling-restart"),
     message(Canary::HoldReturnedEarly, "phones"),
+    message(Canary::HoursIgnored, "lunch-uplink-cut"),
     message(Canary::InitialPinPays, "lunch-uplink-cut"),
     message(Canary::IssuanceNotChecked, "loss-during-outage"),
     message(Canary::LateEntryAsUsual, "islands"),

@@ -9,7 +9,9 @@ mod doors;
 mod draw;
 mod imported;
 
-use feiqian_protocol::campus::{Building, CampusConfig, Merchant, Policy, Terminal};
+use std::collections::BTreeSet;
+
+use feiqian_protocol::campus::{Building, CampusConfig, Hours, Merchant, Policy, Span, Terminal};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CampusId, CardNumber, InstitutionId, Key, NodeName, TerminalId};
 use feiqian_protocol::money::{Fen, UnitPrice};
@@ -84,6 +86,8 @@ pub struct BuildingPlan {
     pub groups: Vec<Key>,
     /// The same by terminal, where they differ; otherwise empty.
     pub terminal_groups: Vec<Vec<Key>>,
+    /// When they let them pass; empty: at any hour.
+    pub open: Vec<Span>,
     /// Its uplink, where nothing is wrong with it.
     pub link: LinkQuality,
 }
@@ -463,8 +467,7 @@ impl Plan {
 
     /// The campus configuration.
     pub fn campus(&self) -> CampusConfig {
-        let mut merchants = Vec::new();
-        let mut buildings = Vec::new();
+        let (mut merchants, mut buildings, mut hours) = (Vec::new(), Vec::new(), Vec::new());
         for (building, id) in self.buildings.iter().zip(1_u16..) {
             let merchant = (building.role != Role::Door).then_some(id);
             if merchant.is_some() {
@@ -476,6 +479,14 @@ impl Plan {
                 merchant,
                 groups: building.groups_of(index).to_vec(),
             };
+            let groups: BTreeSet<&Key> =
+                (0..building.terminals.len()).flat_map(|index| building.groups_of(index)).collect();
+            hours.extend(groups.into_iter().filter(|_| !building.open.is_empty()).map(|group| Hours {
+                group: group.clone(),
+                nodes: vec![building.name.clone()],
+                open: building.open.clone(),
+                holidays: None,
+            }));
             buildings.push(Building {
                 node: building.name.clone(),
                 terminals: building.terminals.iter().enumerate().map(terminal).collect(),
@@ -489,7 +500,7 @@ impl Plan {
             daily_limit_fen: Fen::new(5_000),
             policy: self.policy.clone(),
             voucher_keys: Vec::new(),
-            hours: Vec::new(),
+            hours,
             holidays: Vec::new(),
             merchants,
             buildings,
@@ -516,6 +527,7 @@ impl Plan {
             weight: 1,
             groups: building.groups.clone(),
             terminal_groups: building.terminal_groups.clone(),
+            open: building.open.clone(),
             link: building.link,
         });
         let accounts = self.accounts.iter().map(|account| AccountSpec {

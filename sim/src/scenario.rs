@@ -8,7 +8,7 @@ mod write;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use feiqian_protocol::campus::{Mode, Policy};
+use feiqian_protocol::campus::{Mode, Policy, Span};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName};
 use feiqian_protocol::money::Fen;
@@ -63,6 +63,8 @@ pub struct BuildingSpec {
     pub groups: Vec<Key>,
     /// The same by terminal, where they differ; otherwise empty.
     pub terminal_groups: Vec<Vec<Key>>,
+    /// When they let them pass; empty: at any hour.
+    pub open: Vec<Span>,
     /// Its uplink.
     pub link: LinkQuality,
 }

@@ -134,7 +134,7 @@ enum Event {
     ReleaseNode(usize, u32, Vec<node_io::Output>),
     /// Something about a phone.
     Phone(phones::Step),
-    /// Somebody decides a case of a purse.
+    /// Somebody at the centre looks after purses: decides a case, and has what is left on cards given back.
     AtTheDesk,
     /// A terminal has waited for an answer about a purse.
     Purse(u64),

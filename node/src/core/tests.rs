@@ -1,16 +1,14 @@
 //! The core as a whole, with a virtual clock and a centre that does as it is told.
 
 use feiqian_protocol::account::Intent;
-use feiqian_protocol::campus::{CampusConfig, Hours, Mode};
-use feiqian_protocol::entry::{
-    Body, CampusPublished, CloseRequest, Closed, Delta, Hint, Pool, Posted, PostedHead,
-};
+use feiqian_protocol::campus::Mode;
+use feiqian_protocol::entry::{Body, CloseRequest, Closed, Delta, Hint, Pool, Posted, PostedHead};
 use feiqian_protocol::frame::{Ask, Branch, Entries, Frame, LossNotice, No, Recall, RefusalReason};
-use feiqian_protocol::ids::{CardNumber, Epoch, Key, LogId, TerminalId, Unit, Wallet};
+use feiqian_protocol::ids::{CardNumber, Epoch, Key, LogId, Unit, Wallet};
 use feiqian_protocol::money::Fen;
-use feiqian_protocol::tap::{DeclineReason, Pin, TapKey, TapKind, TapRequest};
-use feiqian_protocol::time::Timestamp;
+use feiqian_protocol::tap::{DeclineReason, Pin, TapKind, TapRequest};
 
+mod days;
 mod pins;
 mod purses;
 mod sessions;
@@ -47,87 +45,6 @@ fn stocked(mode: Mode) -> World {
     world.share_grant(ALICE, 5_000);
     world.grant(ALICE, 1_000);
     world
-}
-
-#[test]
-fn a_door_lets_a_group_pass_in_its_hours() {
-    let mut world = World::connected(Mode::Strict);
-    let mut pass = {
-        let mut number = 0;
-        move |world: &mut World, text: &str| {
-            let (day, minutes) = text.split_once(' ').unwrap();
-            let minutes: i64 = minutes.parse().unwrap();
-            let days: i64 = day.parse().unwrap();
-            let time = start_of(MORNING).plus_ms((days * 1_440 + minutes) * 60_000);
-            let ms = time.ms_since(world.now.wall);
-            world.pass(u64::try_from(ms).unwrap());
-            number += 1;
-            let door = TapKey { terminal: TerminalId::new("door").unwrap(), ..key(&format!("h{number}")) };
-            decided(&world.tap(TapRequest { key: door, ..tap("x", "alice", TapKind::Access) }))
-        }
-    };
-    let holiday = feiqian_protocol::time::BusinessCalendar::CHINA.day(MORNING.plus_ms(2 * 86_400_000));
-    let config = CampusConfig {
-        hours: vec![Hours {
-            group: Key::new("dorm-1").unwrap(),
-            nodes: vec![],
-            open: vec!["06:00-23:00".parse().unwrap()],
-            holidays: Some(vec!["08:00-09:00".parse().unwrap()]),
-        }],
-        holidays: vec![holiday.to_string().parse().unwrap()],
-        ..campus(Mode::Strict)
-    };
-    let config = config.to_bytes().unwrap().into();
-    let published = CampusPublished { version: 2, config };
-    let frame = world.centre.write(LogId::shard(INSTITUTION, 0), world.now.wall, vec![published.into()]);
-    world.frame(frame);
-    world.disconnect();
-    let (open, shut) = (approved(ALICE, 0, 0), declined(DeclineReason::NotPermitted));
-    assert_eq!(pass(&mut world, "0 1379"), open, "22:59");
-    assert_eq!(pass(&mut world, "0 1380"), shut, "23:00");
-    assert_eq!(pass(&mut world, "1 359"), shut, "05:59");
-    assert_eq!(pass(&mut world, "1 360"), open, "06:00");
-    assert_eq!(pass(&mut world, "2 479"), shut, "07:59 on a holiday");
-    assert_eq!(pass(&mut world, "2 480"), open, "08:00 on a holiday");
-    // A clock that has fallen back to 1970: the centre was heard, and for how long this has run since is known.
-    world.now.wall = Timestamp(0);
-    let again = |world: &mut World, sequence: &str| {
-        let door = TapKey { terminal: TerminalId::new("door").unwrap(), ..key(sequence) };
-        decided(&world.tap(TapRequest { key: door, ..tap("x", "alice", TapKind::Access) }))
-    };
-    world.pass(20 * 60_000);
-    assert_eq!(again(&mut world, "a1"), open, "08:20");
-    world.pass(45 * 60_000);
-    assert_eq!(again(&mut world, "a2"), shut, "09:05");
-    world.check();
-}
-
-/// Local midnight.
-fn start_of(time: Timestamp) -> Timestamp {
-    let calendar = feiqian_protocol::time::BusinessCalendar::CHINA;
-    calendar.start(calendar.day(time))
-}
-
-#[test]
-fn a_card_is_good_to_the_end_of_its_last_day_cut_off_or_not() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut world = World::on_disk(Mode::Strict, directory.path());
-    world.share_grant(ALICE, 5_000);
-    world.grant(ALICE, 3_000);
-    let today = feiqian_protocol::time::BusinessCalendar::CHINA.day(world.now.wall);
-    let frame = world.setting(ALICE, Intent::SetValidity { until: Some(today) });
-    world.frame(frame);
-    assert_eq!(decided(&world.buy("1", "alice", 100)), approved(ALICE, 100, 0));
-    world.disconnect();
-    world.pass(86_400_000);
-    assert_eq!(decided(&world.buy("2", "alice", 100)), declined(DeclineReason::Expired));
-    world.reopen();
-    assert_eq!(decided(&world.buy("3", "alice", 100)), declined(DeclineReason::Expired));
-    world.connect();
-    let frame = world.setting(ALICE, Intent::SetValidity { until: None });
-    world.frame(frame);
-    assert_eq!(decided(&world.buy("4", "alice", 100)), approved(ALICE, 100, 0));
-    world.check();
 }
 
 #[test]
@@ -430,30 +347,6 @@ fn an_epoch_ends_once_and_its_rows_are_nothing() {
     let outputs = world.grant(ALICE, 100);
     assert!(outputs.iter().any(|output| matches!(output, Output::CloseLink(..))));
     assert_eq!(world.status().link, LinkState::Down);
-    world.check();
-}
-
-#[test]
-fn allowance_is_another_sum_on_another_day() {
-    let mut world = World::connected(Mode::Strict);
-    world.share_grant(ALICE, 1_000);
-    world.grant(ALICE, 5_000);
-    world.disconnect();
-    assert_eq!(decided(&world.buy("1", "alice", 900)), approved(ALICE, 900, 0));
-    assert_eq!(decided(&world.buy("2", "alice", 200)), declined(DeclineReason::PinRequired));
-    world.pass(13 * 3_600_000); // to 00:00 of the next day
-    assert_eq!(decided(&world.buy("3", "alice", 900)), approved(ALICE, 900, 0));
-    assert_eq!(decided(&world.reverse("r1", "1", Some(500))), approved(ALICE, 500, 0));
-    assert_eq!(
-        decided(&world.buy("4", "alice", 200)),
-        declined(DeclineReason::PinRequired),
-        "yesterday's share"
-    );
-    // A clock that jumps ahead opens one day beyond what is known, and no more.
-    world.now.wall = world.now.wall.plus_ms(30 * 86_400_000);
-    assert_eq!(decided(&world.buy("5", "alice", 900)), approved(ALICE, 900, 0));
-    world.now.wall = world.now.wall.plus_ms(30 * 86_400_000);
-    assert_eq!(decided(&world.buy("6", "alice", 900)), declined(DeclineReason::PinRequired));
     world.check();
 }
 

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use jiff::civil::Date;
+use jiff::tz::Offset;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Key, NodeName};
-use crate::time::{BusinessCalendar, Timestamp, civil_from_days};
+use crate::time::{BusinessCalendar, Timestamp};
 
 /// Minutes of a day.
 const DAY: u16 = 24 * 60;
@@ -40,23 +42,19 @@ pub struct Span {
     to: u16,
 }
 
-/// A day of the calendar, such as `2026-10-01`.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct CivilDay(i64);
-
 /// A point of the campus's wall clock.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct LocalTime {
-    pub(super) day: CivilDay,
+    pub(super) day: Date,
     minute: u16,
 }
 
 impl LocalTime {
-    pub(super) fn of(time: Timestamp, calendar: &BusinessCalendar) -> Self {
-        let minutes = time.0.div_euclid(60_000) + i64::from(calendar.utc_offset_minutes);
-        let day = CivilDay(minutes.div_euclid(i64::from(DAY)));
-        Self { day, minute: minutes.rem_euclid(i64::from(DAY)) as u16 }
+    /// `None` for times and offsets that no calendar has.
+    pub(super) fn of(time: Timestamp, calendar: &BusinessCalendar) -> Option<Self> {
+        let offset = Offset::from_seconds(calendar.utc_offset_minutes * 60).ok()?;
+        let local = offset.to_datetime(jiff::Timestamp::from_millisecond(time.0).ok()?);
+        Some(Self { day: local.date(), minute: local.hour() as u16 * 60 + local.minute() as u16 })
     }
 }
 
@@ -110,50 +108,18 @@ impl fmt::Display for Span {
     }
 }
 
-impl FromStr for CivilDay {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no day such as 2026-10-01");
-        let mut parts = text.splitn(3, '-').map(|part| part.parse::<i64>().ok());
-        let mut part = || parts.next().flatten().ok_or_else(wrong);
-        let (year, month, day) = (part()?, part()?, part()?);
-        if !(1970..=9999).contains(&year) {
-            return Err(wrong());
-        }
-        // Counted from 1 March, as in `civil_from_days`.
-        let (era_year, shifted) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-        let of_year = (153 * shifted + 2) / 5 + day - 1;
-        let days = 365 * era_year + era_year / 4 - era_year / 100 + era_year / 400 + of_year - 719_468;
-        let found = Self(days);
-        if found.to_string() == text { Ok(found) } else { Err(wrong()) }
+impl TryFrom<String> for Span {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 
-impl fmt::Display for CivilDay {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (year, month, day) = civil_from_days(self.0);
-        write!(f, "{year:04}-{month:02}-{day:02}")
+impl From<Span> for String {
+    fn from(span: Span) -> Self {
+        span.to_string()
     }
 }
-
-macro_rules! text {
-    ($($name:ident)*) => {$(
-        impl TryFrom<String> for $name {
-            type Error = String;
-            fn try_from(text: String) -> Result<Self, String> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(value: $name) -> Self {
-                value.to_string()
-            }
-        }
-    )*};
-}
-
-text! { Span CivilDay }
 
 #[cfg(test)]
 mod tests {
@@ -183,17 +149,5 @@ mod tests {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }
         assert_eq!(span("06:05-24:00").to_string(), "06:05-24:00");
-    }
-
-    #[test]
-    fn a_day_is_one_of_the_calendar() {
-        for (text, days) in
-            [("1970-01-01", 0), ("2026-10-01", 20_727), ("2024-02-29", 19_782), ("2100-03-01", 47_541)]
-        {
-            assert_eq!(text.parse::<CivilDay>(), Ok(CivilDay(days)), "{text}");
-        }
-        for text in ["2026-02-29", "2026-13-01", "2026-1-1", "26-01-01", "1969-12-31", "2026-10", "x"] {
-            assert!(text.parse::<CivilDay>().is_err(), "{text}");
-        }
     }
 }

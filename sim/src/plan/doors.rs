@@ -106,6 +106,7 @@ fn imported(names: &[NodeName], rows: &[Row], others: Option<&mut Seed>) -> Resu
             terminals: terminals.iter().copied().cloned().collect(),
             groups: Vec::new(),
             terminal_groups: terminals.iter().map(group).collect::<Result<_>>()?,
+            open: Vec::new(),
             link: LinkQuality::LAN,
         })
     });

@@ -118,6 +118,7 @@ fn buildings(scenario: &Scenario) -> Result<Vec<BuildingPlan>, ScenarioError> {
                 terminals: terminals.collect::<Result<_, _>>().map_err(|error| wrong(&error))?,
                 groups: spec.groups.clone(),
                 terminal_groups: spec.terminal_groups.clone(),
+                open: spec.open.clone(),
                 link: spec.link,
             });
         }

@@ -65,6 +65,7 @@ fn imported(name: &str, workload: Workload) -> Result<Imported, ScenarioError> {
         terminals: site.terminals.clone(),
         groups: Vec::new(),
         terminal_groups: Vec::new(),
+        open: Vec::new(),
         link: LinkQuality::LAN,
     });
     let accounts = workload.accounts.iter().map(|account| Account {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use feiqian_node::io::TapError;
 use feiqian_protocol::entry::{Body, Entry, TapRef};
-use feiqian_protocol::ids::{AccountId, TerminalId};
+use feiqian_protocol::ids::{AccountId, Key, TerminalId};
 use feiqian_protocol::money::Fen;
 use feiqian_protocol::tap::{Decision, DeclineReason, TapKey, TapKind};
+use feiqian_protocol::time::Timestamp;
 
 use super::Promise;
 use super::books::{Books, Checked, Finding, centre_effect};
@@ -161,11 +162,16 @@ fn broken(promise: Promise, request: &Request, at_centre: bool, what: &str) -> F
     Finding::new(promise, format!("{place}: {:?} {what} (told {:?})", request.sent.key(), request.told))
 }
 
-/// A door opens to whom its groups say, and to nobody else.
+/// How long after a tap was first sent its building may decide it, in milliseconds: a terminal asks again for so long.
+const DECIDED_WITHIN_MS: i64 = 20_000;
+
+/// A door opens to whom its groups say, when their hours say it, and to nobody else. `at`: the time of a moment of the run, in
+/// nanoseconds; hours are not looked at where buildings may have had another one.
 ///
 /// # Errors
 /// The first tap of which this is not so.
-pub fn access(plan: &Plan, ledger: &Ledger) -> Checked {
+pub fn access(plan: &Plan, ledger: &Ledger, at: Option<&dyn Fn(u64) -> Timestamp>) -> Checked {
+    let campus = plan.campus();
     let mut members: BTreeMap<_, _> =
         plan.accounts.iter().map(|account| (&account.card, &account.groups)).collect();
     members.extend(ledger.further.iter().map(|(card, account)| (card, &plan.accounts[*account].groups)));
@@ -173,16 +179,31 @@ pub fn access(plan: &Plan, ledger: &Ledger) -> Checked {
         .buildings
         .iter()
         .flat_map(|building| building.terminals.iter().enumerate().map(move |of| (building, of)))
-        .map(|(building, (index, terminal))| (terminal, building.groups_of(index)))
+        .map(|(building, (index, terminal))| (terminal, (building, building.groups_of(index))))
         .collect();
     for request in &ledger.requests {
         let (Sent::Tap(tap), Some(Told::Decided(decision))) = (&request.sent, &request.told) else {
             continue;
         };
-        let (Some(held), Some(wanted)) = (members.get(&tap.card), groups.get(&tap.key.terminal)) else {
+        let (Some(held), Some((building, wanted))) = (members.get(&tap.card), groups.get(&tap.key.terminal))
+        else {
             continue;
         };
-        let may_pass = wanted.is_empty() || wanted.iter().any(|group| held.contains(group));
+        let may_pass_at = |time: Timestamp| {
+            let is_open = |group: &Key| held.contains(group) && campus.is_open(&building.name, group, time);
+            wanted.is_empty() || wanted.iter().any(is_open)
+        };
+        let may_pass = match at {
+            _ if building.open.is_empty() => may_pass_at(plan.timing.start),
+            None => continue,
+            Some(at) => {
+                let time = at(request.first_ns);
+                if may_pass_at(time) != may_pass_at(time.plus_ms(DECIDED_WITHIN_MS)) {
+                    continue;
+                }
+                may_pass_at(time)
+            }
+        };
         let right = match decision {
             Decision::Approved { .. } => may_pass,
             Decision::Declined(DeclineReason::NotPermitted) => !may_pass,

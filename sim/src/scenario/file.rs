@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use feiqian_protocol::campus::{Mode, Policy};
+use feiqian_protocol::campus::{Mode, Policy, Span};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName};
 use feiqian_protocol::limits::ASK_DEADLINE_MS;
@@ -74,6 +74,8 @@ struct BuildingTable {
     #[serde(default)]
     groups: Vec<At<String>>,
     terminal_groups: Option<At<Vec<Vec<At<String>>>>>,
+    #[serde(default)]
+    open: Vec<At<String>>,
     link: Option<LinkTable>,
 }
 
@@ -366,6 +368,11 @@ impl Source<'_> {
             weight: self.number(table.weight.as_ref(), "weight", 1, 0..=1_000_000)?,
             groups: self.groups(&table.groups)?,
             terminal_groups,
+            open: table
+                .open
+                .iter()
+                .map(|span| self.check(span, "open", |text| text.parse::<Span>()))
+                .collect::<Result<_, _>>()?,
             link: self.link(table.link.as_ref())?,
         })
     }

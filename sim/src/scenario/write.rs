@@ -55,6 +55,10 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
             let groups: Vec<_> = building.terminal_groups.iter().map(|groups| group_list(groups)).collect();
             writeln!(out, "terminal_groups = [{}]", groups.join(", "))?;
         }
+        if !building.open.is_empty() {
+            let open: Vec<_> = building.open.iter().map(|span| quoted(&span.to_string())).collect();
+            writeln!(out, "open = [{}]", open.join(", "))?;
+        }
     }
     for account in &scenario.accounts {
         write_account(account, out)?;

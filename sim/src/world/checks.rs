@@ -290,7 +290,9 @@ impl World<'_> {
         self.found(found);
         let found = receipts::balances(self.plan, &self.ledger, &books);
         self.found(found);
-        let found = receipts::access(self.plan, &self.ledger);
+        let epoch = self.epoch();
+        let at = |ns: u64| epoch.plus_ms((ns / MS) as i64);
+        let found = receipts::access(self.plan, &self.ledger, (!self.bounds.wrong_clocks).then_some(&at));
         self.found(found);
         let found = settings::validity(self.plan, &self.ledger, &books);
         self.found(found);

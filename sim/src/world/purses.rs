@@ -235,8 +235,8 @@ impl World<'_> {
                 self.leave(&touch);
             }
             (Waiting::Check(touch, asked), done) => {
-                if done.is_ok() {
-                    self.check_usable(&touch.card, asked);
+                if let Some(serial) = CardSerial::of_card(&touch.card).filter(|_| done.is_ok()) {
+                    self.check_usable(serial, asked);
                 }
                 self.go_on(touch);
             }
