@@ -66,7 +66,8 @@ fn authorize_a_purchase(bencher: Bencher<'_, '_>) {
         let holder =
             standing(black_box(kind), Some(black_box(&holder)), false, None, true, BusinessDay(1)).unwrap();
         let (amount, _) = price(black_box(kind), &holder.class, None, 1).unwrap();
-        let funds = Funds { holder, purse: &purse, share: &share, day, mode: Mode::Hybrid, held: Fen::ZERO };
+        let (mode, meal, held) = (Mode::Hybrid, None, Fen::ZERO);
+        let funds = Funds { holder, purse: &purse, share: &share, day, mode, meal, held };
         cover(amount, Pin::Absent, &funds).unwrap()
     });
 }
@@ -184,6 +185,7 @@ fn core_with_rights() -> NodeCore {
         voucher_keys: Vec::new(),
         hours: Vec::new(),
         holidays: Vec::new(),
+        meals: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "counter".to_owned(), tariff: Default::default() }],
         buildings: vec![Building { node: name, terminals: vec![terminal] }],
     };

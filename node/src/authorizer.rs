@@ -4,7 +4,7 @@
 //! does when it cannot cover is [`crate::policy`]'s and [`crate::edge`]'s.
 
 use feiqian_protocol::account::CardStatus;
-use feiqian_protocol::campus::{Merchant, Mode};
+use feiqian_protocol::campus::{Meal, Merchant, Mode};
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::entry::Measured;
 use feiqian_protocol::ids::Key;
@@ -149,6 +149,8 @@ pub struct Funds<'a> {
     pub day: BusinessDay,
     /// How the campus stands in.
     pub mode: Mode,
+    /// The meal period that the purchase counts in.
+    pub meal: Option<&'a Meal>,
     /// What the centre holds for the voucher of the code, and its part of the day's allowance with it.
     pub held: Fen,
 }
@@ -169,7 +171,12 @@ pub fn cover(amount: Fen, pin: Pin, funds: &Funds<'_>) -> Result<Cover, DeclineR
             let used = funds.share.used_on.get(&funds.day).copied().unwrap_or_default();
             // What was used here alone may already be too much for the day, whatever share is here.
             let over_daily = rest.is_positive() && used + rest > funds.holder.daily_limit;
-            if amount > funds.holder.single_limit || over_daily {
+            let over_meal = rest.is_positive()
+                && funds.meal.is_some_and(|meal| {
+                    funds.share.used_in(funds.day, meal.label()) + rest > meal.limit_fen
+                        && !planted(Canary::MealLimitIgnored)
+                });
+            if amount > funds.holder.single_limit || over_daily || over_meal {
                 return Err(DeclineReason::PinRequired);
             }
             let left = funds.share.left(funds.day);
@@ -227,6 +234,7 @@ mod tests {
             net_from: [(BusinessDay(1), Fen::new(granted))].into(),
             used_on: [(BusinessDay(1), Fen::new(used))].into(),
             granted: Fen::new(granted),
+            ..Share::default()
         }
     }
 
@@ -252,7 +260,7 @@ mod tests {
         cover(
             Fen::new(amount),
             pin,
-            &Funds { holder: &holder, purse, share, day: BusinessDay(1), mode, held },
+            &Funds { holder: &holder, purse, share, day: BusinessDay(1), mode, meal: None, held },
         )
     }
 

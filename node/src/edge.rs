@@ -13,7 +13,7 @@ mod unknown;
 mod waiting;
 mod written;
 
-use feiqian_protocol::campus::{Merchant, Mode, Terminal};
+use feiqian_protocol::campus::{Meal, Merchant, Mode, Terminal};
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::entry::Measured;
@@ -49,6 +49,8 @@ struct Purchase<'a> {
     split: Split,
     day: BusinessDay,
     mode: Mode,
+    /// The meal period that it counts in.
+    meal: Option<&'a Meal>,
     /// Whether the account has a habit here; matters where there is stand-in.
     habit: bool,
 }
@@ -254,14 +256,16 @@ impl NodeCore {
             Ok(pin) => pin,
             Err(reason) => return self.write_decline(now, waiting, account, amount, reason).map(Some),
         };
+        let merchant = terminal.merchant.unwrap_or_default();
         let mut purchase = Purchase {
             holder: &holder,
             amount,
             measured,
-            merchant: terminal.merchant.unwrap_or_default(),
+            merchant,
             split: Split::default(),
             day: self.business_day(now),
             mode: campus.config.policy.mode,
+            meal: campus.config.meal_at(self.time_of_day(now), merchant),
             habit: false,
         };
         self.decide_purchase(now, waiting, &campus, &mut purchase, (purse, share), outputs)
@@ -288,9 +292,9 @@ impl NodeCore {
         outputs: &mut Vec<Output>,
     ) -> Result<Option<Decision>, StoreError> {
         let account = purchase.holder.account;
-        let (day, mode) = (purchase.day, purchase.mode);
+        let (day, mode, meal) = (purchase.day, purchase.mode, purchase.meal);
         let held = self.held_by_voucher(now, &waiting.request)?;
-        let funds = Funds { holder: purchase.holder, purse: &purse, share: &share, day, mode, held };
+        let funds = Funds { holder: purchase.holder, purse: &purse, share: &share, day, mode, meal, held };
         let covered = cover(purchase.amount, waiting.pin, &funds);
         let short = match covered {
             Ok(Cover::Full(split)) => {

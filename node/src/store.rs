@@ -162,7 +162,7 @@ CREATE TABLE taps (
 CREATE TABLE debits (
     position INTEGER PRIMARY KEY, account INTEGER NOT NULL, wallet INTEGER NOT NULL, epoch INTEGER NOT NULL,
     day INTEGER NOT NULL, amount INTEGER NOT NULL, right_rest INTEGER NOT NULL, stand_in_rest INTEGER NOT NULL,
-    allowance_rest INTEGER NOT NULL
+    allowance_rest INTEGER NOT NULL, meal INTEGER
 );
 CREATE TABLE reversals (
     position INTEGER PRIMARY KEY, account INTEGER NOT NULL, wallet INTEGER NOT NULL, amount INTEGER NOT NULL

@@ -39,6 +39,7 @@ fn debit(number: usize) -> Debit {
         measured: None,
         code: None,
         from_voucher: None,
+        meal: None,
     }
 }
 

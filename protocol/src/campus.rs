@@ -1,11 +1,13 @@
 //! The campus configuration: what the centre publishes, signed and versioned, and both ends decide by.
 
 mod hours;
+mod meals;
 
 use std::collections::BTreeMap;
 
 pub use hours::{Hours, Span};
 use jiff::civil::Date;
+pub use meals::Meal;
 use serde::{Deserialize, Serialize};
 
 use crate::code::{VOUCHER_KEYS_MAX, VoucherKey};
@@ -44,6 +46,9 @@ pub struct CampusConfig {
     /// Days on which [`Hours::holidays`] hold, such as `2026-10-01`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holidays: Vec<Date>,
+    /// What may be spent without a PIN at which time of the day.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub meals: Vec<Meal>,
     /// Who is paid.
     pub merchants: Vec<Merchant>,
     /// The buildings, each with one node.
@@ -219,6 +224,17 @@ pub enum CampusError {
     /// Hours name a building that is not there.
     #[error("hours name building {0:?}, which is not in the campus configuration")]
     NoBuilding(String),
+    /// A meal period names a merchant that is not there.
+    #[error("meal {meal:?} names merchant {merchant}, which is not in the campus configuration")]
+    NoMealMerchant {
+        /// The meal period.
+        meal: String,
+        /// The merchant.
+        merchant: u16,
+    },
+    /// Two meal periods are at one time.
+    #[error("meals {0:?} and {1:?} overlap")]
+    MealsOverlap(String, String),
     /// A limit is out of range.
     #[error("{key} must be {range}")]
     OutOfRange {
@@ -246,6 +262,7 @@ impl CampusConfig {
         }
         once("merchant", self.merchants.iter().map(|merchant| merchant.id.to_string()))?;
         once("node", self.buildings.iter().map(|building| building.node.to_string()))?;
+        once("meal", self.meals.iter().map(|meal| meal.name.clone()))?;
         once("voucher key", self.voucher_keys.iter().map(|key| key.number.to_string()))?;
         if self.voucher_keys.len() > VOUCHER_KEYS_MAX {
             return Err(CampusError::OutOfRange { key: "voucher_keys", range: "at most 8" });
@@ -272,6 +289,7 @@ impl CampusConfig {
                 return Err(CampusError::NoMerchant { terminal: terminal.id.to_string(), merchant });
             }
         }
+        self.check_meals()?;
         let day = 24 * 60;
         if !(-day..=day).contains(&self.calendar.utc_offset_minutes) {
             return Err(CampusError::OutOfRange { key: "utc_offset_minutes", range: "from -1440 to 1440" });
@@ -310,6 +328,24 @@ impl CampusConfig {
         Ok(())
     }
 
+    fn check_meals(&self) -> Result<(), CampusError> {
+        if self.meals.len() > meals::MEALS_MAX {
+            return Err(CampusError::OutOfRange { key: "meals", range: "at most 16" });
+        }
+        if let Some((one, other)) = meals::overlapping(&self.meals) {
+            return Err(CampusError::MealsOverlap(one.name.clone(), other.name.clone()));
+        }
+        for meal in &self.meals {
+            if meal.limit_fen.is_negative() || meal.limit_fen > crate::limits::AMOUNT_FEN_MAX {
+                return Err(CampusError::OutOfRange { key: "limit_fen", range: "from 0 to 10000000 fen" });
+            }
+            if let Some(merchant) = meal.merchants.iter().find(|id| self.merchant(**id).is_none()) {
+                return Err(CampusError::NoMealMerchant { meal: meal.name.clone(), merchant: *merchant });
+            }
+        }
+        Ok(())
+    }
+
     /// The canonical bytes that are published.
     ///
     /// # Errors
@@ -341,6 +377,12 @@ impl CampusConfig {
         let Some(at) = hours::LocalTime::of(time, &self.calendar) else { return false };
         let is_holiday = self.holidays.contains(&at.day);
         tables.any(|hours| hours.is_open(at, is_holiday))
+    }
+
+    /// The meal period that a purchase now counts in, if any.
+    pub fn meal_at(&self, time: Timestamp, merchant: u16) -> Option<&Meal> {
+        let at = hours::LocalTime::of(time, &self.calendar)?;
+        self.meals.iter().find(|meal| meal.is_at(at, merchant))
     }
 
     /// The merchant of a number.

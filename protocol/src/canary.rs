@@ -88,6 +88,8 @@ canaries! {
     LossBehindBulk = "loss-behind-bulk",
     /// A tap after a loss report is the holder's where it comes late, from a building that had not heard of the report.
     LossOnlyWhereHeard = "loss-only-where-heard",
+    /// A meal period's limit asks for no PIN.
+    MealLimitIgnored = "meal-limit-ignored",
     /// A centre that has come back goes by what posted batches call a log, whatever history that is here.
     NamedByNameAlone = "named-by-name-alone",
     /// A setting that a building has written does not act there before the centre has it.

@@ -174,6 +174,8 @@ pub struct Share {
     pub net_from: BTreeMap<BusinessDay, Fen>,
     /// Used, net of reversals, by day.
     pub used_on: BTreeMap<BusinessDay, Fen>,
+    /// Used in the meal periods of the last day that had any, net of reversals.
+    pub used_in: BTreeMap<(BusinessDay, u16), Fen>,
     /// Granted so far over all labels.
     pub granted: Fen,
 }
@@ -236,6 +238,25 @@ impl Share {
     pub fn give_back(&mut self, day: BusinessDay, amount: Fen) -> Result<(), RightsError> {
         let used = self.used_on.entry(day).or_default();
         take(used, amount)
+    }
+
+    /// Used in a meal period, net of reversals.
+    pub fn used_in(&self, day: BusinessDay, meal: u16) -> Fen {
+        self.used_in.get(&(day, meal)).copied().unwrap_or_default()
+    }
+
+    /// Counts `amount` in a meal period; those of earlier days are forgotten.
+    pub fn count_in(&mut self, day: BusinessDay, meal: u16, amount: Fen) {
+        self.used_in.retain(|(of, _), _| *of >= day);
+        *self.used_in.entry((day, meal)).or_default() += amount;
+    }
+
+    /// Counts `amount` in a meal period no more, as far as it is remembered.
+    pub fn count_out(&mut self, day: BusinessDay, meal: u16, amount: Fen) {
+        if let Some(used) = self.used_in.get_mut(&(day, meal)) {
+            *used -= amount.min(*used);
+        }
+        self.used_in.retain(|_, used| *used != Fen::ZERO);
     }
 }
 
@@ -320,7 +341,23 @@ mod tests {
             measured: None,
             code: None,
             from_voucher: None,
+            meal: None,
         }
+    }
+
+    #[test]
+    fn a_meal_counts_what_was_used_in_it_until_the_next_day_has_one() {
+        let (mut share, today) = (Share::default(), BusinessDay(1));
+        share.count_in(today, 1, Fen::new(500));
+        share.count_in(today, 2, Fen::new(700));
+        share.count_in(today, 2, Fen::new(100));
+        share.count_out(today, 1, Fen::new(200));
+        assert_eq!([1, 2, 3].map(|meal| share.used_in(today, meal)), [300, 800, 0].map(Fen::new));
+        share.count_out(today, 1, Fen::new(900));
+        assert_eq!(share.used_in.len(), 1);
+        share.count_in(today.next(), 1, Fen::new(400));
+        share.count_out(today, 2, Fen::new(100));
+        assert_eq!(share.used_in, [((today.next(), 1), Fen::new(400))].into());
     }
 
     #[test]

@@ -47,9 +47,10 @@ fn with_appended_fields(entry: &Entry, extra: &str) -> Vec<u8> {
     let body_fields = body_d.array().unwrap().unwrap();
     // Absent last fields are left out, and hold their places with nulls once another one follows.
     let absent_last = match &entry.body {
-        Body::Debit(debit) if debit.from_voucher.is_some() => 0,
-        Body::Debit(debit) if debit.code.is_some() => 1,
-        Body::Debit(debit) => 2 + u64::from(debit.measured.is_none()),
+        Body::Debit(debit) if debit.meal.is_some() => 0,
+        Body::Debit(debit) if debit.from_voucher.is_some() => 1,
+        Body::Debit(debit) if debit.code.is_some() => 2,
+        Body::Debit(debit) => 3 + u64::from(debit.measured.is_none()),
         Body::Access(access) => u64::from(access.code.is_none()),
         Body::Decline(decline) => u64::from(decline.pin_tries.is_none()),
         Body::SettingAnswered(answered) => u64::from(answered.refused.is_none()),

@@ -110,6 +110,7 @@ fn debit(number: u64) -> Debit {
         measured: None,
         code: None,
         from_voucher: None,
+        meal: None,
     }
 }
 
@@ -134,6 +135,7 @@ impl Centre {
             voucher_keys: Vec::new(),
             hours: Vec::new(),
             holidays: Vec::new(),
+            meals: Vec::new(),
             merchants: vec![Merchant { id: 1, name: "counter".to_owned(), tariff: Default::default() }],
             buildings: vec![Building { node: node.clone(), terminals: vec![terminal] }],
         };

@@ -104,6 +104,9 @@ pub fn parse_campus(file: &Path, text: &str) -> Result<CampusConfig, ConfigError
             CampusError::Twice { name, .. } => (format!("\"{name}\""), 2),
             CampusError::NoMerchant { terminal, .. } => (format!("\"{terminal}\""), 1),
             CampusError::OutOfRange { key, .. } => ((*key).to_owned(), 1),
+            CampusError::NoMealMerchant { meal: name, .. } | CampusError::MealsOverlap(_, name) => {
+                (format!("{name:?}"), 1)
+            }
             CampusError::NoBuilding(node) => (format!("{node:?}"), 1),
             CampusError::Malformed(_) | CampusError::TooLarge(_) => (String::new(), 0),
         };
@@ -265,6 +268,22 @@ mod tests {
         assert!(error.to_string().contains("06:00-23:00"), "{error}");
         let error = read_campus(file(&hours("06:00-23:00", "dormitory")).path()).unwrap_err();
         assert_eq!(place(&error), (Some(14), Some("nodes")), "{error}");
+
+        let meals = |time: &str, merchant: u16| {
+            format!(
+                "{good}[[meals]]\nname = \"lunch\"\ntime = \"10:30-13:30\"\nlimit_fen = 3000\n\
+                 [[meals]]\nname = \"dinner\"\ntime = \"{time}\"\nlimit_fen = 3000\nmerchants = [{merchant}]\n"
+            )
+        };
+        let (campus, _) = read_campus(file(&meals("16:30-19:30", 1)).path()).unwrap();
+        assert_eq!(campus.meals.len(), 2);
+        for (time, merchant, said) in [("13:00-19:30", 1, "overlap"), ("16:30-19:30", 2, "merchant 2")] {
+            let error = read_campus(file(&meals(time, merchant)).path()).unwrap_err();
+            assert_eq!(error.line, Some(15), "{error}");
+            assert!(error.to_string().contains(said), "{error}");
+        }
+        let lowest = meals("16:30-19:30", 1).replace("limit_fen = 3000", "limit_fen = -1");
+        assert_eq!(place(&read_campus(file(&lowest).path()).unwrap_err()), (Some(13), Some("limit_fen")));
 
         let unknown = good.replace("name = \"Red\"", "nmae = \"Red\"");
         let error = read_campus(file(&unknown).path()).unwrap_err();

@@ -62,6 +62,7 @@ const PLACES: &[Place] = &[
     message(Canary::LiftUnseen, "loss-behind-backlog"),
     message(Canary::LossBehindBulk, "loss-behind-backlog"),
     message(Canary::LossOnlyWhereHeard, "loss-during-outage"),
+    message(Canary::MealLimitIgnored, "lunch-uplink-cut"),
     message(Canary::NamedByNameAlone, "altered-return"),
     message(Canary::OwnSettingForgotten, "loss-during-outage"),
     message(Canary::PinTriesForgotten, "phones"),

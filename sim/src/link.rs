@@ -207,6 +207,7 @@ impl World {
             voucher_keys: self.voucher_keys(),
             hours: Vec::new(),
             holidays: Vec::new(),
+            meals: Vec::new(),
             merchants: (1..=self.setup.nodes)
                 .map(|id| Merchant { id, name: format!("merchant {id}"), tariff: BTreeMap::new() })
                 .collect(),

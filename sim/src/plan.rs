@@ -11,7 +11,7 @@ mod imported;
 
 use std::collections::BTreeSet;
 
-use feiqian_protocol::campus::{Building, CampusConfig, Hours, Merchant, Policy, Span, Terminal};
+use feiqian_protocol::campus::{Building, CampusConfig, Hours, Meal, Merchant, Policy, Span, Terminal};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CampusId, CardNumber, InstitutionId, Key, NodeName, TerminalId};
 use feiqian_protocol::money::{Fen, UnitPrice};
@@ -39,6 +39,8 @@ pub struct Plan {
     pub timing: Timing,
     /// Grants and stand-in.
     pub policy: Policy,
+    /// Meal periods.
+    pub meals: Vec<Meal>,
     /// The buildings; everything else names them by their index here.
     pub buildings: Vec<BuildingPlan>,
     /// Prices per unit by patron class.
@@ -502,6 +504,7 @@ impl Plan {
             voucher_keys: Vec::new(),
             hours,
             holidays: Vec::new(),
+            meals: self.meals.clone(),
             merchants,
             buildings,
         }
@@ -552,6 +555,7 @@ impl Plan {
             seed: Some(self.seed),
             timing: self.timing,
             policy: self.policy.clone(),
+            meals: self.meals.clone(),
             modes: Vec::new(),
             buildings: buildings.collect(),
             accounts: accounts.collect(),

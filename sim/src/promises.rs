@@ -4,6 +4,7 @@ pub mod books;
 pub mod closings;
 pub mod ledger;
 pub mod losses;
+pub mod meals;
 pub mod pins;
 pub mod probes;
 pub mod receipts;
@@ -267,6 +268,8 @@ named! {
         DeclinedPinNotSet = "declined_pin_not_set",
         /// A decline: PIN required.
         DeclinedPinRequired = "declined_pin_required",
+        /// It was for the limit of a meal period.
+        MealLimitReached = "meal_limit_reached",
         /// A decline: not enough money.
         DeclinedInsufficient = "declined_insufficient",
         /// A decline: the view is too old.

@@ -8,7 +8,7 @@ mod write;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use feiqian_protocol::campus::{Mode, Policy, Span};
+use feiqian_protocol::campus::{Meal, Mode, Policy, Span};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName};
 use feiqian_protocol::money::Fen;
@@ -32,6 +32,8 @@ pub struct Scenario {
     pub timing: Timing,
     /// Grants and stand-in.
     pub policy: Policy,
+    /// Meal periods, as in a campus file.
+    pub meals: Vec<Meal>,
     /// Modes of the policy that a seed chooses among; the policy's own where there are none.
     pub modes: Vec<Mode>,
     /// The buildings. Empty where the workload brings its own.

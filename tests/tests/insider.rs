@@ -51,6 +51,7 @@ fn debit(sequence: u32, account: AccountId, from_right: i64, stand_in: i64) -> D
         measured: None,
         code: None,
         from_voucher: None,
+        meal: None,
     }
 }
 

@@ -81,6 +81,7 @@ pub(crate) fn campus(mode: Mode) -> CampusConfig {
         policy: Policy { mode, ..Policy::default() },
         hours: Vec::new(),
         holidays: Vec::new(),
+        meals: Vec::new(),
         merchants: vec![Merchant {
             id: 1,
             name: "counter".to_owned(),

@@ -268,6 +268,9 @@ impl NodeCore {
             share
                 .give_back(reversal.day, reversal.allowance_back)
                 .map_err(|error| StoreError::damaged(format!("allowance given back: {error}")))?;
+            if let Some(meal) = debit.meal {
+                share.count_out(reversal.day, meal, reversal.allowance_back);
+            }
             self.store.put_share(account, &share, self.share_horizon())?;
         }
         debit.reverse(reversal);

@@ -1,6 +1,6 @@
 //! What is written of a tap: the entry, what it moves, and the first answer, in the one commit.
 
-use feiqian_protocol::campus::Mode;
+use feiqian_protocol::campus::{Meal, Mode};
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::entry::{Access, Actor, ActorKind, Body, Debit, Decline, Proof, TapRef};
 use feiqian_protocol::ids::{AccountId, Key, TerminalId, Wallet};
@@ -200,6 +200,7 @@ impl NodeCore {
                     measured: measured.take(),
                     code: code_use(request),
                     from_voucher: from_voucher.is_positive().then_some(from_voucher),
+                    meal: purchase.meal.map(Meal::label),
                 };
                 let actor = actor_of(request, waiting.pin);
                 let (position, clock) = core.append(now, actor, Body::Debit(debit.clone()))?;
@@ -208,7 +209,11 @@ impl NodeCore {
                 debits += 1;
             }
             if counts && !planted(Canary::AllowanceNotCounted) {
-                use_allowance(day, purchase.amount - split.voucher, &mut share, purchase.mode)?;
+                let used = purchase.amount - split.voucher;
+                use_allowance(day, used, &mut share, purchase.mode)?;
+                if let Some(meal) = purchase.meal.filter(|_| used.is_positive()) {
+                    share.count_in(day, meal.label(), used);
+                }
             }
             let debited = !planted(Canary::RightNotDebitedOnRetry) || waiting.tickets.len() == 1;
             if split.subsidy.is_positive() && debited {

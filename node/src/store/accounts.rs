@@ -451,20 +451,20 @@ fn read_wallet_row(
 pub(super) fn encode_share(share: &Share, horizon: BusinessDay) -> Vec<u8> {
     let share = if is_summed_up(share, horizon) { share } else { &summed_up(share, horizon) };
     let mut bytes = Vec::with_capacity(64);
-    minicbor::encode((share.granted, &share.net_from, &share.used_on), &mut bytes)
+    minicbor::encode((share.granted, &share.net_from, &share.used_on, &share.used_in), &mut bytes)
         .expect("writing to a Vec cannot fail");
     bytes
 }
 
-/// The share of its bytes: granted so far, net by first day, used by day.
+/// The share of its bytes: granted so far, net by first day, used by day and in meal periods.
 pub(crate) fn decode_share(bytes: &[u8]) -> Result<Share, StoreError> {
-    let (granted, net_from, used_on) =
+    let (granted, net_from, used_on, used_in) =
         minicbor::decode(bytes).map_err(|_| StoreError::damaged("an allowance share is malformed"))?;
-    Ok(Share { net_from, used_on, granted })
+    Ok(Share { net_from, used_on, used_in, granted })
 }
 
 /// The share with everything before `horizon` summed up: one first day stands for all of them, and what was used then
-/// is forgotten. Days from `horizon` on have the same left, earlier ones at most what they had.
+/// is forgotten, meals too. Days from `horizon` on have the same left, earlier ones at most what they had.
 pub(crate) fn summed_up(share: &Share, horizon: BusinessDay) -> Share {
     let mut net_from: BTreeMap<BusinessDay, Fen> =
         share.net_from.range(horizon..).map(|(day, net)| (*day, *net)).collect();
@@ -478,7 +478,9 @@ pub(crate) fn summed_up(share: &Share, horizon: BusinessDay) -> Share {
         .map(|(day, used)| (*day, *used))
         .filter(|(_, used)| *used != Fen::ZERO)
         .collect();
-    Share { net_from, used_on, granted: share.granted }
+    let meals = share.used_in.range((horizon, 0)..);
+    let used_in = meals.filter(|(_, used)| **used != Fen::ZERO).map(|(meal, used)| (*meal, *used)).collect();
+    Share { net_from, used_on, used_in, granted: share.granted }
 }
 
 /// True where [`summed_up`] would change nothing.
@@ -486,6 +488,8 @@ fn is_summed_up(share: &Share, horizon: BusinessDay) -> bool {
     let sums = [&share.net_from, &share.used_on];
     share.net_from.range(..horizon).nth(1).is_none()
         && share.used_on.range(..horizon).next().is_none()
+        && share.used_in.range(..(horizon, 0)).next().is_none()
+        && share.used_in.values().all(|used| *used != Fen::ZERO)
         && sums.iter().all(|sums| sums.values().all(|sum| *sum != Fen::ZERO))
 }
 
@@ -509,10 +513,11 @@ mod tests {
         let share = Share {
             net_from: [(day(1), 50), (day(3), -20), (day(9), 10)].map(|(d, f)| (d, Fen::new(f))).into(),
             used_on: [(day(2), 5), (day(9), 7)].map(|(d, f)| (d, Fen::new(f))).into(),
+            used_in: [((day(2), 1), 5), ((day(9), 1), 7)].map(|(of, fen)| (of, Fen::new(fen))).into(),
             granted: Fen::new(60),
         };
         let short = summed_up(&share, day(8));
-        assert_eq!(short.net_from.len(), 2);
+        assert_eq!((short.net_from.len(), short.used_in.len()), (2, 1));
         for later in 8..12 {
             assert_eq!(short.left(day(later)), share.left(day(later)));
         }

@@ -99,6 +99,8 @@ pub(crate) struct DebitRow {
     pub(crate) stand_in_rest: Fen,
     /// Of what it counted against the allowance, what was not given back.
     pub(crate) allowance_rest: Fen,
+    /// The label of the meal period that it counts in.
+    pub(crate) meal: Option<u16>,
 }
 
 impl DebitRow {
@@ -114,6 +116,7 @@ impl DebitRow {
             right_rest: debit.from_right + debit.of_voucher(),
             stand_in_rest: debit.stand_in,
             allowance_rest: debit.allowance,
+            meal: debit.meal,
         }
     }
 
@@ -233,7 +236,7 @@ impl Store {
     /// Keeps a debit, of which nothing was reversed yet.
     pub(crate) fn put_debit(&self, debit: &DebitRow) -> Result<(), StoreError> {
         self.connection
-            .prepare_cached("INSERT INTO debits VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
+            .prepare_cached("INSERT INTO debits VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
             .execute(params![
                 debit.position as i64,
                 debit.account.0 as i64,
@@ -244,6 +247,7 @@ impl Store {
                 debit.right_rest.get(),
                 debit.stand_in_rest.get(),
                 debit.allowance_rest.get(),
+                debit.meal,
             ])?;
         Ok(())
     }
@@ -277,8 +281,8 @@ impl Store {
     /// What is left of the debits from `first` to `last`, in order.
     pub(crate) fn debits(&self, first: u64, last: u64) -> Result<Vec<DebitRow>, StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT position, account, wallet, epoch, day, amount, right_rest, stand_in_rest, allowance_rest
-             FROM debits WHERE position BETWEEN ?1 AND ?2 ORDER BY position",
+            "SELECT position, account, wallet, epoch, day, amount, right_rest, stand_in_rest, allowance_rest,
+             meal FROM debits WHERE position BETWEEN ?1 AND ?2 ORDER BY position",
         )?;
         let mut rows = statement.query(params![first as i64, last as i64])?;
         let mut debits = Vec::new();
@@ -293,6 +297,7 @@ impl Store {
                 right_rest: Fen::new(row.get(6)?),
                 stand_in_rest: Fen::new(row.get(7)?),
                 allowance_rest: Fen::new(row.get(8)?),
+                meal: row.get(9)?,
             });
         }
         Ok(debits)

@@ -167,6 +167,9 @@ impl Fold {
                     } else {
                         share.spend(debit.day, debit.allowance)?;
                     }
+                    if let Some(meal) = debit.meal {
+                        share.count_in(debit.day, meal, debit.allowance);
+                    }
                 }
             }
             Body::Reversal(reversal) => {
@@ -175,15 +178,17 @@ impl Fold {
                     return Err("more than is left of its debit".into());
                 }
                 debit.reverse(reversal);
+                let meal = debit.meal;
                 let effect = (reversal.account, reversal.wallet, reversal.amount());
                 self.reversals.insert(position, effect);
                 let rows = self.rows(reversal.epoch);
                 rows.money.entry((reversal.account, reversal.wallet)).or_default().reversal(reversal)?;
                 if reversal.allowance_back.is_positive() {
-                    rows.shares
-                        .entry(reversal.account)
-                        .or_default()
-                        .give_back(reversal.day, reversal.allowance_back)?;
+                    let share = rows.shares.entry(reversal.account).or_default();
+                    share.give_back(reversal.day, reversal.allowance_back)?;
+                    if let Some(meal) = meal {
+                        share.count_out(reversal.day, meal, reversal.allowance_back);
+                    }
                 }
             }
             Body::Release(release) => {

@@ -38,7 +38,7 @@ pub struct Hours {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Span {
-    from: u16,
+    pub(super) from: u16,
     to: u16,
 }
 
@@ -46,7 +46,7 @@ pub struct Span {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LocalTime {
     pub(super) day: Date,
-    minute: u16,
+    pub(super) minute: u16,
 }
 
 impl LocalTime {
@@ -71,12 +71,16 @@ impl Hours {
 }
 
 impl Span {
-    const fn contains(self, minute: u16) -> bool {
+    pub(super) const fn contains(self, minute: u16) -> bool {
         if self.from < self.to {
             self.from <= minute && minute < self.to
         } else {
             self.from <= minute || minute < self.to
         }
+    }
+
+    pub(super) const fn overlaps(&self, other: &Self) -> bool {
+        self.contains(other.from) || other.contains(self.from)
     }
 }
 
@@ -143,6 +147,10 @@ mod tests {
             [false, true, true, false]
         );
         assert!(span("00:00-24:00").contains(at("23:59")));
+        let overlap = |one, other| span(one).overlaps(&span(other)) && span(other).overlaps(&span(one));
+        assert!(overlap("06:00-09:00", "08:59-10:00") && overlap("22:00-01:30", "01:00-02:00"));
+        assert!(overlap("06:00-20:00", "11:00-12:00") && overlap("06:00-07:00", "06:00-07:00"));
+        assert!(!span("06:00-09:00").overlaps(&span("09:00-22:00")) && !day.overlaps(&span("23:00-06:00")));
         for text in
             ["6:00-23:00", "06:00", "06:00-06:00", "24:00-06:00", "06:60-07:00", "06:00-24:01", "", "a-b"]
         {

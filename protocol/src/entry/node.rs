@@ -91,6 +91,9 @@ pub struct Debit {
     /// debit of its own.
     #[n(12)]
     pub from_voucher: Option<Fen>,
+    /// The meal period that it counts in, if any, by the minute of the day at which that begins.
+    #[n(13)]
+    pub meal: Option<u16>,
 }
 
 impl Debit {

@@ -138,12 +138,14 @@ pub fn code() -> impl Strategy<Value = Option<CodeUse>> {
 pub fn debit() -> impl Strategy<Value = Debit> {
     (
         (tap(), account(), wallet(), epoch(), fen(), fen()),
-        (fen(), day(), any::<u16>(), card(), option::of(measured()), code(), option::of(fen())),
+        (fen(), day(), any::<u16>(), card(), option::of(measured()), code()),
+        (option::of(fen()), option::of(any::<u16>())),
     )
         .prop_map(
             |(
                 (tap, account, wallet, epoch, from_right, stand_in),
-                (allowance, day, merchant, card, measured, code, from_voucher),
+                (allowance, day, merchant, card, measured, code),
+                (from_voucher, meal),
             )| Debit {
                 tap,
                 account,
@@ -158,6 +160,7 @@ pub fn debit() -> impl Strategy<Value = Debit> {
                 measured,
                 code,
                 from_voucher,
+                meal,
             },
         )
 }

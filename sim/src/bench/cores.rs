@@ -123,6 +123,7 @@ fn campus(node: &NodeName) -> Result<CampusConfig> {
         voucher_keys: Vec::new(),
         hours: Vec::new(),
         holidays: Vec::new(),
+        meals: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "canteen".to_owned(), tariff: Default::default() }],
         buildings: vec![Building { node: node.clone(), terminals }],
     })

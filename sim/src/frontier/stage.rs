@@ -75,6 +75,7 @@ impl Workload {
             voucher_keys: Vec::new(),
             hours: Vec::new(),
             holidays: Vec::new(),
+            meals: Vec::new(),
             merchants,
             buildings,
         })

@@ -46,6 +46,7 @@ pub(super) fn draw(scenario: &Scenario, seed: u64) -> Result<Plan, ScenarioError
         seed,
         timing: scenario.timing,
         policy: scenario.policy.clone(),
+        meals: scenario.meals.clone(),
         buildings: buildings(scenario)?,
         tariff: tariff(),
         accounts: Vec::new(),

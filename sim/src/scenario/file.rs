@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use feiqian_protocol::campus::{Mode, Policy, Span};
+use feiqian_protocol::campus::{Meal, Mode, Policy, Span};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName};
 use feiqian_protocol::limits::ASK_DEADLINE_MS;
@@ -51,6 +51,8 @@ struct File {
     modes: Vec<Mode>,
     #[serde(default)]
     policy: Policy,
+    #[serde(default)]
+    meals: Vec<Meal>,
     #[serde(default)]
     building: Vec<BuildingTable>,
     #[serde(default)]
@@ -185,6 +187,7 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
         seed: parsed.seed,
         timing,
         policy: parsed.policy,
+        meals: parsed.meals,
         modes: parsed.modes,
         buildings,
         accounts,

@@ -45,6 +45,10 @@ fn write_to(scenario: &Scenario, out: &mut String) -> std::fmt::Result {
     if let Ok(policy) = toml::to_string(&scenario.policy) {
         write!(out, "\n[policy]\n{policy}")?;
     }
+    for meal in &scenario.meals {
+        writeln!(out, "\n[[meals]]")?;
+        out.push_str(&toml::to_string(meal).map_err(|_| std::fmt::Error)?);
+    }
     for building in &scenario.buildings {
         writeln!(out, "\n[[building]]\nname = {}", quoted(building.name.as_str()))?;
         writeln!(out, "count = {}", building.count)?;

@@ -23,7 +23,7 @@ use crate::link::tables::{node_log, to_node_log};
 use crate::plan::INSTITUTION;
 use crate::promises::books::{Books, Finding, NodeBooks};
 use crate::promises::ledger::Sent;
-use crate::promises::{Coverage, Promise, books, closings, losses, pins, receipts, settings};
+use crate::promises::{Coverage, Promise, books, closings, losses, meals, pins, receipts, settings};
 
 /// How often and how long it is waited for everything to settle at the end, in milliseconds, and how quickly what nobody waits for
 /// is attended to then.
@@ -294,6 +294,12 @@ impl World<'_> {
         let at = |ns: u64| epoch.plus_ms((ns / MS) as i64);
         let found = receipts::access(self.plan, &self.ledger, (!self.bounds.wrong_clocks).then_some(&at));
         self.found(found);
+        if !self.bounds.wrong_clocks {
+            match meals::check(self.plan, &books) {
+                Ok(asked) => (0..asked).for_each(|_| self.reached(Coverage::MealLimitReached)),
+                Err(found) => self.found(Err(found)),
+            }
+        }
         let found = settings::validity(self.plan, &self.ledger, &books);
         self.found(found);
         self.check_reports()?;

@@ -483,6 +483,7 @@ impl Rig {
             measured: None,
             code: None,
             from_voucher: None,
+            meal: None,
         };
         if debit.from_right.is_positive() {
             let actor = Actor {

@@ -296,6 +296,7 @@ impl<'a> Script<'a> {
                 measured: None,
                 code: None,
                 from_voucher: None,
+                meal: None,
             }
             .into(),
             3 => Reversal {

@@ -1,6 +1,6 @@
 //! Business days, last days, and hours of the day.
 
-use feiqian_protocol::campus::{CampusConfig, Hours};
+use feiqian_protocol::campus::{CampusConfig, Hours, Meal, Merchant};
 use feiqian_protocol::entry::CampusPublished;
 use feiqian_protocol::ids::TerminalId;
 use feiqian_protocol::tap::{Decision, TapKey};
@@ -20,6 +20,14 @@ fn knock(world: &mut World, sequence: &str) -> Vec<Decision> {
     decided(&world.tap(TapRequest { key: door, ..tap(sequence, "alice", TapKind::Access) }))
 }
 
+/// The centre's next configuration comes.
+fn publish(world: &mut World, config: &CampusConfig) {
+    let config = config.to_bytes().unwrap().into();
+    let published = CampusPublished { version: 2, config };
+    let frame = world.centre.write(LogId::shard(INSTITUTION, 0), world.now.wall, vec![published.into()]);
+    world.frame(frame);
+}
+
 #[test]
 fn a_door_lets_a_group_pass_in_its_hours() {
     let mut world = World::connected(Mode::Strict);
@@ -34,10 +42,7 @@ fn a_door_lets_a_group_pass_in_its_hours() {
         holidays: vec![holiday.to_string().parse().unwrap()],
         ..campus(Mode::Strict)
     };
-    let config = config.to_bytes().unwrap().into();
-    let published = CampusPublished { version: 2, config };
-    let frame = world.centre.write(LogId::shard(INSTITUTION, 0), world.now.wall, vec![published.into()]);
-    world.frame(frame);
+    publish(&mut world, &config);
     world.disconnect();
     let (open, shut) = (approved(ALICE, 0, 0), declined(DeclineReason::NotPermitted));
     for (sequence, day, minutes, expected) in [
@@ -104,5 +109,55 @@ fn allowance_is_another_sum_on_another_day() {
     assert_eq!(decided(&world.buy("5", "alice", 900)), approved(ALICE, 900, 0));
     world.now.wall = world.now.wall.plus_ms(30 * 86_400_000);
     assert_eq!(decided(&world.buy("6", "alice", 900)), declined(DeclineReason::PinRequired));
+    world.check();
+}
+
+#[test]
+fn beyond_the_limit_of_a_meal_the_pin_is_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::on_disk(Mode::Hybrid, directory.path());
+    world.share_grant(ALICE, 5_000);
+    world.grant(ALICE, 9_000);
+    let meal = |name: &str, time: &str, merchants| Meal {
+        name: name.to_owned(),
+        time: time.parse().unwrap(),
+        limit_fen: fen(1_000),
+        merchants,
+    };
+    let meals = vec![meal("lunch", "10:30-13:30", vec![]), meal("dinner", "16:30-19:30", vec![1])];
+    let other = vec![meal("dinner", "16:30-19:30", vec![2])];
+    let config = CampusConfig { meals, ..campus(Mode::Hybrid) };
+    publish(&mut world, &config);
+    world.disconnect();
+    let at = |world: &mut World, minutes: i64| {
+        let time = start_of(MORNING).plus_ms(minutes * 60_000);
+        world.pass(u64::try_from(time.ms_since(world.now.wall)).unwrap());
+    };
+    let (asked, noon) = (declined(DeclineReason::PinRequired), 12 * 60);
+    at(&mut world, noon);
+    assert_eq!(decided(&world.buy("1", "alice", 700)), approved(ALICE, 700, 0));
+    assert_eq!(decided(&world.buy("2", "alice", 400)), asked);
+    assert_eq!(decided(&world.reverse("r1", "1", Some(200))), approved(ALICE, 200, 0));
+    assert_eq!(decided(&world.buy("3", "alice", 500)), approved(ALICE, 500, 0));
+    world.reopen();
+    assert_eq!(decided(&world.buy("4", "alice", 1)), asked, "kept over a restart");
+    at(&mut world, 13 * 60 + 30);
+    assert_eq!(decided(&world.buy("5", "alice", 1_100)), approved(ALICE, 1_100, 0), "no meal");
+    at(&mut world, 16 * 60 + 30);
+    assert_eq!(decided(&world.buy("6", "alice", 1_000)), approved(ALICE, 1_000, 0));
+    assert_eq!(decided(&world.buy("7", "alice", 1)), asked);
+    at(&mut world, 24 * 60 + noon);
+    assert_eq!(decided(&world.buy("8", "alice", 1_000)), approved(ALICE, 1_000, 0), "the next day");
+    assert_eq!(decided(&world.buy("9", "alice", 1)), asked);
+    world.connect();
+    let (mut merchants, meals) = (config.merchants.clone(), other);
+    merchants.push(Merchant { id: 2, name: "shop".to_owned(), tariff: Default::default() });
+    publish(&mut world, &CampusConfig { meals, merchants, ..config });
+    at(&mut world, 24 * 60 + 17 * 60);
+    assert_eq!(
+        decided(&world.buy("10", "alice", 1_500)),
+        approved(ALICE, 1_500, 0),
+        "another merchant's meal"
+    );
     world.check();
 }

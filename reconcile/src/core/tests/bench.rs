@@ -152,6 +152,7 @@ pub(super) fn campus(mode: Mode) -> CampusConfig {
         voucher_keys: Vec::new(),
         hours: Vec::new(),
         holidays: Vec::new(),
+        meals: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "canteen".to_owned(), tariff: BTreeMap::new() }],
         buildings: vec![Building { node: NodeName::new("n1").unwrap(), terminals: vec![terminal] }],
     }
@@ -327,6 +328,7 @@ impl Bench {
             measured: None,
             code: None,
             from_voucher: None,
+            meal: None,
         };
         node.write(wall, Proof::Card, debit)
     }

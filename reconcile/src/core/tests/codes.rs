@@ -172,6 +172,7 @@ fn use_code(bench: &mut Bench, index: usize, fen: i64, counter: u16, proof: Proo
         measured: None,
         code: Some(code),
         from_voucher: None,
+        meal: None,
     };
     node.write(wall, proof, debit)
 }

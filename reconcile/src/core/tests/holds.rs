@@ -80,6 +80,7 @@ fn pay(bench: &mut Bench, index: usize, signed: &SignedVoucher, counter: u16, fe
         measured: None,
         code: Some(code),
         from_voucher: Some(Fen::new(fen)),
+        meal: None,
     };
     node.write(wall, Proof::Code, debit)
 }

@@ -103,6 +103,7 @@ pub(crate) fn campus(mode: Mode) -> CampusConfig {
         voucher_keys: Vec::new(),
         hours: Vec::new(),
         holidays: Vec::new(),
+        meals: Vec::new(),
         merchants: vec![Merchant { id: 1, name: "counter".to_owned(), tariff }],
         buildings: vec![Building {
             node: identity().name,
