@@ -21,9 +21,9 @@ fn knock(world: &mut World, sequence: &str) -> Vec<Decision> {
 }
 
 /// The centre's next configuration comes.
-fn publish(world: &mut World, config: &CampusConfig) {
+fn publish(world: &mut World, version: u32, config: &CampusConfig) {
     let config = config.to_bytes().unwrap().into();
-    let published = CampusPublished { version: 2, config };
+    let published = CampusPublished { version, config };
     let frame = world.centre.write(LogId::shard(INSTITUTION, 0), world.now.wall, vec![published.into()]);
     world.frame(frame);
 }
@@ -42,7 +42,7 @@ fn a_door_lets_a_group_pass_in_its_hours() {
         holidays: vec![holiday.to_string().parse().unwrap()],
         ..campus(Mode::Strict)
     };
-    publish(&mut world, &config);
+    publish(&mut world, 2, &config);
     world.disconnect();
     let (open, shut) = (approved(ALICE, 0, 0), declined(DeclineReason::NotPermitted));
     for (sequence, day, minutes, expected) in [
@@ -127,7 +127,7 @@ fn beyond_the_limit_of_a_meal_the_pin_is_asked_for() {
     let meals = vec![meal("lunch", "10:30-13:30", vec![]), meal("dinner", "16:30-19:30", vec![1])];
     let other = vec![meal("dinner", "16:30-19:30", vec![2])];
     let config = CampusConfig { meals, ..campus(Mode::Hybrid) };
-    publish(&mut world, &config);
+    publish(&mut world, 2, &config);
     world.disconnect();
     let at = |world: &mut World, minutes: i64| {
         let time = start_of(MORNING).plus_ms(minutes * 60_000);
@@ -152,7 +152,7 @@ fn beyond_the_limit_of_a_meal_the_pin_is_asked_for() {
     world.connect();
     let (mut merchants, meals) = (config.merchants.clone(), other);
     merchants.push(Merchant { id: 2, name: "shop".to_owned(), tariff: Default::default() });
-    publish(&mut world, &CampusConfig { meals, merchants, ..config });
+    publish(&mut world, 3, &CampusConfig { meals, merchants, ..config });
     at(&mut world, 24 * 60 + 17 * 60);
     assert_eq!(
         decided(&world.buy("10", "alice", 1_500)),
