@@ -186,6 +186,8 @@ named! {
         PurseCaseDecided = "purse_case_decided",
         /// A building refused a card that it knows to be withdrawn.
         PurseRefused = "purse_refused",
+        /// A building that had not heard of a new card with a purse was shown what it carries.
+        PurseCardShown = "purse_card_shown",
         /// What was left on a card that was replaced, or of a closed account, was given back.
         PurseReturned = "purse_returned",
         /// Money that was held for a voucher paid.

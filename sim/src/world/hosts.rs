@@ -46,6 +46,8 @@ pub(super) enum TicketFor {
     Report(usize),
     /// What a holder shows, after a request of the ledger.
     Shown(usize),
+    /// What a card with a purse says of itself; the account in the plan.
+    Carried(usize),
 }
 
 /// How far a site's disk can be trusted.

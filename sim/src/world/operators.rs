@@ -201,6 +201,7 @@ impl World<'_> {
         let index = match self.sites[site].waiting.remove(&ticket) {
             Some((TicketFor::Report(index), _)) => index,
             Some((TicketFor::Shown(index), _)) => return self.shown(index, &done),
+            Some((TicketFor::Carried(account), _)) => return self.carried_shown(site, account, &done),
             _ => return,
         };
         self.audit.say(self.now, || format!("{}: the report: {done:?}", self.site_name(site)));

@@ -5,6 +5,7 @@
 //! against that.
 
 mod cards;
+mod carried;
 mod cases;
 mod checks;
 mod withdrawn;
@@ -170,11 +171,11 @@ impl World<'_> {
         if forged {
             self.pay_forged(&touch);
         } else {
-            self.begin_touch(touch);
+            self.begin_touch(touch, tap.number);
         }
     }
 
-    fn begin_touch(&mut self, touch: Touch) {
+    fn begin_touch(&mut self, touch: Touch, tap: u32) {
         let Some(chip) = self.purses.cards.get_mut(&touch.card) else { return };
         if chip.busy {
             self.outcome.taps.declined += 1;
@@ -182,6 +183,7 @@ impl World<'_> {
         }
         chip.busy = true;
         let check = PurseRequest::Check(chip.serial);
+        self.look_at(&touch, tap);
         let asked = Asked { site: self.route(touch.building, touch.terminal), at_ns: self.now };
         if !self.ask_node(touch.clone(), check, Waiting::Check(touch.clone(), asked)) {
             self.go_on(touch);

@@ -220,7 +220,7 @@ impl World<'_> {
                 }
                 return;
             }
-            TicketFor::Report(_) | TicketFor::Shown(_) => return,
+            TicketFor::Report(_) | TicketFor::Shown(_) | TicketFor::Carried(_) => return,
         };
         self.audit.say(self.now, || {
             let request = &self.ledger.requests[index];
@@ -317,7 +317,7 @@ impl World<'_> {
                 }
                 self.ledger.refused(index, error);
             }
-            TicketFor::Report(_) | TicketFor::Shown(_) => {}
+            TicketFor::Report(_) | TicketFor::Shown(_) | TicketFor::Carried(_) => {}
             TicketFor::Reuse(_) => {
                 if matches!(error, TapError::OtherContent(_)) {
                     self.reached(Coverage::KeyReused);

@@ -11,7 +11,7 @@ use feiqian_protocol::purse::sam::SoftSam;
 use feiqian_protocol::purse::touch::{self, Journal, Link};
 use feiqian_protocol::purse::values::{CardSerial, CardTime, Counter, PurseFen, TerminalNumber};
 
-use crate::card::applet::Applet;
+use crate::card::applet::{Applet, ISSUANCE_SFI};
 use crate::card::state::{CardState, Masters};
 use crate::seed::Seed;
 
@@ -51,7 +51,7 @@ impl Chip {
             log_counter: Default::default(),
             balance_fen_max: fen(BALANCE_FEN_MAX),
             record: None,
-            issuance: None,
+            issuance: Some(ISSUANCE_SFI),
         }
     }
 
