@@ -279,11 +279,11 @@ mod tests {
         assert_eq!(campus.meals.len(), 2);
         for (time, merchant, said) in [("13:00-19:30", 1, "overlap"), ("16:30-19:30", 2, "merchant 2")] {
             let error = read_campus(file(&meals(time, merchant)).path()).unwrap_err();
-            assert_eq!(error.line, Some(15), "{error}");
+            assert_eq!(error.line, Some(16), "{error}");
             assert!(error.to_string().contains(said), "{error}");
         }
         let lowest = meals("16:30-19:30", 1).replace("limit_fen = 3000", "limit_fen = -1");
-        assert_eq!(place(&read_campus(file(&lowest).path()).unwrap_err()), (Some(13), Some("limit_fen")));
+        assert_eq!(place(&read_campus(file(&lowest).path()).unwrap_err()), (Some(14), Some("limit_fen")));
 
         let unknown = good.replace("name = \"Red\"", "nmae = \"Red\"");
         let error = read_campus(file(&unknown).path()).unwrap_err();
