@@ -232,6 +232,9 @@ pub enum CampusError {
         /// The merchant.
         merchant: u16,
     },
+    /// The limit of a meal period is no amount of a purchase.
+    #[error("the limit of meal {0:?} must be from 0 to 10000000 fen")]
+    MealLimit(String),
     /// Two meal periods are at one time.
     #[error("meals {0:?} and {1:?} overlap")]
     MealsOverlap(String, String),
@@ -337,7 +340,7 @@ impl CampusConfig {
         }
         for meal in &self.meals {
             if meal.limit_fen.is_negative() || meal.limit_fen > crate::limits::AMOUNT_FEN_MAX {
-                return Err(CampusError::OutOfRange { key: "limit_fen", range: "from 0 to 10000000 fen" });
+                return Err(CampusError::MealLimit(meal.name.clone()));
             }
             if let Some(merchant) = meal.merchants.iter().find(|id| self.merchant(**id).is_none()) {
                 return Err(CampusError::NoMealMerchant { meal: meal.name.clone(), merchant: *merchant });

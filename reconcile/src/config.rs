@@ -104,9 +104,9 @@ pub fn parse_campus(file: &Path, text: &str) -> Result<CampusConfig, ConfigError
             CampusError::Twice { name, .. } => (format!("\"{name}\""), 2),
             CampusError::NoMerchant { terminal, .. } => (format!("\"{terminal}\""), 1),
             CampusError::OutOfRange { key, .. } => ((*key).to_owned(), 1),
-            CampusError::NoMealMerchant { meal: name, .. } | CampusError::MealsOverlap(_, name) => {
-                (format!("{name:?}"), 1)
-            }
+            CampusError::NoMealMerchant { meal: name, .. }
+            | CampusError::MealLimit(name)
+            | CampusError::MealsOverlap(_, name) => (format!("{name:?}"), 1),
             CampusError::NoBuilding(node) => (format!("{node:?}"), 1),
             CampusError::Malformed(_) | CampusError::TooLarge(_) => (String::new(), 0),
         };
@@ -282,8 +282,10 @@ mod tests {
             assert_eq!(error.line, Some(16), "{error}");
             assert!(error.to_string().contains(said), "{error}");
         }
-        let lowest = meals("16:30-19:30", 1).replace("limit_fen = 3000", "limit_fen = -1");
-        assert_eq!(place(&read_campus(file(&lowest).path()).unwrap_err()), (Some(14), Some("limit_fen")));
+        let negative = meals("16:30-19:30", 1).replace("limit_fen = 3000", "limit_fen = -1");
+        let error = read_campus(file(&negative).path()).unwrap_err();
+        assert_eq!(error.line, Some(12), "{error}");
+        assert!(error.to_string().contains("limit"), "{error}");
 
         let unknown = good.replace("name = \"Red\"", "nmae = \"Red\"");
         let error = read_campus(file(&unknown).path()).unwrap_err();
