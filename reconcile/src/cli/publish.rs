@@ -124,7 +124,7 @@ fn flatten(value: &Value, path: String, into: &mut BTreeMap<String, Value>) {
 /// What an element of the configuration is told from others by.
 fn name_of(item: &Value) -> Option<String> {
     let fields = item.as_object()?;
-    let name = ["id", "node", "number", "group"].into_iter().find_map(|name| fields.get(name))?;
+    let name = ["id", "node", "number", "group", "name"].into_iter().find_map(|name| fields.get(name))?;
     Some(name.as_str().map_or_else(|| name.to_string(), str::to_owned))
 }
 
@@ -135,13 +135,13 @@ mod tests {
     #[test]
     fn what_differs_is_said_by_name_wherever_it_stands() {
         let old = json!({
-            "policy": { "mode": "hybrid" }, "hours": [],
+            "policy": { "mode": "hybrid" }, "hours": [], "meals": [{ "name": "lunch", "limit_fen": 3000 }],
             "merchants": [{ "id": 1, "name": "noodles" }, { "id": 2, "name": "rice" }],
             "buildings": [{ "node": "east", "terminals": [{ "id": "t1", "groups": ["a"], "merchant": null }] }],
         });
         assert_eq!(differences(&old, &old), []);
         let new = json!({
-            "policy": { "mode": "strict" },
+            "policy": { "mode": "strict" }, "meals": [{ "name": "lunch", "limit_fen": 2500 }],
             "merchants": [{ "id": 2, "name": "rice" }, { "id": 1, "name": "soup" }],
             "buildings": [{ "node": "east", "terminals": [{ "id": "t1", "groups": ["a", "b"] }] }],
             "hours": [{ "group": "a", "open": ["06:00-23:00"] }, { "group": "a", "open": ["23:10-23:20"] }],
@@ -158,6 +158,7 @@ mod tests {
             "hours[a #2].open: null [\"23:10-23:20\"]",
             "hours[a].group: null \"a\"",
             "hours[a].open: null [\"06:00-23:00\"]",
+            "meals[lunch].limit_fen: 3000 2500",
             "merchants[1].name: \"noodles\" \"soup\"",
             "policy.mode: \"hybrid\" \"strict\"",
         ];
