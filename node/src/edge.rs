@@ -256,16 +256,15 @@ impl NodeCore {
             Ok(pin) => pin,
             Err(reason) => return self.write_decline(now, waiting, account, amount, reason).map(Some),
         };
-        let merchant = terminal.merchant.unwrap_or_default();
         let mut purchase = Purchase {
             holder: &holder,
             amount,
             measured,
-            merchant,
+            merchant: terminal.merchant.unwrap_or_default(),
             split: Split::default(),
             day: self.business_day(now),
             mode: campus.config.policy.mode,
-            meal: campus.config.meal_at(self.time_of_day(now), merchant),
+            meal: merchant.and_then(|of| campus.config.meal_at(self.time_of_day(now), of.id)),
             habit: false,
         };
         self.decide_purchase(now, waiting, &campus, &mut purchase, (purse, share), outputs)

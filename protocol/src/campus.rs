@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 
 pub use hours::{Hours, Span};
 use jiff::civil::Date;
-pub use meals::Meal;
+pub use meals::{Meal, check_meals};
 use serde::{Deserialize, Serialize};
 
 use crate::code::{VOUCHER_KEYS_MAX, VoucherKey};
 use crate::ids::{CampusId, InstitutionId, Key, NodeName, TerminalId};
-use crate::limits::CAMPUS_CONFIG_BYTES_MAX;
+use crate::limits::{CAMPUS_CONFIG_BYTES_MAX, SPANS_MAX};
 use crate::money::{Fen, UnitPrice};
 use crate::time::{BusinessCalendar, Timestamp};
 
@@ -274,8 +274,8 @@ impl CampusConfig {
             return Err(CampusError::OutOfRange { key: "to_ms", range: "after from_ms of its voucher key" });
         }
         for hours in &self.hours {
-            if hours.open.len() > hours::SPANS_MAX
-                || hours.holidays.as_ref().is_some_and(|spans| spans.len() > hours::SPANS_MAX)
+            if hours.open.len() > SPANS_MAX
+                || hours.holidays.as_ref().is_some_and(|spans| spans.len() > SPANS_MAX)
             {
                 return Err(CampusError::OutOfRange { key: "hours", range: "at most 16 parts of a day" });
             }
@@ -292,7 +292,12 @@ impl CampusConfig {
                 return Err(CampusError::NoMerchant { terminal: terminal.id.to_string(), merchant });
             }
         }
-        self.check_meals()?;
+        check_meals(&self.meals)?;
+        for meal in &self.meals {
+            if let Some(merchant) = meal.merchants.iter().find(|id| self.merchant(**id).is_none()) {
+                return Err(CampusError::NoMealMerchant { meal: meal.name.clone(), merchant: *merchant });
+            }
+        }
         let day = 24 * 60;
         if !(-day..=day).contains(&self.calendar.utc_offset_minutes) {
             return Err(CampusError::OutOfRange { key: "utc_offset_minutes", range: "from -1440 to 1440" });
@@ -327,24 +332,6 @@ impl CampusConfig {
                 key: "pool_percent",
                 range: "at most 1000, habit at most 100",
             });
-        }
-        Ok(())
-    }
-
-    fn check_meals(&self) -> Result<(), CampusError> {
-        if self.meals.len() > meals::MEALS_MAX {
-            return Err(CampusError::OutOfRange { key: "meals", range: "at most 16" });
-        }
-        if let Some((one, other)) = meals::overlapping(&self.meals) {
-            return Err(CampusError::MealsOverlap(one.name.clone(), other.name.clone()));
-        }
-        for meal in &self.meals {
-            if meal.limit_fen.is_negative() || meal.limit_fen > crate::limits::AMOUNT_FEN_MAX {
-                return Err(CampusError::MealLimit(meal.name.clone()));
-            }
-            if let Some(merchant) = meal.merchants.iter().find(|id| self.merchant(**id).is_none()) {
-                return Err(CampusError::NoMealMerchant { meal: meal.name.clone(), merchant: *merchant });
-            }
         }
         Ok(())
     }

@@ -94,6 +94,12 @@ pub const HTTP_BODY_BYTES_MAX: usize = 16 * 1024;
 /// Largest campus configuration.
 pub const CAMPUS_CONFIG_BYTES_MAX: usize = 60 * 1024;
 
+/// Parts of a day that one time table of doors has at most: more is a mistake in the file.
+pub const SPANS_MAX: usize = 16;
+
+/// Meal periods of a campus at most: more is a mistake in the file.
+pub const MEALS_MAX: usize = 16;
+
 /// Largest account document, saved.
 pub const DOCUMENT_BYTES_MAX: usize = 48 * 1024;
 

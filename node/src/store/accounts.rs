@@ -464,7 +464,7 @@ pub(crate) fn decode_share(bytes: &[u8]) -> Result<Share, StoreError> {
 }
 
 /// The share with everything before `horizon` summed up: one first day stands for all of them, and what was used then
-/// is forgotten, meals too. Days from `horizon` on have the same left, earlier ones at most what they had.
+/// is forgotten. Days from `horizon` on have the same left, earlier ones at most what they had.
 pub(crate) fn summed_up(share: &Share, horizon: BusinessDay) -> Share {
     let mut net_from: BTreeMap<BusinessDay, Fen> =
         share.net_from.range(horizon..).map(|(day, net)| (*day, *net)).collect();
@@ -478,9 +478,7 @@ pub(crate) fn summed_up(share: &Share, horizon: BusinessDay) -> Share {
         .map(|(day, used)| (*day, *used))
         .filter(|(_, used)| *used != Fen::ZERO)
         .collect();
-    let meals = share.used_in.range((horizon, 0)..);
-    let used_in = meals.filter(|(_, used)| **used != Fen::ZERO).map(|(meal, used)| (*meal, *used)).collect();
-    Share { net_from, used_on, used_in, granted: share.granted }
+    Share { net_from, used_on, used_in: share.used_in.clone(), granted: share.granted }
 }
 
 /// True where [`summed_up`] would change nothing.
@@ -488,8 +486,6 @@ fn is_summed_up(share: &Share, horizon: BusinessDay) -> bool {
     let sums = [&share.net_from, &share.used_on];
     share.net_from.range(..horizon).nth(1).is_none()
         && share.used_on.range(..horizon).next().is_none()
-        && share.used_in.range(..(horizon, 0)).next().is_none()
-        && share.used_in.values().all(|used| *used != Fen::ZERO)
         && sums.iter().all(|sums| sums.values().all(|sum| *sum != Fen::ZERO))
 }
 
@@ -513,7 +509,7 @@ mod tests {
         let share = Share {
             net_from: [(day(1), 50), (day(3), -20), (day(9), 10)].map(|(d, f)| (d, Fen::new(f))).into(),
             used_on: [(day(2), 5), (day(9), 7)].map(|(d, f)| (d, Fen::new(f))).into(),
-            used_in: [((day(2), 1), 5), ((day(9), 1), 7)].map(|(of, fen)| (of, Fen::new(fen))).into(),
+            used_in: [((day(9), 1), Fen::new(7))].into(),
             granted: Fen::new(60),
         };
         let short = summed_up(&share, day(8));

@@ -335,7 +335,7 @@ fn compare_shares(
 
 fn compare_debits(connection: &Connection, fold: &Fold, report: &mut Report) -> Result<(), StoreError> {
     let mut statement = connection.prepare(
-        "SELECT position, amount, right_rest, stand_in_rest, allowance_rest, account, wallet FROM debits
+        "SELECT position, amount, right_rest, stand_in_rest, allowance_rest, account, wallet, meal FROM debits
          ORDER BY position",
     )?;
     let mut rows = statement.query([])?;
@@ -344,12 +344,12 @@ fn compare_debits(connection: &Connection, fold: &Fold, report: &mut Report) -> 
         let fen = |index| row.get::<_, i64>(index).map(Fen::new);
         let position = row.get::<_, i64>(0)? as u64;
         let held = (fen(1)?, fen(2)?, fen(3)?, fen(4)?);
-        let whose = (AccountId(row.get::<_, i64>(5)? as u64), read_wallet(row.get(6)?)?);
+        let of = (AccountId(row.get::<_, i64>(5)? as u64), read_wallet(row.get(6)?)?, row.get(7)?);
         let folded = fold.debits.get(&position).map(|debit| {
             let rests = (debit.amount, debit.right_rest, debit.stand_in_rest, debit.allowance_rest);
-            (rests, (debit.account, debit.wallet))
+            (rests, (debit.account, debit.wallet, debit.meal))
         });
-        if folded != Some((held, whose)) {
+        if folded != Some((held, of)) {
             report.problem(format!("what is left of debit {position} is not what the entries give"));
         }
         count += 1;

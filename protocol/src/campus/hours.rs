@@ -13,9 +13,6 @@ use crate::time::{BusinessCalendar, Timestamp};
 /// Minutes of a day.
 const DAY: u16 = 24 * 60;
 
-/// Spans of one time table at most: more is a mistake in the file.
-pub const SPANS_MAX: usize = 16;
-
 /// When members of a group pass at doors that are theirs. Where several are of one group and building, any of them lets pass;
 /// where none is, the door is open to the group at all hours.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

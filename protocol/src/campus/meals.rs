@@ -5,11 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::CampusError;
 use super::hours::{LocalTime, Span};
+use crate::limits::{AMOUNT_FEN_MAX, MEALS_MAX};
 use crate::money::Fen;
-
-/// Meal periods of a campus at most: more is a mistake in the file.
-pub const MEALS_MAX: usize = 16;
 
 /// A meal period.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -37,9 +36,21 @@ impl Meal {
     }
 }
 
-/// The first two that overlap.
-pub(super) fn overlapping(meals: &[Meal]) -> Option<(&Meal, &Meal)> {
-    let pairs =
-        meals.iter().enumerate().flat_map(|(index, one)| meals[..index].iter().map(move |of| (of, one)));
-    pairs.into_iter().find(|(one, other)| one.time.overlaps(&other.time))
+/// Checks meal periods by themselves.
+///
+/// # Errors
+/// [`CampusError`]: there are too many, two overlap, or a limit is out of range.
+pub fn check_meals(meals: &[Meal]) -> Result<(), CampusError> {
+    if meals.len() > MEALS_MAX {
+        return Err(CampusError::OutOfRange { key: "meals", range: "at most 16" });
+    }
+    for (index, meal) in meals.iter().enumerate() {
+        if let Some(before) = meals[..index].iter().find(|before| before.time.overlaps(&meal.time)) {
+            return Err(CampusError::MealsOverlap(before.name.clone(), meal.name.clone()));
+        }
+        if meal.limit_fen.is_negative() || meal.limit_fen > AMOUNT_FEN_MAX {
+            return Err(CampusError::MealLimit(meal.name.clone()));
+        }
+    }
+    Ok(())
 }

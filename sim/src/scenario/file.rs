@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use feiqian_protocol::campus::{Meal, Mode, Policy, Span};
+use feiqian_protocol::campus::{Meal, Mode, Policy, Span, check_meals};
 use feiqian_protocol::enrol::Role;
 use feiqian_protocol::ids::{CardNumber, Key, NodeName};
 use feiqian_protocol::limits::ASK_DEADLINE_MS;
@@ -52,7 +52,7 @@ struct File {
     #[serde(default)]
     policy: Policy,
     #[serde(default)]
-    meals: Vec<Meal>,
+    meals: Vec<At<Meal>>,
     #[serde(default)]
     building: Vec<BuildingTable>,
     #[serde(default)]
@@ -187,7 +187,7 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
         seed: parsed.seed,
         timing,
         policy: parsed.policy,
-        meals: parsed.meals,
+        meals: source.meals(&parsed.meals)?,
         modes: parsed.modes,
         buildings,
         accounts,
@@ -240,6 +240,15 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
+    fn meals(&self, tables: &[At<Meal>]) -> Result<Vec<Meal>, ScenarioError> {
+        let mut meals = Vec::new();
+        for table in tables {
+            meals.push(table.get_ref().clone());
+            self.check(table, "meals", |_| check_meals(&meals).map_err(|error| error.to_string()))?;
+        }
+        Ok(meals)
+    }
+
     fn check<T, U>(
         &self,
         value: &At<T>,

@@ -27,13 +27,7 @@ impl Ledger {
         }
         let Some(issuance) = reissue.issuance.clone() else { return Ok(None) };
         let issuance = if is_made_up(request) { made_up_like(issuance) } else { issuance };
-        Ok(Some(SettingRequest {
-            terminal: None,
-            card: reissue.card.clone(),
-            kind: SettingKind::ShowCard(Box::new(issuance)),
-            by: Key::new("slip").expect("letters are a key"),
-            proof: Proof::Card,
-        }))
+        Ok(Some(reissue.shows(issuance)))
     }
 
     /// The reissue that the card of a request comes from.
@@ -60,18 +54,47 @@ impl Ledger {
                 Err(format!("site {site} took a word that the centre never gave (tap {number})"))
             }
             (true, Err(SettingError::NotIssued)) => Ok(Some(Coverage::MadeUpIssuanceRefused)),
-            (false, Err(error @ (SettingError::NotIssued | SettingError::OtherCard))) => {
-                Err(format!("site {site} refused the centre's word (tap {number}): {error}"))
-            }
-            (_, Err(_)) => Ok(None),
-            (false, Ok(_)) => {
+            (true, Err(_)) => Ok(None),
+            (false, done) => {
                 let card = self.requests[index].card().cloned();
                 let reissue = self.reissues.values_mut().find(|reissue| Some(&reissue.card) == card.as_ref());
-                if let Some(reissue) = reissue {
-                    reissue.heard.entry(site).or_insert(now_ns);
-                }
-                Ok(Some(Coverage::CardShown))
+                let Some(reissue) = reissue else { return Ok(None) };
+                reissue.shown(site, done, now_ns)?;
+                Ok(done.is_ok().then_some(Coverage::CardShown))
             }
+        }
+    }
+}
+
+impl Reissue {
+    /// The new card is shown with this word for it.
+    pub fn shows(&self, issuance: SignedIssuance) -> SettingRequest {
+        SettingRequest {
+            terminal: None,
+            card: self.card.clone(),
+            kind: SettingKind::ShowCard(Box::new(issuance)),
+            by: Key::new("slip").expect("letters are a key"),
+            proof: Proof::Card,
+        }
+    }
+
+    /// What came of it at a site, where it was the centre's word; true where the site goes by the card from here on.
+    ///
+    /// # Errors
+    /// That was refused.
+    pub fn shown(
+        &mut self,
+        site: usize,
+        done: &Result<SettingDone, SettingError>,
+        now_ns: u64,
+    ) -> Result<bool, String> {
+        match done {
+            Ok(_) if self.heard.contains_key(&site) => Ok(false),
+            Ok(_) => Ok(self.heard.insert(site, now_ns).is_none()),
+            Err(error @ (SettingError::NotIssued | SettingError::OtherCard)) => {
+                Err(format!("site {site} refused the centre's word for {}: {error}", self.card))
+            }
+            Err(_) => Ok(false),
         }
     }
 }

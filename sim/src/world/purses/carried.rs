@@ -1,17 +1,14 @@
 //! Cards that were given out for others carry the centre's word for it, and a terminal that looks at such a card shows it to its building.
 
 use feiqian_node::io::{Input, SettingDone, SettingError, Ticket};
-use feiqian_node::settings::{SettingKind, SettingRequest};
-use feiqian_protocol::entry::Proof;
-use feiqian_protocol::ids::Key;
 use feiqian_protocol::issuance::SignedIssuance;
 use feiqian_protocol::purse::{carried, touch};
 
-use super::{Purses, Touch};
+use super::Touch;
+use super::cards::Field;
 use crate::promises::{Coverage, Promise};
 use crate::world::World;
 use crate::world::hosts::{NodeMessage, TicketFor};
-use crate::world::purses::cards::Field;
 
 /// Terminals look at a card before it pays in one tap of so many.
 const LOOKED_AT_EVERY: u32 = 2;
@@ -24,34 +21,28 @@ impl World<'_> {
             return;
         }
         let reissued = self.ledger.reissues.iter().find(|(_, reissue)| reissue.card == touch.card);
-        let Some((account, issuance)) = reissued.map(|(account, of)| (*account, of.issuance.clone())) else {
+        let Some((account, reissue)) = reissued.map(|(account, reissue)| (*account, reissue.clone())) else {
             return;
         };
-        let Some(issuance) = self.carried(touch, issuance) else { return };
+        let Some(issuance) = self.carried(touch, reissue.issuance.clone()) else { return };
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.sites[site].waiting.insert(ticket, (TicketFor::Carried(account), self.now));
-        let request = SettingRequest {
-            terminal: Some(self.terminal(touch.building, touch.terminal)),
-            card: touch.card.clone(),
-            kind: SettingKind::ShowCard(Box::new(issuance)),
-            by: Key::new("reader").expect("letters are a key"),
-            proof: Proof::Card,
-        };
-        self.tell_node(site, NodeMessage::Ask(Input::Setting(ticket, request)));
+        self.tell_node(site, NodeMessage::Ask(Input::Setting(ticket, reissue.shows(issuance))));
     }
 
     /// What a card says of itself; the desk writes that onto it before it hands it out.
     fn carried(&mut self, touch: &Touch, issuance: Option<SignedIssuance>) -> Option<SignedIssuance> {
         let profiles = self.purses.profiles();
-        let Purses { cards, seed, .. } = &mut self.purses;
-        let mut field = Field::steady(&mut cards.get_mut(&touch.card)?.applet, seed);
+        let chip = self.purses.cards.get_mut(&touch.card)?;
+        let mut field = Field::steady(&mut chip.applet, &mut self.purses.seed);
         let identified = touch::identify(&mut field, &profiles).ok()?;
         let carried = carried::read(&mut field, &identified).or_else(|| {
-            carried::write(&mut field, &identified, &issuance?).ok()?;
-            carried::read(&mut field, &identified)
+            let issuance = issuance?;
+            carried::write(&mut field, &identified, &issuance).ok()?;
+            Some(issuance)
         });
-        cards.get_mut(&touch.card)?.applet.reset();
+        chip.applet.reset();
         carried
     }
 
@@ -63,20 +54,11 @@ impl World<'_> {
         done: &Result<SettingDone, SettingError>,
     ) {
         self.audit.say(self.now, || format!("{}: what a card carries: {done:?}", self.site_name(site)));
-        match done {
-            Ok(_) => {
-                if let Some(reissue) = self.ledger.reissues.get_mut(&account)
-                    && !reissue.heard.contains_key(&site)
-                {
-                    reissue.heard.insert(site, self.now);
-                    self.reached(Coverage::PurseCardShown);
-                }
-            }
-            Err(error @ (SettingError::NotIssued | SettingError::OtherCard)) => {
-                let text = format!("{} refused what a card carries: {error}", self.site_name(site));
-                self.violated(Promise::Reissue, text);
-            }
-            Err(_) => {}
+        let Some(reissue) = self.ledger.reissues.get_mut(&account) else { return };
+        match reissue.shown(site, done, self.now) {
+            Ok(true) => self.reached(Coverage::PurseCardShown),
+            Ok(false) => {}
+            Err(text) => self.violated(Promise::Reissue, text),
         }
     }
 }
