@@ -355,6 +355,11 @@ mod tests {
             ("[[building]]\nname = \"b-1\"", "s.toml:10: name: \"b-1\" stands twice"),
             ("[faults]\nkinds = [\"plague\"]", "s.toml:10: kinds: \"plague\" is no fault"),
             ("[[account]]\nopening = 5", "s.toml:10: opening"),
+            (
+                "[[meals]]\nname = \"a\"\ntime = \"11:00-13:00\"\nlimit_fen = 1\n\
+                 [[meals]]\nname = \"b\"\ntime = \"12:00-14:00\"\nlimit_fen = 1",
+                "s.toml:13: meals: meals \"a\" and \"b\" overlap",
+            ),
             ("[policy]\nmode = \"bold\"", "s.toml:10: mode: unknown variant `bold`"),
         ];
         for (rest, expected) in cases {

@@ -160,4 +160,8 @@ fn beyond_the_limit_of_a_meal_the_pin_is_asked_for() {
         "another merchant's meal"
     );
     world.check();
+    let connection = world.core.store.connection();
+    connection.execute("UPDATE debits SET meal = meal + 1 WHERE position = 1", []).unwrap();
+    let report = crate::verify::verify(connection, &identity()).unwrap();
+    assert_eq!(report.problems, ["what is left of debit 1 is not what the entries give"]);
 }
