@@ -420,8 +420,9 @@ impl Round<'_> {
         actor: Actor,
         of: Option<EntryRef>,
     ) -> Result<(), StoreError> {
-        if matches!(intent, Intent::ReportLoss { .. }) {
-            // What was ingested before a report is posted before it: a centre that comes back from an old copy goes by that.
+        if matches!(intent, Intent::ReportLoss { .. }) && self.state.gathered.touches(account) {
+            // What was ingested of an account before a report is posted before it: a centre that comes back from an old copy goes
+            // by that. Nobody's report waits for what others have moved.
             self.write_posted()?;
         }
         let log = self.state.shard(account);

@@ -67,6 +67,11 @@ impl Gathered {
         self.deltas.is_empty()
     }
 
+    /// True where the streams do not say yet all that has moved of an account.
+    pub fn touches(&self, account: AccountId) -> bool {
+        Wallet::SPENDING_ORDER.iter().any(|wallet| self.deltas.contains_key(&(account, *wallet)))
+    }
+
     /// They are to be posted in this step: a node is in session, for whom the streams go on.
     pub fn due_now(&mut self) {
         self.due_ms = (!self.logs.is_empty()).then_some(0);

@@ -426,6 +426,24 @@ fn taps_of_two_seconds_are_posted_together_and_a_status_leaves_nothing_gathered(
 }
 
 #[test]
+fn a_report_of_loss_is_written_after_what_its_own_account_has_moved_and_waits_for_nobody_else() {
+    let mut bench = campus_of(Mode::Strict, 1, &[100_000, 100_000]);
+    let kinds = |bench: &Bench, account: u64| {
+        let log = LogId::shard(INSTITUTION, AccountId(account).shard()).key();
+        bench.text(&format!("SELECT GROUP_CONCAT(kind, ' ') FROM (SELECT kind FROM entries WHERE log = {log} ORDER BY position)"))
+    };
+    let (before, other_before) = (kinds(&bench, 1), kinds(&bench, 2));
+    bench.debit(0, 1, 100, 0);
+    bench.upload(0);
+    bench.command(Command::ReportLoss { card: card("c2"), operator: key("op") }).unwrap();
+    assert_eq!(kinds(&bench, 2), format!("{other_before} 41"));
+    assert_eq!(kinds(&bench, 1), before, "what others have moved is still gathered");
+    bench.command(Command::ReportLoss { card: card("c1"), operator: key("op") }).unwrap();
+    assert_eq!(kinds(&bench, 1), format!("{before} 43 41"));
+    bench.check();
+}
+
+#[test]
 fn a_credit_overtakes_what_is_under_way_in_bulk() {
     let mut bench = campus_of(Mode::Strict, 2, &[10_000; 16]);
     // A link that takes everything and acknowledges nothing, while the other building brings a backlog.
