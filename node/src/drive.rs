@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::code::VoucherKey;
-use feiqian_protocol::limits::{BUSY_FOR_MS, INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX};
+use feiqian_protocol::limits::{BUSY_FOR_MS, ENTRIES_PER_FRAME_TARGET, INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX};
 use feiqian_protocol::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -37,12 +37,12 @@ use crate::tls::CertificateTime;
 const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Frames that come in bulk and share a step: each is a millisecond or so of work, for which everything else waits, and a commit
-/// for each by itself would cost a slow disk too much.
-const BULK_FRAMES_PER_STEP: usize = 4;
+/// Entries that come in bulk and share a step, give or take a frame: some milliseconds of work, for which everything else waits,
+/// and a commit for each frame by itself would cost a slow disk too much.
+const BULK_PER_STEP: usize = 4 * ENTRIES_PER_FRAME_TARGET;
 
 /// The same where somebody waits, or did not long ago: what is not taken now goes in the next step but one.
-const BULK_FRAMES_BESIDE_OTHERS: usize = 1;
+const BULK_BESIDE_OTHERS: usize = ENTRIES_PER_FRAME_TARGET;
 
 /// Opens the node's database, again after every step that failed.
 pub type OpenDatabase = Box<dyn FnMut() -> rusqlite::Result<rusqlite::Connection> + Send>;
@@ -342,9 +342,9 @@ impl Driver {
             let busy = waited.is_some_and(|since| since.elapsed() < Duration::from_millis(BUSY_FOR_MS));
             let mut room = match (others, stood_back) {
                 (true, false) => 0,
-                (true, true) => BULK_FRAMES_BESIDE_OTHERS,
-                (false, _) if busy => BULK_FRAMES_BESIDE_OTHERS,
-                (false, _) => BULK_FRAMES_PER_STEP,
+                (true, true) => BULK_BESIDE_OTHERS,
+                (false, _) if busy => BULK_BESIDE_OTHERS,
+                (false, _) => BULK_PER_STEP,
             };
             stood_back = room == 0;
             let mut bulk = VecDeque::new();
@@ -357,7 +357,7 @@ impl Driver {
                     );
                 }
                 match message {
-                    message if room == 0 && message.is_bulk() => bulk.push_back(message),
+                    message if room == 0 && message.bulk() > 0 => bulk.push_back(message),
                     Message::Stop => return self.step(&mut core, &opened, &mut inputs),
                     Message::Clock(to, reply) => {
                         // What came before goes by the time before.
@@ -370,7 +370,7 @@ impl Driver {
                         result?;
                     }
                     message => {
-                        room -= usize::from(message.is_bulk());
+                        room = room.saturating_sub(message.bulk());
                         inputs.extend(self.input(message));
                     }
                 }

@@ -501,6 +501,22 @@ impl Frame {
         }
     }
 
+    /// True where a person waits for what it says, at a till or at a counter: it goes before what is only to be known some time.
+    pub const fn is_waited_for(&self) -> bool {
+        matches!(self.lane(), Lane::Urgent)
+            || matches!(
+                self,
+                Self::Ask(_)
+                    | Self::No(_)
+                    | Self::Recall(_)
+                    | Self::Recalled(_)
+                    | Self::PurseAsk(_)
+                    | Self::PurseAnswer(_)
+                    | Self::CodeAsk(_)
+                    | Self::CodeAnswer(_)
+            )
+    }
+
     /// The frame's bytes, without the length prefix.
     pub fn to_bytes(&self) -> Vec<u8> {
         let bytes = minicbor::to_vec(self).expect("writing to a Vec cannot fail");

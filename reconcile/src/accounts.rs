@@ -434,6 +434,12 @@ impl Round<'_> {
         let saved = document.save();
         let settings = accounts::update(self.db, account, &saved, &mut document)?;
         self.renew_worn(account, &document, saved.len())?;
+        if matches!(intent, Intent::ReportLoss { .. }) {
+            // Money is nobody's to wait for then.
+            self.state.hand_out.later(account);
+        } else {
+            self.state.hand_out.soon(account);
+        }
         match intent {
             Intent::ReportLoss { card, loss } => {
                 accounts::insert_loss(self.db, &card, &loss, account, time, position)?;
@@ -455,7 +461,6 @@ impl Round<'_> {
             Intent::VoidCard { card } => self.note_void(&card, time)?,
             _ => {}
         }
-        self.state.hand_out.soon(account);
         Ok(())
     }
 

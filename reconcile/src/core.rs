@@ -16,7 +16,6 @@ use std::sync::Arc;
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::chain::LogWriter;
 use feiqian_protocol::entry::{Actor, Body, Refund};
-use feiqian_protocol::frame::Frame;
 use feiqian_protocol::ids::{AccountId, Epoch, LogId, NodeId, Unit, Wallet};
 use feiqian_protocol::limits::SHARDS;
 use feiqian_protocol::money::Fen;
@@ -202,6 +201,8 @@ pub(crate) struct Round<'a> {
     pub taken: usize,
     /// True where the step has something that somebody waits for.
     pub urgent: bool,
+    /// True where the time has come that was asked for.
+    pub timer: bool,
     /// True while what is appended is what somebody waits for: it overtakes what is sent in bulk.
     pub fresh: bool,
     /// Refunds to be written once their debits are posted.
@@ -233,6 +234,7 @@ impl<'a> Round<'a> {
             moved: BTreeSet::new(),
             taken: 0,
             urgent: false,
+            timer: false,
             fresh: false,
             refunds: Vec::new(),
             resolve: BTreeSet::new(),
@@ -276,7 +278,7 @@ impl<'a> Round<'a> {
                 self.link_down(link);
             }
             Input::Frame(link, frame) => {
-                self.urgent |= matches!(frame, Frame::Ask(_) | Frame::Recalled(_) | Frame::PurseAsk(_));
+                self.urgent |= frame.is_waited_for();
                 self.handle_frame(link, frame)?;
             }
             // A status speaks of everything that this step does, so it is taken last.
@@ -293,7 +295,7 @@ impl<'a> Round<'a> {
                 self.fresh = false;
                 self.outputs.push(Output::Reply(ticket, reply));
             }
-            Input::Timer => {}
+            Input::Timer => self.timer = true,
         }
         Ok(())
     }

@@ -34,8 +34,8 @@ const STEP_TIME: Duration = Duration::from_millis(32);
 /// The same where there was something of the kind not long ago: then there is more to come.
 const BUSY_STEP_TIME: Duration = Duration::from_millis(3);
 
-/// After such a step over entries none are taken for as long as it took: what comes in that time waits for nothing, and a machine
-/// that has little more to do than to take a backlog in is not kept busy by it alone.
+/// After such a step over entries, or over what the core goes on with by itself, there is none for as long as it took: what comes in
+/// that time waits for nothing, and a machine that has little more to do than to take a backlog in is not kept busy by it alone.
 const REST_PER_STEP: u32 = 1;
 
 /// What an entry takes as far as nothing is known.
@@ -189,7 +189,7 @@ struct Run<C, R> {
     /// When there was something that must not wait for a long step.
     urgent: Option<Instant>,
     pace: Pace,
-    /// Until when no entries are taken.
+    /// Until when no entries are taken, and the timer waits.
     rest_until: Instant,
     /// Statuses that wait until so many frames of entries are taken.
     statuses: VecDeque<(u64, Ticket)>,
@@ -281,7 +281,9 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
             let entries = if self.rests() { 0 } else { self.pace.entries(urgent, busy) };
             let taken = self.admit_bulk(events, &mut inputs, if entries > 0 { room } else { 0 }, entries);
             self.admit_statuses(&mut inputs, self.frames_taken);
-            if self.core.next_timer().is_some_and(|due| due <= self.mono_ms()) {
+            // Handing out goes on by the timer: it makes way as entries do.
+            let timer = entries > 0 && self.core.next_timer().is_some_and(|due| due <= self.mono_ms());
+            if timer {
                 inputs.push(Input::Timer);
             }
             if !inputs.is_empty() {
@@ -289,7 +291,7 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
                 self.step(inputs)?;
                 let took = begun.elapsed();
                 self.pace.learn(taken, took);
-                if busy && taken > 0 {
+                if busy && (taken > 0 || timer) {
                     self.rest_until = Instant::now() + took * REST_PER_STEP;
                 }
             }
@@ -358,7 +360,7 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
                 None
             }
             () = tokio::time::sleep_until(self.rest_until), if rests => None,
-            () = timer => None,
+            () = timer, if !rests => None,
         }
     }
 

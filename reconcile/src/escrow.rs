@@ -325,8 +325,14 @@ impl Round<'_> {
         let now = self.now.mono_ms;
         if self.urgent {
             self.state.urgent_ms = Some(now);
+        }
+        let busy = self.state.urgent_ms.is_some_and(|last| now < last + BUSY_FOR_MS);
+        if busy && self.taken == 0 && !self.timer {
+            // The driver says when there is time for the rest, by its timer.
+            room = 0;
+        } else if self.urgent {
             room = room.min(accounts(ROWS_PER_URGENT_STEP));
-        } else if self.taken > 0 || self.state.urgent_ms.is_some_and(|last| now < last + BUSY_FOR_MS) {
+        } else if self.taken > 0 || busy {
             room = room.min(accounts(ROWS_PER_INGEST_STEP));
         }
         while room > 0

@@ -5,6 +5,7 @@ use std::time::Duration;
 use feiqian_protocol::code::SignedReceipt;
 use feiqian_protocol::frame::{Frame, Lane};
 use feiqian_protocol::ids::{CardNumber, TerminalId};
+use feiqian_protocol::limits::ENTRIES_PER_FRAME_TARGET;
 use feiqian_protocol::pin::PinGeneration;
 use feiqian_protocol::tap::{BalanceView, Decision, DeclineReason, ReversalRequest, TapRequest};
 use feiqian_protocol::time::Timestamp;
@@ -79,6 +80,9 @@ pub enum NoAnswer {
     Late,
 }
 
+/// To prove a frame is as much work as so many entries.
+const SIGNATURE_COUNTS: usize = 4;
+
 pub(super) enum Message {
     Ask(Request, oneshot::Sender<Answer>),
     Clock(Timestamp, oneshot::Sender<Timestamp>),
@@ -93,19 +97,18 @@ impl Message {
     pub(super) const fn is_waited_for(&self) -> bool {
         match self {
             Self::Ask(..) => true,
-            Self::Frame(_, frame, _) => {
-                matches!(frame.lane(), Lane::Urgent)
-                    || matches!(
-                        frame,
-                        Frame::No(_) | Frame::Recall(_) | Frame::PurseAnswer(_) | Frame::CodeAnswer(_)
-                    )
-            }
+            Self::Frame(_, frame, _) => frame.is_waited_for(),
             Self::Clock(..) | Self::LinkDown(_) | Self::LinkUp(..) | Self::Stop => false,
         }
     }
 
-    pub(super) const fn is_bulk(&self) -> bool {
-        matches!(self, Self::Frame(_, frame, _) if matches!(frame.lane(), Lane::Bulk))
+    /// What comes in bulk counts as so many entries; 0 for everything else.
+    pub(super) fn bulk(&self) -> usize {
+        match self {
+            Self::Frame(_, Frame::Entries(entries), _) => entries.records.len().max(SIGNATURE_COUNTS),
+            Self::Frame(_, frame, _) if matches!(frame.lane(), Lane::Bulk) => ENTRIES_PER_FRAME_TARGET,
+            _ => 0,
+        }
     }
 }
 

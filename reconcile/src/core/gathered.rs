@@ -18,8 +18,8 @@ use crate::store::money;
 const BACKLOG_ENTRIES: usize = 16;
 
 /// How long the effects of a backlog are gathered before they are posted: one batch for many of them is less to write, sign,
-/// send and prove.
-const BACKLOG_GATHER_MS: u64 = 50;
+/// send and prove. A backlog that comes in as fast as it can fills a batch before.
+const BACKLOG_GATHER_MS: u64 = 250;
 
 /// How long the effects of taps are gathered otherwise. Right moves by grants; what is posted is for balances shown in other
 /// buildings, and nobody walks there faster. Every batch is a commit on the disk of every building, so a campus at

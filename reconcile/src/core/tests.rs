@@ -419,7 +419,7 @@ fn taps_of_two_seconds_are_posted_together_and_a_status_leaves_nothing_gathered(
         bench.debit(0, 1, 100, 0);
     });
     bench.upload(0);
-    bench.advance(50);
+    bench.advance(250);
     bench.step(vec![Input::Timer]);
     assert_eq!(bench.number(batches), 3);
     bench.check();
@@ -452,7 +452,7 @@ fn a_credit_overtakes_what_is_under_way_in_bulk() {
         bench.debit(1, 1 + number % 8, 10, 0);
     });
     bench.upload(1);
-    bench.advance(50);
+    bench.advance(250);
     let mut said = |input: Input, wanted: fn(&Frame) -> Option<&Entries>| -> Vec<LogId> {
         let mut outputs = Vec::new();
         bench.core.step(bench.now, vec![input], &mut outputs).unwrap();

@@ -29,7 +29,7 @@ impl Event {
     pub(super) const fn is_urgent(&self) -> bool {
         match self {
             Self::Command(command, _) => !matches!(command, Command::Status {}),
-            Self::Frame(_, frame) => matches!(frame, Frame::Ask(_) | Frame::Recalled(_)),
+            Self::Frame(_, frame) => frame.is_waited_for(),
             Self::Clock(..) | Self::LinkDown(_) | Self::LinkUp(..) | Self::Stop => false,
         }
     }
