@@ -223,6 +223,13 @@ impl CoreThread {
     }
 }
 
+/// Where among the inputs of a step a loss goes that was reported: whoever shows the card in the same step is refused. Not before
+/// its link is there.
+fn after_links(inputs: &[Input]) -> usize {
+    let is_link = |input: &Input| matches!(input, Input::LinkUp(_) | Input::LinkDown(_));
+    inputs.iter().rposition(is_link).map_or(0, |at| at + 1)
+}
+
 /// The clocks at the time when a core was opened.
 struct Opened {
     at: Instant,
@@ -371,7 +378,11 @@ impl Driver {
                     }
                     message => {
                         room = room.saturating_sub(message.bulk());
-                        inputs.extend(self.input(message));
+                        let goes_first = message.is_loss_notice();
+                        if let Some(input) = self.input(message) {
+                            let at = if goes_first { after_links(&inputs) } else { inputs.len() };
+                            inputs.insert(at, input);
+                        }
                     }
                 }
             }

@@ -327,7 +327,7 @@ impl Round<'_> {
             self.state.urgent_ms = Some(now);
         }
         let busy = self.state.urgent_ms.is_some_and(|last| now < last + BUSY_FOR_MS);
-        if busy && self.taken == 0 && !self.timer {
+        if busy && !self.timer {
             // The driver says when there is time for the rest, by its timer.
             room = 0;
         } else if self.urgent {

@@ -81,7 +81,7 @@ pub enum NoAnswer {
 }
 
 /// To prove a frame is as much work as so many entries.
-const SIGNATURE_COUNTS: usize = 4;
+const SIGNATURE_COUNTS: usize = 8;
 
 pub(super) enum Message {
     Ask(Request, oneshot::Sender<Answer>),
@@ -100,6 +100,10 @@ impl Message {
             Self::Frame(_, frame, _) => frame.is_waited_for(),
             Self::Clock(..) | Self::LinkDown(_) | Self::LinkUp(..) | Self::Stop => false,
         }
+    }
+
+    pub(super) const fn is_loss_notice(&self) -> bool {
+        matches!(self, Self::Frame(_, Frame::LossNotice(_), _))
     }
 
     /// What comes in bulk counts as so many entries; 0 for everything else.

@@ -104,3 +104,10 @@ async fn a_database_of_somebody_else_is_reported_at_the_start() {
     assert!(matches!(core.opened().await, Err(Some(_))));
     assert!(core.stop().await);
 }
+
+#[test]
+fn a_loss_goes_before_whoever_shows_the_card_and_after_the_link_that_told_of_it() {
+    assert_eq!(after_links(&[]), 0);
+    let inputs = [Input::Status(Ticket(1)), Input::LinkUp(LinkId(1)), Input::Status(Ticket(2))];
+    assert_eq!((after_links(&inputs), after_links(&inputs[2..])), (2, 0));
+}

@@ -139,6 +139,14 @@ async fn a_status_speaks_of_the_entries_queued_before_it_and_asks_overtake_them(
     assert!(run.admit(Event::LinkDown(LinkId(1))).is_some());
     assert!(run.admit(Event::LinkDown(LinkId(1))).is_none());
 }
+
+#[test]
+fn beside_what_others_wait_for_the_timer_and_entries_take_turns() {
+    let mut pace = Pace::default();
+    assert_eq!([true, true, true].map(|busy| pace.timer_goes_alone(busy)), [true, false, true]);
+    assert_eq!([false, false, true].map(|busy| pace.timer_goes_alone(busy)), [false, false, true]);
+}
+
 #[tokio::test]
 async fn while_it_rests_from_a_backlog_it_takes_what_somebody_waits_for() {
     let (handle, mut events) = queue();
@@ -162,7 +170,7 @@ async fn while_it_rests_from_a_backlog_it_takes_what_somebody_waits_for() {
     handle.frame(LinkId(1), mark()).await.unwrap();
     assert!(matches!(run.wait(&mut events).await, Some(Event::Frame(..))));
     let later = tokio::time::timeout(Duration::from_millis(20), run.wait(&mut events)).await;
-    assert!(later.is_err() && events.first_bulk.is_none(), "the backlog waits");
+    assert!(later.is_err() && events.first_bulk.is_none(), "the backlog and the timer wait");
     run.rest_until = Instant::now();
     assert!(run.wait(&mut events).await.is_none() && events.first_bulk.is_some(), "until it has rested");
 }
