@@ -203,6 +203,8 @@ pub(crate) struct Round<'a> {
     pub urgent: bool,
     /// True where the time has come that was asked for.
     pub timer: bool,
+    /// True where accounts were waiting for what they have free to be handed out when the step began.
+    pub queued: bool,
     /// True while what is appended is what somebody waits for: it overtakes what is sent in bulk.
     pub fresh: bool,
     /// Refunds to be written once their debits are posted.
@@ -223,6 +225,7 @@ impl<'a> Round<'a> {
     fn begin(db: &'a Connection, state: &'a mut State, now: Now) -> Result<Self, StoreError> {
         state.time = state.time.max(now.wall);
         state.next_timer = None;
+        let queued = state.hand_out.waiting() > 0;
         let mut round = Self {
             db,
             state,
@@ -235,6 +238,7 @@ impl<'a> Round<'a> {
             taken: 0,
             urgent: false,
             timer: false,
+            queued,
             fresh: false,
             refunds: Vec::new(),
             resolve: BTreeSet::new(),

@@ -327,8 +327,9 @@ impl Round<'_> {
             self.state.urgent_ms = Some(now);
         }
         let busy = self.state.urgent_ms.is_some_and(|last| now < last + BUSY_FOR_MS);
-        if busy && !self.timer {
-            // The driver says when there is time for the rest, by its timer.
+        if busy && !self.timer && (self.queued || self.taken == 0 && !self.urgent) {
+            // What has waited already waits on, and what this step has touched after it: the driver says when there is time, by its
+            // timer.
             room = 0;
         } else if self.urgent {
             room = room.min(accounts(ROWS_PER_URGENT_STEP));
