@@ -39,6 +39,9 @@ const BUSY_STEP_TIME: Duration = Duration::from_millis(3);
 /// it alone. A step takes 2 to 4 ms, so three thousand entries a second come in all the same.
 const REST_PER_STEP: u32 = 3;
 
+/// Longest such rest: a step that took long for a reason of its own, say to open thousands of accounts, is no reason to rest.
+const REST_MAX: Duration = Duration::from_millis(100);
+
 /// What an entry takes as far as nothing is known.
 const ENTRY_TIME: Duration = Duration::from_micros(50);
 
@@ -305,7 +308,7 @@ impl<C: Core, R: Fn() -> Timestamp> Run<C, R> {
                 let took = begun.elapsed();
                 self.pace.learn(taken, took);
                 if busy && (taken > 0 || timer) {
-                    self.rest_until = Instant::now() + took * REST_PER_STEP;
+                    self.rest_until = Instant::now() + (took * REST_PER_STEP).min(REST_MAX);
                 }
             }
         }
