@@ -80,8 +80,8 @@ pub enum NoAnswer {
     Late,
 }
 
-/// To prove a frame is as much work as so many entries.
-const SIGNATURE_COUNTS: usize = 8;
+/// Entries that a frame counts as at least: it has a signature to prove, and a single entry may tell of the balances of dozens.
+const FRAME_COUNTS_MIN: usize = 8;
 
 pub(super) enum Message {
     Ask(Request, oneshot::Sender<Answer>),
@@ -109,7 +109,7 @@ impl Message {
     /// What comes in bulk counts as so many entries; 0 for everything else.
     pub(super) fn bulk(&self) -> usize {
         match self {
-            Self::Frame(_, Frame::Entries(entries), _) => entries.records.len().max(SIGNATURE_COUNTS),
+            Self::Frame(_, Frame::Entries(entries), _) => entries.records.len().max(FRAME_COUNTS_MIN),
             Self::Frame(_, frame, _) if matches!(frame.lane(), Lane::Bulk) => ENTRIES_PER_FRAME_TARGET,
             _ => 0,
         }
