@@ -9,6 +9,7 @@
 //! it is given. So a simulation runs many of them on one thread under a time of its own.
 
 mod clock;
+mod pace;
 mod queue;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,13 +19,15 @@ use std::time::Duration;
 
 use feiqian_protocol::canary::{Canary, planted};
 use feiqian_protocol::code::VoucherKey;
-use feiqian_protocol::limits::{BUSY_FOR_MS, ENTRIES_PER_FRAME_TARGET, INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX};
+use feiqian_protocol::frame::Frame;
+use feiqian_protocol::limits::{INPUT_QUEUE_MAX, INPUTS_PER_STEP_MAX};
 use feiqian_protocol::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::clock::Clock;
 pub use self::clock::WallClock;
+use self::pace::Pace;
 use self::queue::Message;
 pub use self::queue::{Answer, CoreQueue, NoAnswer, Request};
 use crate::core::NodeCore;
@@ -36,13 +39,6 @@ use crate::tls::CertificateTime;
 /// The pause before the core is opened again, the first time and at most.
 const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
-
-/// Entries that come in bulk and share a step, give or take a frame: some milliseconds of work, for which everything else waits,
-/// and a commit for each frame by itself would cost a slow disk too much.
-const BULK_PER_STEP: usize = 4 * ENTRIES_PER_FRAME_TARGET;
-
-/// The same where somebody waits, or did not long ago: what is not taken now goes in the next step but one.
-const BULK_BESIDE_OTHERS: usize = ENTRIES_PER_FRAME_TARGET;
 
 /// Opens the node's database, again after every step that failed.
 pub type OpenDatabase = Box<dyn FnMut() -> rusqlite::Result<rusqlite::Connection> + Send>;
@@ -223,11 +219,17 @@ impl CoreThread {
     }
 }
 
-/// Where among the inputs of a step a loss goes that was reported: whoever shows the card in the same step is refused. Not before
-/// its link is there.
-fn after_links(inputs: &[Input]) -> usize {
-    let is_link = |input: &Input| matches!(input, Input::LinkUp(_) | Input::LinkDown(_));
-    inputs.iter().rposition(is_link).map_or(0, |at| at + 1)
+/// Adds an input to those of a step. A loss that was reported goes first, but for the link that tells of it: whoever shows the card
+/// in the same step is refused.
+fn line_up(inputs: &mut Vec<Input>, input: Input) {
+    let at = match &input {
+        Input::Frame(_, Frame::LossNotice(_)) => {
+            let is_link = |input: &Input| matches!(input, Input::LinkUp(_) | Input::LinkDown(_));
+            inputs.iter().rposition(is_link).map_or(0, |at| at + 1)
+        }
+        _ => inputs.len(),
+    };
+    inputs.insert(at, input);
 }
 
 /// The clocks at the time when a core was opened.
@@ -332,7 +334,7 @@ impl Driver {
     async fn drive(&mut self, mut core: NodeCore) -> Result<(), StoreError> {
         let opened = Opened { at: Instant::now(), wall: self.clock.read() };
         let mut inputs = Vec::new();
-        let (mut stood_back, mut waited) = (false, None::<Instant>);
+        let mut pace = Pace::default();
         loop {
             let due = core.next_timer();
             let wait = due.map(|due| Duration::from_millis(due.saturating_sub(self.now(&opened).mono_ms)));
@@ -340,20 +342,8 @@ impl Driver {
                 return Ok(());
             }
             self.take_what_came();
-            // What a person waits for goes before what comes in bulk, but not twice in a row, so that this comes in all the
-            // same.
-            let others = self.taken.iter().any(Message::is_waited_for);
-            if others {
-                waited = Some(Instant::now());
-            }
-            let busy = waited.is_some_and(|since| since.elapsed() < Duration::from_millis(BUSY_FOR_MS));
-            let mut room = match (others, stood_back) {
-                (true, false) => 0,
-                (true, true) => BULK_BESIDE_OTHERS,
-                (false, _) if busy => BULK_BESIDE_OTHERS,
-                (false, _) => BULK_PER_STEP,
-            };
-            stood_back = room == 0;
+            let allowed = pace.room(self.taken.iter().any(Message::is_waited_for), Instant::now());
+            let mut room = allowed;
             let mut bulk = VecDeque::new();
             while inputs.len() < INPUTS_PER_STEP_MAX
                 && let Some(message) = self.taken.pop_front()
@@ -378,15 +368,13 @@ impl Driver {
                     }
                     message => {
                         room = room.saturating_sub(message.bulk());
-                        let goes_first = message.is_loss_notice();
                         if let Some(input) = self.input(message) {
-                            let at = if goes_first { after_links(&inputs) } else { inputs.len() };
-                            inputs.insert(at, input);
+                            line_up(&mut inputs, input);
                         }
                     }
                 }
             }
-            stood_back &= !bulk.is_empty();
+            pace.stepped(allowed, !bulk.is_empty());
             bulk.append(&mut self.taken);
             self.taken = bulk;
             if due.is_some_and(|due| due <= self.now(&opened).mono_ms) {

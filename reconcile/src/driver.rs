@@ -36,7 +36,7 @@ const BUSY_STEP_TIME: Duration = Duration::from_millis(3);
 
 /// After such a step over entries, or over what the core goes on with by itself, there is none for so many times as long as it took:
 /// what comes in that time waits for nothing, and a machine that has little more to do than to take a backlog in is not kept busy by
-/// it alone. A step takes 2 to 4 ms, so three thousand entries a second come in all the same.
+/// it alone. A step takes 2 to 4 ms, and each other one hands out, so more than a thousand entries a second come in all the same.
 const REST_PER_STEP: u32 = 3;
 
 /// Longest such rest: a step that took long for a reason of its own, say to open thousands of accounts, is no reason to rest.
@@ -232,7 +232,7 @@ impl Pace {
 
     /// True where a timer that is due has the next step without entries: beside what others wait for they take turns, so that each
     /// step is short.
-    pub fn timer_goes_alone(&mut self, busy: bool) -> bool {
+    const fn timer_goes_alone(&mut self, busy: bool) -> bool {
         self.timed = busy && !self.timed;
         self.timed
     }

@@ -102,10 +102,6 @@ impl Message {
         }
     }
 
-    pub(super) const fn is_loss_notice(&self) -> bool {
-        matches!(self, Self::Frame(_, Frame::LossNotice(_), _))
-    }
-
     /// What comes in bulk counts as so many entries; 0 for everything else.
     pub(super) fn bulk(&self) -> usize {
         match self {

@@ -1,7 +1,10 @@
 //! The core's thread, by its queue.
 
 use feiqian_protocol::enrol::Role;
-use feiqian_protocol::ids::{CampusId, CardNumber, InstitutionId, Key, NodeId, NodeName, TerminalId};
+use feiqian_protocol::frame::LossNotice;
+use feiqian_protocol::ids::{
+    AccountId, CampusId, CardNumber, InstitutionId, Key, LogId, NodeId, NodeName, TerminalId,
+};
 use feiqian_protocol::tap::{Pin, TapKey, TapKind, TapRequest};
 use rusqlite::Connection;
 use std::path::PathBuf;
@@ -106,8 +109,26 @@ async fn a_database_of_somebody_else_is_reported_at_the_start() {
 }
 
 #[test]
-fn a_loss_goes_before_whoever_shows_the_card_and_after_the_link_that_told_of_it() {
-    assert_eq!(after_links(&[]), 0);
-    let inputs = [Input::Status(Ticket(1)), Input::LinkUp(LinkId(1)), Input::Status(Ticket(2))];
-    assert_eq!((after_links(&inputs), after_links(&inputs[2..])), (2, 0));
+fn a_loss_goes_before_whoever_shows_the_card_and_after_the_link_that_tells_of_it() {
+    let (account, card) = (AccountId(1), CardNumber::new("c1").unwrap());
+    let log = LogId::shard(InstitutionId(1), 0);
+    let notice = || {
+        Input::Frame(
+            LinkId(1),
+            Frame::LossNotice(LossNotice { account, card: card.clone(), log, position: 1 }),
+        )
+    };
+    let shown = || Input::Status(Ticket(1));
+    let order = |inputs: Vec<Input>| -> String {
+        let mut lined_up = Vec::new();
+        inputs.into_iter().for_each(|input| line_up(&mut lined_up, input));
+        let letter = |input: &Input| match input {
+            Input::LinkUp(_) => 'L',
+            Input::Frame(..) => 'F',
+            _ => 'S',
+        };
+        lined_up.iter().map(letter).collect()
+    };
+    assert_eq!(order(vec![shown(), shown(), notice()]), "FSS");
+    assert_eq!(order(vec![shown(), Input::LinkUp(LinkId(1)), shown(), notice()]), "SLFS");
 }

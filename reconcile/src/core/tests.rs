@@ -444,6 +444,25 @@ fn a_report_of_loss_is_written_after_what_its_own_account_has_moved_and_waits_fo
 }
 
 #[test]
+fn beside_others_handing_out_goes_on_by_the_timer_alone_where_accounts_wait() {
+    let mut bench = campus_of(Mode::Strict, 1, &[10_000; 40]);
+    bench.topup("c1", 100, "k1").unwrap();
+    (1..=40).for_each(|account| {
+        bench.debit(0, account, 10, 0);
+    });
+    let link = bench.nodes[0].link.unwrap();
+    let backlog = bench.nodes[0].entries_after(0);
+    let mark = Frame::Mark(Mark { position: 40, clock: Hlc::default() });
+    // What a step has touched is handed out in it, as far as that goes; then nothing before the timer.
+    let inputs = [(Input::Frame(link, backlog), 24), (Input::Frame(link, mark), 24), (Input::Timer, 8)];
+    for (input, waiting) in inputs {
+        bench.core.step(bench.now, vec![input], &mut Vec::new()).unwrap();
+        assert_eq!(bench.core.state.hand_out.waiting(), waiting);
+    }
+    bench.check();
+}
+
+#[test]
 fn a_credit_overtakes_what_is_under_way_in_bulk() {
     let mut bench = campus_of(Mode::Strict, 2, &[10_000; 16]);
     // A link that takes everything and acknowledges nothing, while the other building brings a backlog.

@@ -12,7 +12,8 @@ const PEER: Peer = Peer { node: NodeId(1), incarnation: 1, expired: false };
 struct DiskError;
 
 /// Answers status with its wall clock, fails on demand, and floods a link that says anything.
-struct FakeCore(Arc<Mutex<Vec<String>>>);
+/// Its timer is the second.
+struct FakeCore(Arc<Mutex<Vec<String>>>, Option<u64>);
 
 impl Core for FakeCore {
     type Error = DiskError;
@@ -34,7 +35,7 @@ impl Core for FakeCore {
     }
 
     fn next_timer(&self) -> Option<u64> {
-        None
+        self.1
     }
 }
 
@@ -48,7 +49,7 @@ fn start(clock: WallClock) -> (CoreHandle, Arc<Mutex<Vec<String>>>, std::thread:
     let runtime = tokio::runtime::Handle::current();
     let inner = Arc::clone(&seen);
     let thread = std::thread::spawn(move || {
-        let open = || Ok::<_, DiskError>(FakeCore(Arc::clone(&inner)));
+        let open = || Ok::<_, DiskError>(FakeCore(Arc::clone(&inner), None));
         drive(&runtime, events, clock, open, oneshot::channel().0).unwrap();
     });
     (handle, seen, thread)
@@ -106,7 +107,7 @@ async fn a_status_speaks_of_the_entries_queued_before_it_and_asks_overtake_them(
     let seen = Arc::default();
     let (outgoing, _queues) = Outgoing::new();
     let mut run = Run {
-        core: FakeCore(seen),
+        core: FakeCore(seen, None),
         real: real_now,
         opened: Instant::now(),
         driven: None,
@@ -151,7 +152,7 @@ fn beside_what_others_wait_for_the_timer_and_entries_take_turns() {
 async fn while_it_rests_from_a_backlog_it_takes_what_somebody_waits_for() {
     let (handle, mut events) = queue();
     let mut run = Run {
-        core: FakeCore(Arc::default()),
+        core: FakeCore(Arc::default(), Some(0)),
         real: real_now,
         opened: Instant::now(),
         driven: None,
